@@ -1,0 +1,326 @@
+"""Plain values that engines, runtimes and operations exchange. No Django, no Docker.
+
+Units are in the names: `_bytes`, `_seconds`; CPU is in cores. Secrets never take part in `repr`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import IO
+
+
+class Capability(StrEnum):
+    """What an engine can do; callers ask for these, never for an engine's name."""
+
+    POOL = "pool"
+    UPGRADE = "upgrade"
+    DUAL_PASSWORD = "dual_password"  # noqa: S105 - a capability, not a secret
+    RENAME_DATABASE = "rename_database"
+
+
+class RuntimeFeature(StrEnum):
+    """What a runtime can promise; shown to operators."""
+
+    LOOPBACK_PORTS = "loopback_ports"
+    HARDENED = "hardened"
+    MEMORY_LIMIT = "memory_limit"
+    CPU_LIMIT = "cpu_limit"
+    TRUST_DOMAINS = "trust_domains"
+
+
+class DataPolicy(StrEnum):
+    CREATE = "create"  # provisioning's init step only: new data, refuses what already exists
+    MUST_EXIST = "must_exist"  # everybody else: the server's own data or `DataMissing`
+
+
+class ServerState(StrEnum):
+    """Observed state of a server. ABSENT is a value; UNREACHABLE says that nobody knows."""
+
+    UNKNOWN = "unknown"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    ABSENT = "absent"
+    UNREACHABLE = "unreachable"
+
+
+class NovaStackRuntimeError(Exception):
+    """Base of what drivers raise. `code` is stable; the text is fit for users and carries no secret."""
+
+    code = "runtime_error"
+    retryable = True
+
+
+class RuntimeUnreachable(NovaStackRuntimeError):
+    """The runtime does not answer. Uses up no attempt (rule 4)."""
+
+    code = "runtime_unavailable"
+
+
+class ImageMissing(NovaStackRuntimeError):
+    code = "image_missing"
+
+
+class PortTaken(NovaStackRuntimeError):
+    """The published port belongs to somebody else: try another one."""
+
+    code = "port_taken"
+
+
+class DataExists(NovaStackRuntimeError):
+    """CREATE met data that was there before (rule 9)."""
+
+    code = "data_exists"
+    retryable = False
+
+
+class DataMissing(NovaStackRuntimeError):
+    """MUST_EXIST met no data, or data of another server or incarnation (rule 9)."""
+
+    code = "data_missing"
+    retryable = False
+
+
+class DataInUse(NovaStackRuntimeError):
+    """Another server process holds the data's lock (rule 10)."""
+
+    code = "data_in_use"
+
+
+class StaleHandle(NovaStackRuntimeError):
+    """The thing under this name is not the one that was recorded (rule 3)."""
+
+    code = "stale_handle"
+    retryable = False
+
+
+class CapacityExhausted(NovaStackRuntimeError):
+    """Disk, address pool or memory of the host is used up."""
+
+    code = "capacity_exhausted"
+
+
+class EngineError(Exception):
+    """An admin statement failed. `code` is stable; the text carries no secret."""
+
+    code = "engine_error"
+    retryable = True
+
+
+class LoginRefused(EngineError):
+    """The server answered and refused these credentials."""
+
+    code = "login_refused"
+    retryable = False
+
+
+class ServerNotReady(EngineError):
+    """The server doesn't answer yet, or not any more."""
+
+    code = "server_not_ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address of a server: what a client, or a worker, connects to."""
+
+    host: str
+    port: int
+    tls_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    username: str
+    password: str = field(repr=False)
+    database: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Data; argv never holds a secret."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secret_files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """The name of one incarnation of one server (or tool container) in a runtime. Never reused.
+
+    `ref` is what the runtime recorded when it made it (container id; pid and start time): stop and destroy act on that
+    and refuse another thing under the same name.
+    """
+
+    server_id: str
+    incarnation: int
+    ref: str = ""
+
+    @property
+    def name(self) -> str:
+        """Deterministic: `nvs-<server id>-<incarnation>`."""
+        return f"nvs-{self.server_id}-{self.incarnation}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    memory_bytes: int
+    cpus: float
+    pids: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessProgram:
+    """How to run a server as a plain OS process. `{data}`, `{port}`, `{host}` and `{secret:<name>}` (path of a secret
+    file) in arguments are filled in by the runtime."""
+
+    binary: str  # what must be found, e.g. "postgres"
+    init: tuple[str, ...]
+    run: tuple[str, ...]
+    version_argv: tuple[str, ...] = ("--version",)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """All that a runtime needs to run one server; the engine makes it, the runtime does it.
+
+    The volume is mounted at `mount_path`; the server's own files live in `data_subdir` under it, so that the volume's
+    root can hold NovaStack's marker, lock and one-time secrets in `.novastack/`. `initialised_file` (relative to the
+    data folder) tells whether data was initialised. `secret_files` (name → bytes) are put to `.novastack/<name>` in
+    the volume before the first start; only used while initialising. `env` never holds a secret.
+    """
+
+    handle: Handle
+    engine: str
+    version: str
+    image: str
+    port: int  # inside the container; the process runtime listens on the published one
+    publish: Endpoint  # host address and port on the runtime's host
+    limits: Limits
+    mount_path: str
+    data_subdir: str
+    initialised_file: str
+    argv: tuple[str, ...]
+    entrypoint: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    secret_files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    user: str = ""
+    tmpfs: Mapping[str, str] = field(default_factory=dict)
+    shm_bytes: int = 64 * 1024 * 1024
+    stop_signal: str = "SIGTERM"
+    labels: Mapping[str, str] = field(default_factory=dict)  # io.novastack.project; ids only
+    process: ProcessProgram | None = None
+    burst: bool = False  # initialising: CPU is not limited until `update`
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRequest:
+    """What the control plane asks an engine to turn into a `ServerSpec`."""
+
+    handle: Handle
+    version: str
+    image: str
+    publish: Endpoint
+    limits: Limits
+    max_connections: int
+    admin: Credentials  # the one-time bootstrap login
+    labels: Mapping[str, str] = field(default_factory=dict)
+    burst: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """An image chosen once at provisioning (rule 12): `name` as asked for, `digest` as found (empty for processes)."""
+
+    name: str
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a runtime saw of one server. `detail` is a reason for people ("killed: out of memory")."""
+
+    state: ServerState
+    ref: str = ""
+    started_at: datetime | None = None
+    exit_code: int | None = None
+    oom_killed: bool = False
+    detail: str = ""
+    spec_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Resource use of one server; None where the runtime can't tell."""
+
+    cpu_percent: float | None = None
+    memory_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStats:
+    """What the engine itself says: sizes in bytes, connections as counts."""
+
+    size_bytes: int
+    connections: int
+    connections_limit: int
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitResult:
+    exit_code: int
+    oom_killed: bool = False
+
+
+@dataclass(slots=True)
+class ToolHandle:
+    """A running throw-away tool: streams as given, `poll`, `wait(timeout_seconds)`, `kill` (idempotent, removes it)."""
+
+    name: str
+    stdin: IO[bytes] | None
+    stdout: IO[bytes] | None
+    stderr: IO[bytes] | None
+    poll: Callable[[], ExitResult | None]
+    wait: Callable[[float], ExitResult]
+    kill: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineVersion:
+    """One line of an engine's catalogue. `end_of_life` is an ISO date, from the vendor's policy page."""
+
+    version: str
+    end_of_life: str
+    default: bool = False
+    deprecated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TenantNames:
+    """The roles and the database of one project on one server (rule 17). All already validated identifiers."""
+
+    database: str
+    owner: str  # platform role without login that owns the database
+    group: str  # tenant group role without login: owns `public` and all objects
+    login: str  # the tenant's login, a member of the group
+    control: str  # platform login for our own sessions (rule 18)
+    connection_limit: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionInfo:
+    """What a client needs; the password is kept out of repr."""
+
+    engine: str
+    host: str
+    port: int
+    database: str
+    username: str
+    password: str = field(repr=False)
+    tls: bool = False

@@ -1,0 +1,116 @@
+"""The interface of an engine: what differs by database product. An engine says what; a runtime does it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import ClassVar
+
+from projects.domain import (
+    Capability,
+    ConnectionInfo,
+    Credentials,
+    Endpoint,
+    EngineVersion,
+    ServerRequest,
+    ServerSpec,
+    ServerStats,
+    TenantNames,
+)
+
+
+class EngineAdmin(ABC):
+    """One open administrative session. Every method is idempotent: doing it twice leaves what doing it once leaves.
+
+    Raises `ServerNotReady`, `LoginRefused` or `EngineError`; no message holds a secret.
+    """
+
+    @abstractmethod
+    def ping(self) -> None:
+        """A trivial statement through the session: returns only when the server really answered."""
+
+    @abstractmethod
+    def system_identifier(self) -> str:
+        """What names this data for ever: equal only for the same initialised data (rule 9)."""
+
+    @abstractmethod
+    def harden(self) -> None:
+        """Close what the product leaves open by default (rule 17: CONNECT on postgres, template1 …)."""
+
+    @abstractmethod
+    def set_password(self, username: str, password: str) -> None:
+        """Set a login's password through a client-made verifier: clear text never reaches the server's logs (rule 20)."""
+
+    @abstractmethod
+    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
+        """Roles and a database that is closed to PUBLIC before any credential can reach it (rules 17, 18)."""
+
+    @abstractmethod
+    def drop_tenant(self, names: TenantNames) -> None:
+        """Remove database and roles; absent is success."""
+
+    @abstractmethod
+    def lock_tenant(self, names: TenantNames, *, locked: bool) -> None:
+        """Forbid (or allow again) the tenant's logins and end its sessions (rule 22)."""
+
+    @abstractmethod
+    def end_sessions(self, username: str) -> int:
+        """End the login's sessions; returns how many."""
+
+    @abstractmethod
+    def stats(self, database: str) -> ServerStats:
+        """Size, connections and limit of one database."""
+
+
+class Engine(ABC):
+    name: ClassVar[str]
+    title: ClassVar[str]
+    short: ClassVar[str]  # two letters for the engine tile
+    default_port: ClassVar[int]
+    versions: ClassVar[tuple[EngineVersion, ...]]
+    capabilities: ClassVar[frozenset[Capability]]
+    bootstrap_username: ClassVar[str]
+    official_image: ClassVar[str]  # "postgres": official name, tag is the version
+
+    @property
+    def default_version(self) -> str:
+        return next(v.version for v in self.versions if v.default)
+
+    @abstractmethod
+    def server_spec(self, request: ServerRequest) -> ServerSpec:
+        """Image and process argv, env, mount path, resources. Pure: the same request gives the same spec."""
+
+    @abstractmethod
+    def admin(
+        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5
+    ) -> AbstractContextManager[EngineAdmin]:
+        """An administrative session. `credentials.database` empty: the maintenance database."""
+
+    @abstractmethod
+    def probe(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 3) -> None:
+        """A real login and one statement (rule 19). Raises `LoginRefused` or `ServerNotReady`."""
+
+    @abstractmethod
+    def verify_tenant(self, endpoint: Endpoint, names: TenantNames, password: str) -> str:
+        """Log in as the tenant, check encoding and rights, write and roll back. Returns the server's version."""
+
+    @abstractmethod
+    def validate_identifier(self, value: str) -> str:
+        """A database or user name as given by a user: returned unchanged, or `ValueError` that says what to do."""
+
+    @abstractmethod
+    def reserved_names(self) -> frozenset[str]:
+        """Names that a user can't have for a database or login."""
+
+    @abstractmethod
+    def urls(self, info: ConnectionInfo) -> Mapping[str, str]:
+        """`uri`, `jdbc_url` (secrets percent-encoded)."""
+
+    @abstractmethod
+    def env(self, info: ConnectionInfo) -> Mapping[str, str]:
+        """The product's own environment variables (PGHOST …) and DATABASE_URL."""
+
+    @abstractmethod
+    def snippets(self, info: ConnectionInfo) -> Mapping[str, str]:
+        """Ready-to-paste snippets: `cli env django sqlalchemy node prisma go jdbc compose`."""

@@ -1,0 +1,119 @@
+"""The interface of a runtime: where servers run. A runtime knows no engine by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import IO, ClassVar
+
+from projects.domain import (
+    Command,
+    DataPolicy,
+    Handle,
+    ImageRef,
+    Limits,
+    Observation,
+    RuntimeFeature,
+    ServerSpec,
+    ToolHandle,
+    Usage,
+)
+
+
+class Runtime(ABC):
+    """Every call is idempotent, bounded in time (below the lease of 20 s, unless it says otherwise), and raises
+    `RuntimeUnreachable` when nobody answers. Labels carry ids only; no secret is ever in argv, env of `inspect`, labels
+    or logs."""
+
+    name: ClassVar[str]
+    features: ClassVar[frozenset[RuntimeFeature]]
+
+    @abstractmethod
+    def ping(self) -> None:
+        """Returns when the runtime answers; else `RuntimeUnreachable`."""
+
+    @abstractmethod
+    def resolve_image(
+        self, engine: str, version: str, official: str, override: str = "", *, pull: bool = False
+    ) -> ImageRef:
+        """Choose what to run, in design.md's order: override, official on the host, ours on the host, official pulled
+        (only if `pull`, may take minutes). `ImageMissing` says what to do. The process runtime looks for binaries."""
+
+    @abstractmethod
+    def ensure(self, spec: ServerSpec, *, data: DataPolicy) -> Handle:
+        """The server as described is started (not necessarily ready). Returns the handle with its `ref`.
+
+        CREATE makes volume and data and refuses data of anybody else (`DataExists`); called again after a crash for the
+        same handle it goes on. MUST_EXIST refuses missing or foreign data (`DataMissing`). `PortTaken`: the published
+        port is somebody else's; nothing was left running. Converges: a container that differs from the spec is
+        replaced, its data kept.
+        """
+
+    @abstractmethod
+    def observe(self, handles: Sequence[Handle]) -> Mapping[Handle, Observation]:
+        """Many at once, at a fixed number of calls. Every handle asked for is in the answer; all UNREACHABLE when the
+        runtime does not answer (this one does not raise)."""
+
+    @abstractmethod
+    def start(self, handle: Handle) -> Handle:
+        """Start what is stopped. `StaleHandle` if the recorded ref is gone; `DataMissing`, `PortTaken` as in ensure."""
+
+    @abstractmethod
+    def stop(self, handle: Handle, *, grace_seconds: float = 15) -> None:
+        """Stop politely, then by force after the grace. Already stopped or absent is success."""
+
+    @abstractmethod
+    def update(self, handle: Handle, limits: Limits) -> None:
+        """Change limits on the running server without a restart, as far as the runtime can."""
+
+    @abstractmethod
+    def destroy(self, handle: Handle, *, delete_data: bool) -> None:
+        """Remove the server; with `delete_data` its volume too (the janitor only, rule 3). Absent is success."""
+
+    @abstractmethod
+    def data_exists(self, handle: Handle) -> bool:
+        """Whether the volume of this incarnation is there."""
+
+    @abstractmethod
+    def run_tool(
+        self,
+        name: str,
+        image: str,
+        command: Command,
+        *,
+        beside: Handle | None = None,
+        memory_bytes: int = 256 << 20,
+    ) -> ToolHandle:
+        """A throw-away container or process, in the network of `beside` only, with its own limits and no log (rule 24).
+        `name` is deterministic, so that a crashed caller's tool can be found and removed."""
+
+    @abstractmethod
+    def logs(self, handle: Handle, *, tail: int = 200, since: datetime | None = None) -> Iterator[bytes]:
+        """The last `tail` lines (at most 5,000 and 1 MiB), oldest first, one line each, without the newline."""
+
+    @abstractmethod
+    def usage(self, handles: Sequence[Handle]) -> Mapping[Handle, Usage]:
+        """CPU and memory for many at once (bounded parallelism)."""
+
+    @abstractmethod
+    def managed(self) -> Iterable[Handle]:
+        """Every server of this install that exists here, known or not (orphans): from labels."""
+
+    @abstractmethod
+    def managed_data(self) -> Iterable[Handle]:
+        """Every data volume of this install that exists here."""
+
+    @abstractmethod
+    def read_epoch(self) -> str:
+        """The install epoch kept in the runtime (rule 11); empty if none was written."""
+
+    @abstractmethod
+    def write_epoch(self, epoch: str) -> None:
+        """Keep the install epoch in the runtime."""
+
+    def stdin_of(self, tool: ToolHandle) -> IO[bytes]:
+        """The tool's standard input; an error if it has none."""
+        if tool.stdin is None:
+            raise ValueError("this tool has no standard input")
+        return tool.stdin
