@@ -1,0 +1,79 @@
+"""Structured logs. The request id travels from the request through the operation row to the worker."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Any
+
+import structlog
+
+_PLAIN = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+_SECRET = re.compile(r"password|secret|token|authorization|cookie|api_key|verifier", re.IGNORECASE)
+
+
+def clean_request_id(value: str | None) -> str:
+    """The caller's id if it is a plain token, else a new one."""
+    return value if value and _PLAIN.match(value) else uuid.uuid4().hex
+
+
+def current_request_id() -> str:
+    """The id bound to this request or task; empty outside of both."""
+    return str(structlog.contextvars.get_contextvars().get("request_id", ""))
+
+
+def mask_secrets(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """No value under a key that smells of a secret is ever written."""
+    for key in event:
+        if _SECRET.search(key):
+            event[key] = "[masked]"
+    return event
+
+
+def build(*, json: bool, level: str) -> dict[str, Any]:
+    """The LOGGING dict; configures structlog on the way."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        mask_secrets,
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.processors.StackInfoRenderer(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    renderer: Any = (
+        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False, pad_event_to=30)
+    )
+    formatter_chain = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if json:
+        formatter_chain.append(structlog.processors.format_exc_info)
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "structured": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "processors": [*formatter_chain, renderer],
+                "foreign_pre_chain": shared,
+            }
+        },
+        "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "structured"}},
+        "root": {"handlers": ["console"], "level": level},
+        "loggers": {
+            "django.server": {"level": "WARNING"},
+            "django_structlog": {"level": "WARNING"},
+            "celery": {"level": "WARNING"},
+            "kombu": {"level": "WARNING"},
+            "docker": {"level": "WARNING"},
+            "urllib3": {"level": "WARNING"},
+        },
+    }

@@ -1,0 +1,71 @@
+"""Base models, and the few rows that belong to the whole install."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.db import models
+
+from novastack.common.clock import now
+from novastack.common.ids import uuid7
+
+
+class BaseModel(models.Model):
+    """UUIDv7 primary key and timestamps (UTC)."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    created_at = models.DateTimeField(default=now, editable=False)
+    updated_at = models.DateTimeField(auto_now=True, editable=False)
+
+    class Meta:
+        abstract = True
+
+
+class Install(models.Model):
+    """This install: one row. Its epoch is held by the runtimes as well; a mismatch makes it read-only (rule 11)."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
+    install_id = models.UUIDField(default=uuid.uuid4, editable=False)
+    epoch = models.UUIDField(default=uuid.uuid4)
+    read_only = models.BooleanField(default=False, help_text="Stops every write to runtimes.")
+    read_only_reason = models.CharField(max_length=500, blank=True)
+    notes = models.JSONField(default=dict, blank=True, help_text="What start-up found: runtime chosen and why.")
+    created_at = models.DateTimeField(default=now, editable=False)
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=models.Q(id=1), name="install_single_row")]
+
+    def __str__(self) -> str:
+        return str(self.install_id)
+
+    @classmethod
+    def load(cls) -> Install:
+        """The one row; made on first use."""
+        return cls.objects.get_or_create(id=1)[0]
+
+
+class IdempotencyRecord(BaseModel):
+    """One `Idempotency-Key` (rule 44): who, where, which key; a hash of the body; the answer's status and resource.
+
+    Holds no secrets: a replay is authorised again and rebuilt from the resource.
+    """
+
+    principal = models.CharField(max_length=80)
+    organization_id = models.UUIDField(null=True)
+    route = models.CharField(max_length=200)
+    key = models.CharField(max_length=255)
+    body_hash = models.CharField(max_length=64)
+    claimed_at = models.DateTimeField(default=now)
+    status_code = models.PositiveSmallIntegerField(null=True)
+    resource = models.JSONField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["principal", "organization_id", "route", "key"], name="idempotency_unique", nulls_distinct=False
+            )
+        ]
+        indexes = [models.Index(fields=["created_at"], name="idempotency_created")]
+
+    def __str__(self) -> str:
+        return f"{self.route} {self.key}"

@@ -1,0 +1,363 @@
+"""One settings file, read from the environment (`.env`, `NAME`, `NAME_FILE`). Three modes:
+
+`embedded`    what `make run` starts: everything under NOVASTACK_HOME
+`production`  `docker compose up`; refuses to start with defaults (novastack/common/checks.py)
+`test`        the test suite
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import environ
+from csp.constants import NONCE, NONE, SELF
+from django.core.exceptions import ImproperlyConfigured
+
+from novastack.common import logs
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+VERSION = "0.1.0"
+
+# `.env` in the checkout, or the file that NOVASTACK_ENV_FILE names; what is in the environment wins.
+environ.Env.read_env(os.environ.get("NOVASTACK_ENV_FILE", BASE_DIR / ".env"))
+for _name in [n for n in os.environ if n.endswith("_FILE") and n != "NOVASTACK_ENV_FILE"]:
+    _target = _name.removesuffix("_FILE")
+    if _target in {
+        "SECRET_KEY", "NOVASTACK_SECRET_KEYS", "DATABASE_URL", "BROKER_URL", "CACHE_URL", "EMAIL_URL",
+        "NOVASTACK_ADMIN_PASSWORD", "NOVASTACK_METRICS_TOKEN", "NOVASTACK_IMAGES", "ALLOWED_HOSTS",
+    } and not os.environ.get(_target):  # fmt: skip
+        os.environ[_target] = Path(os.environ[_name]).read_text().strip()
+
+env = environ.Env()
+
+NOVASTACK_MODE: str = env("NOVASTACK_MODE", default="test" if "pytest" in sys.modules else "embedded")
+if NOVASTACK_MODE not in {"embedded", "production", "test"}:
+    raise ImproperlyConfigured(f"NOVASTACK_MODE is {NOVASTACK_MODE!r}: use embedded, production or test")
+PRODUCTION = NOVASTACK_MODE == "production"
+TESTING = NOVASTACK_MODE == "test"
+
+DEBUG: bool = env.bool("DEBUG", default=False)
+INSECURE_SECRET_KEYS = ["aW5zZWN1cmUtaW5zZWN1cmUtaW5zZWN1cmUtaW5zZWM="]  # for tests and bare manage.py calls only
+SECRET_KEY: str = env("SECRET_KEY", default="insecure-only-for-tests-and-bare-manage-py-calls")
+NOVASTACK_SECRET_KEYS: list[str] = env.list("NOVASTACK_SECRET_KEYS", default=INSECURE_SECRET_KEYS)
+
+# --- NovaStack's own settings: design.md, "Running it" ------------------------------------------------------------
+NOVASTACK_HOME = Path(env("NOVASTACK_HOME", default=str(BASE_DIR / ".novastack"))).resolve()
+NOVASTACK_BIND: str = env("NOVASTACK_BIND", default="127.0.0.1")
+NOVASTACK_PORT: int = env.int("NOVASTACK_PORT", default=8000)
+_loopback = NOVASTACK_BIND in {"127.0.0.1", "::1", "localhost"}
+NOVASTACK_RUNTIME: str = env("NOVASTACK_RUNTIME", default="docker" if PRODUCTION else "auto")
+NOVASTACK_REGISTRATION: str = env(
+    "NOVASTACK_REGISTRATION", default="open" if _loopback and not PRODUCTION else "invite"
+)
+NOVASTACK_FIRST_PROJECT: bool = env.bool("NOVASTACK_FIRST_PROJECT", default=not PRODUCTION)
+NOVASTACK_ADMIN_EMAIL: str = env("NOVASTACK_ADMIN_EMAIL", default="")
+NOVASTACK_ADMIN_PASSWORD: str = env("NOVASTACK_ADMIN_PASSWORD", default="")
+NOVASTACK_PORT_RANGE: str = env("NOVASTACK_PORT_RANGE", default="20000-29999")
+NOVASTACK_PUBLIC_HOST: str = env("NOVASTACK_PUBLIC_HOST", default="")  # what clients connect to when it isn't loopback
+NOVASTACK_OUTBOUND_ALLOW: list[str] = env.list("NOVASTACK_OUTBOUND_ALLOW", default=[])
+_images = env("NOVASTACK_IMAGES", default="")
+NOVASTACK_IMAGES: dict[str, str] = json.loads(
+    Path(_images).read_text() if _images and not _images.lstrip().startswith("{") else _images or "{}"
+)
+NOVASTACK_DOCKER_URL: str = env("NOVASTACK_DOCKER_URL", default=env("DOCKER_HOST", default=""))
+NOVASTACK_METRICS_TOKEN: str = env("NOVASTACK_METRICS_TOKEN", default="")
+# Data is deleted by the janitor, never by an operation, and not sooner than this after it was given up (rule 3).
+NOVASTACK_DATA_GRACE_SECONDS: int = env.int("NOVASTACK_DATA_GRACE_SECONDS", default=900)
+NOVASTACK_RECYCLE_DAYS: int = env.int("NOVASTACK_RECYCLE_DAYS", default=7)
+NOVASTACK_TRUSTED_PROXIES: int = env.int("NOVASTACK_TRUSTED_PROXIES", default=0)
+
+# --- Django --------------------------------------------------------------------------------------------------------
+ALLOWED_HOSTS: list[str] = env.list("ALLOWED_HOSTS", default=[] if PRODUCTION else ["*"])
+CSRF_TRUSTED_ORIGINS: list[str] = env.list("CSRF_TRUSTED_ORIGINS", default=[])
+INSTALLED_APPS = [
+    "novastack.common",
+    "accounts",
+    "projects",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.humanize",
+    "django.contrib.postgres",
+    "allauth",
+    "allauth.account",
+    "allauth.mfa",
+    "allauth.usersessions",
+    "rest_framework",
+    "rest_framework_simplejwt.token_blacklist",
+    "django_filters",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "django_htmx",
+    "django_structlog",
+    "csp",
+]
+MIDDLEWARE = [
+    "novastack.common.middleware.RequestIdMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "novastack.common.middleware.ApiSlashMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+    "allauth.usersessions.middleware.UserSessionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+    "novastack.common.middleware.ProblemMiddleware",
+]
+ROOT_URLCONF = "novastack.urls"
+WSGI_APPLICATION = "novastack.wsgi.application"
+APPEND_SLASH = True
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "accounts.context.shell",
+                "projects.context.shell",
+            ],
+        },
+    }
+]
+STATIC_URL = "static/"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+STATIC_ROOT = Path(env("STATIC_ROOT", default=str(BASE_DIR / "staticfiles")))
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {
+        "BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"
+        if PRODUCTION
+        else "django.contrib.staticfiles.storage.StaticFilesStorage"
+    },
+}
+WHITENOISE_USE_FINDERS = not PRODUCTION
+WHITENOISE_AUTOREFRESH = False
+
+# psycopg's own pool: web threads and worker threads share a bounded number of connections per process.
+_database: dict[str, Any] = dict(env.db_url("DATABASE_URL", default="postgresql://novastack@127.0.0.1:5432/novastack"))
+_database.setdefault("OPTIONS", {})
+_database["OPTIONS"].setdefault("application_name", os.environ.get("NOVASTACK_PROCESS", "novastack"))
+_database["OPTIONS"].setdefault("connect_timeout", 5)
+_database["CONN_MAX_AGE"] = 600
+_database["CONN_HEALTH_CHECKS"] = True
+_database["TEST"] = {"NAME": env("NOVASTACK_TEST_DATABASE", default="test_novastack")}
+DATABASES = {"default": _database}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+_cache_url = env("CACHE_URL", default="")
+CACHES: dict[str, Any] = {
+    "default": (
+        {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": _cache_url}
+        if _cache_url
+        else {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+        if TESTING
+        else {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "novastack_cache"}
+    )
+}
+SESSION_ENGINE = "django.contrib.sessions.backends.db"
+
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_I18N = True
+USE_TZ = True
+
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_HTTPONLY = (
+    False  # htmx reads the token from the page, forms carry it; the cookie stays readable for clients
+)
+X_FRAME_OPTIONS = "DENY"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+if PRODUCTION:
+    _https = env.bool("NOVASTACK_HTTPS", default=True)  # off only behind a private network: the deploy check says so
+    SECURE_SSL_REDIRECT = _https and env.bool("SECURE_SSL_REDIRECT", default=True)
+    SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$", r"^metrics$"]
+    SECURE_HSTS_SECONDS = env.int("SECURE_HSTS_SECONDS", default=31_536_000 if _https else 0)
+    SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+    SECURE_HSTS_PRELOAD = True
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if NOVASTACK_TRUSTED_PROXIES else None
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _https
+
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [SELF],
+        "script-src": [SELF, NONCE],
+        "style-src": [SELF, NONCE],
+        "img-src": [SELF, "data:"],
+        "connect-src": [SELF],
+        "font-src": [SELF],
+        "object-src": [NONE],
+        "base-uri": [SELF],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+    }
+}
+
+EMAIL_CONFIG: dict[str, Any] = dict(env.email_url("EMAIL_URL", default="consolemail://"))
+EMAIL_BACKEND = EMAIL_CONFIG.get("EMAIL_BACKEND", "django.core.mail.backends.console.EmailBackend")
+EMAIL_HOST = EMAIL_CONFIG.get("EMAIL_HOST", "")
+EMAIL_PORT = EMAIL_CONFIG.get("EMAIL_PORT") or 25
+EMAIL_HOST_USER = EMAIL_CONFIG.get("EMAIL_HOST_USER", "")
+EMAIL_HOST_PASSWORD = EMAIL_CONFIG.get("EMAIL_HOST_PASSWORD", "")
+EMAIL_USE_TLS = EMAIL_CONFIG.get("EMAIL_USE_TLS", False)
+DEFAULT_FROM_EMAIL = env("DEFAULT_FROM_EMAIL", default="NovaStack <novastack@localhost>")
+NOVASTACK_HAS_SMTP = "console" not in EMAIL_BACKEND  # without it nobody can confirm an address by mail
+
+# --- accounts ------------------------------------------------------------------------------------------------------
+AUTH_USER_MODEL = "accounts.User"
+AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
+PASSWORD_HASHERS = [
+    "django.contrib.auth.hashers.Argon2PasswordHasher",
+    "django.contrib.auth.hashers.PBKDF2PasswordHasher",
+]
+if TESTING:
+    PASSWORD_HASHERS.insert(0, "django.contrib.auth.hashers.MD5PasswordHasher")
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+]
+LOGIN_URL = "account_login"
+LOGIN_REDIRECT_URL = "/"
+LOGOUT_REDIRECT_URL = "account_login"
+ACCOUNT_ADAPTER = "accounts.adapter.AccountAdapter"
+ACCOUNT_USER_MODEL_USERNAME_FIELD = None
+ACCOUNT_LOGIN_METHODS = {"email"}
+ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*"]
+ACCOUNT_SIGNUP_FORM_CLASS = "accounts.forms.SignupExtraForm"
+ACCOUNT_EMAIL_VERIFICATION: str = env(
+    "ACCOUNT_EMAIL_VERIFICATION", default="mandatory" if NOVASTACK_HAS_SMTP else "none"
+)
+ACCOUNT_EMAIL_SUBJECT_PREFIX = "NovaStack: "
+ACCOUNT_SESSION_REMEMBER = None
+ACCOUNT_REAUTHENTICATION_REQUIRED = True
+ACCOUNT_PREVENT_ENUMERATION = True
+ACCOUNT_LOGOUT_ON_PASSWORD_CHANGE = False
+ALLAUTH_TRUSTED_PROXY_COUNT = NOVASTACK_TRUSTED_PROXIES
+if TESTING:
+    ACCOUNT_RATE_LIMITS: Any = False
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_PASSKEY_LOGIN_ENABLED = True
+MFA_TOTP_ISSUER = "NovaStack"
+MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = not PRODUCTION  # passkeys on http://localhost
+USERSESSIONS_TRACK_ACTIVITY = False
+
+# --- API -----------------------------------------------------------------------------------------------------------
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "accounts.authentication.ApiTokenAuthentication",
+        "accounts.authentication.JWTAuthentication",
+        "accounts.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PAGINATION_CLASS": "novastack.common.api.PageNumberPagination",
+    "DEFAULT_FILTER_BACKENDS": [
+        "django_filters.rest_framework.DjangoFilterBackend",
+        "rest_framework.filters.SearchFilter",
+        "rest_framework.filters.OrderingFilter",
+    ],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_THROTTLE_CLASSES": [
+        "novastack.common.api.AnonThrottle",
+        "novastack.common.api.PrincipalThrottle",
+    ],
+    "DEFAULT_THROTTLE_RATES": {
+        "anon": env("NOVASTACK_THROTTLE_ANON", default="60/min"),
+        "principal": env("NOVASTACK_THROTTLE_PRINCIPAL", default="1200/min"),
+        "auth": env("NOVASTACK_THROTTLE_AUTH", default="20/min"),
+    },
+    "NUM_PROXIES": NOVASTACK_TRUSTED_PROXIES,
+    "EXCEPTION_HANDLER": "novastack.common.api.problem_handler",
+    "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
+    "DATETIME_FORMAT": "iso-8601",
+    "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "NovaStack API",
+    "DESCRIPTION": "Self-hosted databases: create, watch, connect, stop, start, rotate, delete.",
+    "VERSION": "1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SCHEMA_PATH_PREFIX": "/api/v1",
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_NAME_OVERRIDES": {},
+}
+SIMPLE_JWT = {
+    "ACCESS_TOKEN_LIFETIME": timedelta(minutes=15),
+    "REFRESH_TOKEN_LIFETIME": timedelta(days=14),
+    "ROTATE_REFRESH_TOKENS": True,
+    "BLACKLIST_AFTER_ROTATION": True,
+    "CHECK_REVOKE_TOKEN": True,
+    "UPDATE_LAST_LOGIN": False,
+    "USER_ID_FIELD": "id",
+}
+
+# --- Celery: the row is the truth, a message is a hint ------------------------------------------------------------
+CELERY_BROKER_URL: str = env("BROKER_URL", default="memory://" if TESTING else "filesystem://")
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_REJECT_ON_WORKER_LOST = True
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = 10.0
+CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
+CELERY_WORKER_SEND_TASK_EVENTS = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_TASK_DEFAULT_QUEUE = "provisioning"
+CELERY_TASK_CREATE_MISSING_QUEUES = True
+CELERY_TIMEZONE = "UTC"
+CELERY_BROKER_TRANSPORT_OPTIONS: dict[str, Any] = {}
+if CELERY_BROKER_URL.startswith("redis"):
+    # A lost worker's message comes back after this; the reconciler is faster, so it only has to exceed the longest slice.
+    CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}
+elif CELERY_BROKER_URL.startswith("filesystem"):
+    from novastack.embedded.broker import transport_options
+
+    CELERY_BROKER_TRANSPORT_OPTIONS = transport_options(NOVASTACK_HOME)
+CELERY_TASK_ROUTES = {
+    "projects.run_operation": {"queue": "provisioning"},
+    "projects.reconcile": {"queue": "monitoring"},
+    "projects.check_health": {"queue": "monitoring"},
+    "projects.collect_usage": {"queue": "monitoring"},
+    "projects.janitor": {"queue": "maintenance"},
+    "projects.purge_due": {"queue": "maintenance"},
+    "projects.clean_up": {"queue": "maintenance"},
+}
+# Every tick expires before the next one: a broker that was away does not answer with a storm.
+CELERY_BEAT_SCHEDULE: dict[str, Any] = {
+    "reconcile": {"task": "projects.reconcile", "schedule": 5.0, "options": {"expires": 5}},
+    "health": {"task": "projects.check_health", "schedule": 15.0, "options": {"expires": 15}},
+    "usage": {"task": "projects.collect_usage", "schedule": 30.0, "options": {"expires": 30}},
+    "janitor": {"task": "projects.janitor", "schedule": 60.0, "options": {"expires": 60}},
+    "purge-due": {"task": "projects.purge_due", "schedule": 86_400.0, "options": {"expires": 3600}},
+    "clean-up": {"task": "projects.clean_up", "schedule": 3600.0, "options": {"expires": 3600}},
+}
+
+LOGGING_CONFIG = "logging.config.dictConfig"
+LOGGING = logs.build(
+    json=PRODUCTION or env.bool("NOVASTACK_LOG_JSON", default=False),
+    level=env("NOVASTACK_LOG_LEVEL", default="WARNING" if TESTING else "INFO"),
+)
+DJANGO_STRUCTLOG_CELERY_ENABLED = False
