@@ -1,0 +1,87 @@
+"""What can be chosen: regions and plans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import models
+
+from novastack.common.models import BaseModel
+
+GIB = 1024**3
+MIB = 1024**2
+
+
+class Region(BaseModel):
+    """Where servers may run: one endpoint of one runtime. `config` is the driver's own (base URL, root folder …)."""
+
+    slug = models.SlugField(max_length=48, unique=True)
+    name = models.CharField(max_length=80)
+    runtime = models.CharField(max_length=16, help_text="docker, process or memory. Empty runtimes are not available.")
+    config = models.JSONField(default=dict, blank=True)
+    bind_address = models.CharField(max_length=64, default="127.0.0.1", help_text="Where ports are published.")
+    public_address = models.CharField(max_length=255, blank=True, help_text="Published to when a project is public.")
+    client_host = models.CharField(max_length=255, default="127.0.0.1", help_text="What clients connect to.")
+    control_host = models.CharField(max_length=255, default="127.0.0.1", help_text="What workers connect to.")
+    port_start = models.PositiveIntegerField(default=20000)
+    port_end = models.PositiveIntegerField(default=29999)
+    enabled = models.BooleanField(default=True)
+    reconcile = models.BooleanField(default=True, help_text="Off: nothing is changed here by itself.")
+    reachable = models.BooleanField(default=True, editable=False)
+    reason = models.CharField(max_length=500, blank=True, editable=False)
+    observed_at = models.DateTimeField(null=True, editable=False)
+    disk = models.JSONField(default=dict, blank=True, editable=False)
+
+    class Meta:
+        ordering = ["name"]
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(port_start__gte=1024, port_end__lte=65535, port_start__lte=models.F("port_end")),
+                name="region_port_range",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def available(self) -> bool:
+        return self.enabled and bool(self.runtime)
+
+    def clean(self) -> None:
+        if self.port_start > self.port_end:
+            raise ValidationError({"port_end": "The range ends before it starts."})
+
+
+class Plan(BaseModel):
+    """Sizes and retention of a project. Sizes in bytes; CPU in cores."""
+
+    slug = models.SlugField(max_length=48, unique=True)
+    name = models.CharField(max_length=80)
+    position = models.PositiveSmallIntegerField(default=0)
+    memory_bytes = models.BigIntegerField(default=512 * MIB)
+    cpus = models.DecimalField(max_digits=5, decimal_places=2, default="0.5")
+    storage_bytes = models.BigIntegerField(default=5 * GIB)
+    connection_limit = models.PositiveSmallIntegerField(default=20)
+    recycle_days = models.PositiveSmallIntegerField(default=7)
+    is_default = models.BooleanField(default=False)
+    enabled = models.BooleanField(default=True)
+
+    class Meta:
+        ordering = ["position", "name"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["is_default"], condition=models.Q(is_default=True), name="plan_one_default"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(memory_bytes__gte=128 * MIB, storage_bytes__gt=0, connection_limit__gte=1),
+                name="plan_sane",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def limits(self) -> dict[str, Any]:
+        return {"memory_bytes": self.memory_bytes, "cpus": float(self.cpus)}

@@ -1,0 +1,130 @@
+"""A project, and the address that belongs to it rather than to a server (rule 13)."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+
+from novastack.common.models import BaseModel
+from projects.models.catalogue import Plan, Region
+from projects.models.choices import DesiredStatus, Exposure, Health, Placement, ProjectStatus
+from projects.querysets import EndpointQuerySet, ProjectQuerySet
+
+
+class Project(BaseModel):
+    """One database of one engine, version, region and plan.
+
+    `desired_status` is what people asked for; what was observed stands on the server. `status` is stored, and written
+    by `projects.operations.status.derive` only (rule 42).
+    """
+
+    organization = models.ForeignKey("accounts.Organization", on_delete=models.PROTECT, related_name="projects")
+    name = models.CharField(max_length=63)
+    slug = models.SlugField(max_length=63, editable=False, help_text="Immutable; typed to confirm.")
+    description = models.CharField(max_length=500, blank=True)
+    labels = models.JSONField(default=dict, blank=True)
+    engine = models.CharField(max_length=16)
+    version = models.CharField(max_length=16)
+    region = models.ForeignKey(Region, on_delete=models.PROTECT, related_name="projects")
+    plan = models.ForeignKey(Plan, on_delete=models.PROTECT, related_name="projects")
+    placement = models.CharField(max_length=12, choices=Placement, default=Placement.DEDICATED)
+    memory_bytes = models.BigIntegerField()
+    cpus = models.DecimalField(max_digits=5, decimal_places=2)
+    storage_bytes = models.BigIntegerField()
+    exposure = models.CharField(max_length=8, choices=Exposure, default=Exposure.LOCAL)
+    tls_required = models.BooleanField(default=False)
+    deletion_protection = models.BooleanField(default=False)
+
+    desired_status = models.CharField(max_length=12, choices=DesiredStatus, default=DesiredStatus.RUNNING)
+    status = models.CharField(max_length=16, choices=ProjectStatus, default=ProjectStatus.QUEUED, editable=False)
+    status_detail = models.CharField(max_length=500, blank=True, editable=False)
+    failure = models.JSONField(null=True, blank=True, editable=False, help_text="{code, detail, retryable} or null")
+    generation = models.PositiveIntegerField(default=1, editable=False)
+    ready_at = models.DateTimeField(null=True, editable=False, help_text="First proven by a real login.")
+    credentials_shown_at = models.DateTimeField(null=True, editable=False, help_text="From then on no undo destroys.")
+    purging_at = models.DateTimeField(null=True, editable=False, help_text="Final; set before the first destruction.")
+    recycled_at = models.DateTimeField(null=True, editable=False)
+    recycle_until = models.DateTimeField(null=True, editable=False)
+
+    health = models.CharField(max_length=12, choices=Health, default=Health.UNKNOWN, editable=False)
+    health_detail = models.CharField(max_length=500, blank=True, editable=False)
+    health_checked_at = models.DateTimeField(null=True, editable=False)
+    size_bytes = models.BigIntegerField(null=True, editable=False)
+    connections = models.PositiveIntegerField(null=True, editable=False)
+    connections_limit = models.PositiveIntegerField(null=True, editable=False)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+
+    objects = ProjectQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at", "-id"]
+        constraints = [
+            models.UniqueConstraint(
+                models.functions.Lower("name"),
+                "organization",
+                condition=Q(recycled_at=None),
+                name="project_name_unique",
+            ),
+            models.UniqueConstraint(fields=["organization", "slug"], name="project_slug_unique"),
+            models.CheckConstraint(
+                condition=Q(recycled_at=None) | Q(desired_status__in=["recycled", "absent"]),
+                name="project_recycled_is_wanted",
+            ),
+            models.CheckConstraint(condition=Q(memory_bytes__gt=0, cpus__gt=0), name="project_limits_positive"),
+        ]
+        indexes = [
+            models.Index(fields=["organization", "-created_at", "-id"], name="project_org_created"),
+            models.Index(fields=["organization", "status"], name="project_org_status"),
+            models.Index(fields=["region"], name="project_region_live", condition=Q(recycled_at=None)),
+            models.Index(fields=["recycle_until"], name="project_bin", condition=Q(recycled_at__isnull=False)),
+            models.Index(fields=["health_checked_at"], name="project_health_due"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def recycled(self) -> bool:
+        return self.recycled_at is not None
+
+
+class Endpoint(BaseModel):
+    """The project's address. Moves, restores and upgrades keep it. It stays reserved after a purge (rule 14)."""
+
+    project = models.OneToOneField(Project, null=True, on_delete=models.SET_NULL, related_name="endpoint")
+    project_uuid = models.UUIDField(editable=False, help_text="Outlives the project.")
+    region = models.ForeignKey(Region, on_delete=models.PROTECT, related_name="endpoints")
+    host = models.CharField(max_length=255, help_text="What clients connect to.")
+    port = models.PositiveIntegerField()
+    control_host = models.CharField(max_length=255, help_text="What workers and tools connect to.")
+    control_port = models.PositiveIntegerField()
+    bind_address = models.CharField(max_length=64, default="127.0.0.1")
+    tls_name = models.CharField(max_length=255, blank=True)
+    allow_list = models.JSONField(default=list, blank=True)
+    reserved_until = models.DateTimeField(null=True, blank=True, help_text="Set when the project is gone.")
+
+    objects = EndpointQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["region", "port"]
+        constraints = [models.UniqueConstraint(fields=["region", "port"], name="endpoint_port_unique")]
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class BlockedPort(models.Model):
+    """A port of a region that somebody else holds: seen when a start failed on it, tried again after an hour."""
+
+    region = models.ForeignKey(Region, on_delete=models.CASCADE, related_name="blocked_ports")
+    port = models.PositiveIntegerField()
+    until = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["region", "port"], name="blocked_port_unique")]
+
+    def __str__(self) -> str:
+        return str(self.port)

@@ -1,0 +1,185 @@
+"""Servers, the databases on them, and their roles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import models
+from django.db.models import Q
+
+from novastack.common.models import BaseModel
+from novastack.common.secrets import EncryptedField
+from projects import domain
+from projects.models.catalogue import Region
+from projects.models.choices import DatabaseSlot, ObservedState, RoleKind
+from projects.models.projects import Project
+
+
+class ServerKind(models.TextChoices):
+    DEDICATED = "dedicated", "Dedicated"
+    POOL = "pool", "Pool"
+    EXTERNAL = "external", "External"
+
+
+class ServerDesired(models.TextChoices):
+    RUNNING = "running", "Running"
+    STOPPED = "stopped", "Stopped"
+    ABSENT = "absent", "Absent"
+
+
+class DatabaseServer(BaseModel):
+    """A database server process. Image and runtime are chosen once (rule 12); a name (id + incarnation) is used once."""
+
+    kind = models.CharField(max_length=12, choices=ServerKind, default=ServerKind.DEDICATED)
+    region = models.ForeignKey(Region, on_delete=models.PROTECT, related_name="servers")
+    engine = models.CharField(max_length=16)
+    version = models.CharField(max_length=16)
+    runtime = models.CharField(max_length=16, blank=True)
+    image = models.CharField(max_length=255, blank=True)
+    image_digest = models.CharField(max_length=255, blank=True)
+    incarnation = models.PositiveIntegerField(default=1)
+    runtime_ref = models.CharField(max_length=255, blank=True, help_text="Container id, or pid and start time.")
+    project_uuid = models.UUIDField(null=True, blank=True, help_text="Whose it is, when dedicated.")
+    bind_address = models.CharField(max_length=64, default="127.0.0.1")
+    port = models.PositiveIntegerField(null=True, help_text="On the runtime's host.")
+    control_host = models.CharField(max_length=255, default="127.0.0.1")
+    memory_bytes = models.BigIntegerField()
+    cpus = models.DecimalField(max_digits=5, decimal_places=2)
+    max_connections = models.PositiveSmallIntegerField(default=40)
+    max_databases = models.PositiveSmallIntegerField(default=1)
+
+    admin_username = models.CharField(max_length=63)
+    admin_secret = EncryptedField()
+    admin_pending_secret = EncryptedField()
+    system_identifier = models.CharField(max_length=64, blank=True)
+    initialised_at = models.DateTimeField(null=True, help_text="From then on data must exist (rule 9).")
+
+    desired_state = models.CharField(max_length=12, choices=ServerDesired, default=ServerDesired.RUNNING)
+    observed_state = models.CharField(max_length=12, choices=ObservedState, default=ObservedState.UNKNOWN)
+    observed_detail = models.CharField(max_length=500, blank=True)
+    observed_at = models.DateTimeField(null=True, help_text="When the state was last seen to change or confirmed.")
+    started_at = models.DateTimeField(null=True)
+    reconcile = models.BooleanField(default=True)
+    recoveries = models.PositiveSmallIntegerField(default=0, help_text="Starts by the reconciler since it was well.")
+    recover_after = models.DateTimeField(null=True, blank=True)
+    cpu_percent = models.FloatField(null=True)
+    memory_used_bytes = models.BigIntegerField(null=True)
+    usage_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-created_at", "-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["project_uuid"],
+                condition=Q(kind="dedicated", desired_state__in=["running", "stopped"]),
+                name="server_one_dedicated",
+            ),
+            models.CheckConstraint(condition=Q(kind="dedicated") | Q(project_uuid=None), name="server_owner"),
+        ]
+        indexes = [
+            models.Index(fields=["region", "desired_state"], name="server_region_desired"),
+            models.Index(fields=["kind", "engine", "version", "region"], name="server_pools"),
+        ]
+
+    def __str__(self) -> str:
+        return self.handle.name
+
+    @property
+    def handle(self) -> domain.Handle:
+        return domain.Handle(str(self.id), self.incarnation, self.runtime_ref)
+
+    @property
+    def control_endpoint(self) -> domain.Endpoint:
+        return domain.Endpoint(self.control_host, self.port or 0)
+
+
+class Database(BaseModel):
+    """A project's database on a server; exactly one is current."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="databases")
+    server = models.ForeignKey(DatabaseServer, on_delete=models.PROTECT, related_name="databases")
+    slot = models.CharField("role", max_length=10, choices=DatabaseSlot, default=DatabaseSlot.CURRENT, db_column="role")
+    name = models.CharField(max_length=63)
+    created_in_engine_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["project"], condition=Q(slot="current"), name="database_one_current"),
+            models.UniqueConstraint(fields=["server", "name"], name="database_name_on_server"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class DatabaseRole(BaseModel):
+    """A role in the engine (rule 17). A new password is pending until a login proved it (rule 20)."""
+
+    database = models.ForeignKey(Database, on_delete=models.CASCADE, related_name="roles")
+    server = models.ForeignKey(DatabaseServer, on_delete=models.PROTECT, related_name="roles")
+    kind = models.CharField(max_length=10, choices=RoleKind)
+    name = models.CharField(max_length=63)
+    connection_limit = models.PositiveSmallIntegerField(default=20)
+    secret = EncryptedField()
+    pending_secret = EncryptedField()
+    rotated_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["server", "name"], name="role_name_on_server"),
+            models.UniqueConstraint(
+                fields=["database", "kind"],
+                condition=Q(kind__in=["owner", "group", "control"]),
+                name="role_one_of_kind",
+            ),
+        ]
+        indexes = [models.Index(fields=["database", "kind"], name="role_database_kind")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class DataTombstone(BaseModel):
+    """Data that was given up. Only the janitor deletes it, not before `due_at` (rule 3); the row stays as a record."""
+
+    server_uuid = models.UUIDField()
+    incarnation = models.PositiveIntegerField()
+    runtime_ref = models.CharField(max_length=255, blank=True)
+    region = models.ForeignKey(Region, on_delete=models.PROTECT, related_name="tombstones")
+    organization_id = models.UUIDField(null=True)
+    project_uuid = models.UUIDField(null=True)
+    project_name = models.CharField(max_length=63, blank=True)
+    reason = models.CharField(max_length=80)
+    due_at = models.DateTimeField()
+    deleted_at = models.DateTimeField(null=True)
+    last_error = models.CharField(max_length=500, blank=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["server_uuid", "incarnation"], name="tombstone_once")]
+        indexes = [models.Index(fields=["due_at"], name="tombstone_due", condition=Q(deleted_at=None))]
+
+    def __str__(self) -> str:
+        return self.handle.name
+
+    @property
+    def handle(self) -> domain.Handle:
+        return domain.Handle(str(self.server_uuid), self.incarnation, self.runtime_ref)
+
+    def describe(self) -> dict[str, Any]:
+        return {"server": str(self.server_uuid), "incarnation": self.incarnation, "due_at": self.due_at.isoformat()}
+
+
+class Orphan(BaseModel):
+    """Something that exists in a runtime and is not known here. Reported, never touched (rule 11)."""
+
+    region = models.ForeignKey(Region, on_delete=models.CASCADE, related_name="orphans")
+    name = models.CharField(max_length=255)
+    kind = models.CharField(max_length=16, default="server")
+    first_seen_at = models.DateTimeField(auto_now_add=True)
+    resolved_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["region", "kind", "name"], name="orphan_once")]
+
+    def __str__(self) -> str:
+        return self.name

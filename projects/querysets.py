@@ -1,0 +1,43 @@
+"""Tenancy lives here: views and API fetch through `for_principal` and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.db import models
+
+if TYPE_CHECKING:
+    from accounts.permissions import Principal
+
+
+class ProjectQuerySet(models.QuerySet[Any]):
+    def for_principal(self, principal: Principal) -> ProjectQuerySet:
+        """What the principal may see: the projects of their organizations (of the token's, if it is bound to one)."""
+        return self.filter(organization_id__in=principal.organization_ids())
+
+    def live(self) -> ProjectQuerySet:
+        """Not in the recycle bin."""
+        return self.filter(recycled_at=None)
+
+    def in_bin(self) -> ProjectQuerySet:
+        return self.filter(recycled_at__isnull=False)
+
+    def for_lists(self) -> ProjectQuerySet:
+        """With all that a list shows: a constant number of queries."""
+        return self.select_related("organization", "region", "plan", "created_by", "endpoint")
+
+
+class EndpointQuerySet(models.QuerySet[Any]):
+    def used_ports(self, region_id: Any) -> set[int]:
+        return set(self.filter(region_id=region_id).values_list("port", flat=True))
+
+
+class OperationQuerySet(models.QuerySet[Any]):
+    def for_principal(self, principal: Principal) -> OperationQuerySet:
+        return self.filter(organization_id__in=principal.organization_ids())
+
+    def live(self) -> OperationQuerySet:
+        return self.filter(state__in=["queued", "running"])
+
+    def with_steps(self) -> OperationQuerySet:
+        return self.prefetch_related("steps")
