@@ -1,6 +1,7 @@
 """The embedded PostgreSQL of the control plane: bundled binaries, 127.0.0.1, scram, an unprivileged account, no socket.
 
-It is a session of its own: it outlives a killed supervisor and is adopted by the next one. Tests share one (`durable=False`).
+It is a session of its own: it outlives a killed supervisor and is adopted by the next one. Tests share one
+(`durable=False`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from novastack.embedded.paths import make_home, state_folder, write_private
 from projects.runtimes.process_accounts import ensure_account, give_tree
@@ -137,8 +139,8 @@ class EmbeddedPostgres:
         sync = [] if self.durable else ["--no-sync"]
         try:
             done = subprocess.run(
-                [str(found.program("initdb")), "-D", str(fresh), "-U", ACCOUNT, f"--pwfile={pwfile}", "-A", "scram-sha-256",
-                 "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--data-checksums",
+                [str(found.program("initdb")), "-D", str(fresh), "-U", ACCOUNT, f"--pwfile={pwfile}",
+                 "-A", "scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--data-checksums",
                  "--no-instructions", *sync],
                 capture_output=True, text=True, check=False, timeout=120, cwd="/", stdin=subprocess.DEVNULL,
                 env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}, **self._as_account(),
@@ -152,7 +154,7 @@ class EmbeddedPostgres:
             self.data.rmdir()
         fresh.rename(self.data)
 
-    def _as_account(self) -> dict[str, object]:
+    def _as_account(self) -> dict[str, Any]:
         if os.geteuid() != 0 or self.account.is_current:
             return {}
         return {"user": self.account.uid, "group": self.account.gid, "extra_groups": []}

@@ -1,4 +1,4 @@
-"""Unprivileged OS accounts for servers (rule 37), and whether they can reach a path. Linux only; needs root to make one."""
+"""Unprivileged OS accounts for servers (rule 37), and whether they can reach a path. Only root can make one."""
 
 from __future__ import annotations
 

