@@ -141,7 +141,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Data; argv never holds a secret."""
+    """Data; argv never holds a secret. `{secret:<name>}` in argv and env is the path of that secret file."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -190,7 +190,8 @@ class ServerSpec:
 
     The volume is mounted at `mount_path`; the server's own files live in `data_subdir` under it, so that the volume's
     root can hold NovaStack's marker, lock and one-time secrets in `.novastack/`. `initialised_file` (relative to the
-    data folder) tells whether data was initialised. `secret_files` (name → bytes) are put to `.novastack/<name>` in
+    data folder) tells whether data was initialised; `completed_file` (empty: the same) exists only once initialising
+    came to its end, so that one that was killed half-way is begun anew. `secret_files` (name → bytes) are put to `.novastack/<name>` in
     the volume before the first start; only used while initialising. `env` never holds a secret.
     """
 
@@ -214,6 +215,7 @@ class ServerSpec:
     stop_signal: str = "SIGTERM"
     labels: Mapping[str, str] = field(default_factory=dict)  # io.novastack.project; ids only
     process: ProcessProgram | None = None
+    completed_file: str = ""
     burst: bool = False  # initialising: CPU is not limited until `update`
 
 
@@ -255,7 +257,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Resource use of one server; None where the runtime can't tell."""
+    """Resource use of one server; None where the runtime can't tell. 100 percent is one full core."""
 
     cpu_percent: float | None = None
     memory_bytes: int | None = None
