@@ -1,0 +1,6 @@
+"""Operations: durable jobs with named steps. Importing a kind's module registers it."""
+
+
+def register_all() -> None:
+    """Register every kind of this app; called once from `AppConfig.ready()`."""
+    from projects.operations import lifecycle, provision, removal, rotate  # noqa: F401

@@ -1,0 +1,131 @@
+"""What an operation is made of: definitions, steps, policies, and how a step says what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from projects.models.choices import OnGiveUp, ProjectStatus
+
+if TYPE_CHECKING:
+    from projects.models import Operation
+    from projects.operations.context import Context
+
+# Rule 2. The database's clock decides.
+LEASE_SECONDS = 20
+HEARTBEAT_SECONDS = 5
+MAX_CRASHES = 5
+OPERATION_ATTEMPTS = 3
+OPERATION_RETRY_SECONDS = 300
+UNDO_ATTEMPTS = 6
+
+
+class Wait(Exception):
+    """Not now: give the worker back and come again. Uses up no attempt (rule 4)."""
+
+    def __init__(self, reason: str, *, seconds: float = 10) -> None:
+        super().__init__(reason)
+        self.reason, self.seconds = reason, seconds
+
+
+class StepFailed(Exception):
+    """The step failed. `code` is stable; `detail` is for people and holds no secret."""
+
+    def __init__(self, code: str, detail: str, *, retryable: bool = True) -> None:
+        super().__init__(detail)
+        self.code, self.detail, self.retryable = code, detail, retryable
+
+
+class CancelRequested(Exception):
+    """Somebody asked to cancel, and this operation may be undone."""
+
+
+class LeaseLost(Exception):
+    """Another worker has the operation now: do nothing more, write nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """`attempts` tries in all; before the n-th retry `delay_seconds × factor^(n-1)`, at most `cap_seconds`."""
+
+    attempts: int = 3
+    delay_seconds: float = 5
+    factor: float = 2
+    cap_seconds: float = 300
+
+    def delay(self, attempt: int) -> float:
+        """Seconds to wait after the given failed attempt (1, 2 …)."""
+        return min(self.cap_seconds, self.delay_seconds * self.factor ** min(attempt - 1, 16))
+
+
+# design.md, Provisioning
+DATABASE_RETRY = RetryPolicy(attempts=3, delay_seconds=10)
+SERVER_RETRY = RetryPolicy(attempts=3, delay_seconds=5)
+
+StepFunction = Callable[["Context"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A named, idempotent step. `run` may be called again at any point; `undo` takes back what `run` left behind."""
+
+    name: str
+    title: str
+    run: StepFunction
+    undo: StepFunction | None = None
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    deadline_seconds: float = 120
+
+
+def _nothing(_operation: Operation) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A kind of operation. `while_running` is the project's status meanwhile; the hooks run inside the transaction that
+    ends the operation and touch rows only."""
+
+    kind: str
+    title: str
+    steps: tuple[Step, ...]
+    on_give_up: OnGiveUp
+    while_running: ProjectStatus | None
+    version: int = 1
+    cancellable: bool = False
+    on_success: Callable[[Operation], None] = _nothing
+    on_failure: Callable[[Operation], None] = _nothing
+
+
+_definitions: dict[tuple[str, int], Definition] = {}
+_latest: dict[str, Definition] = {}
+
+
+def register(definition: Definition) -> None:
+    """Make a kind known. Older versions may stay registered, so that what was begun under them can end."""
+    _definitions[definition.kind, definition.version] = definition
+    known = _latest.get(definition.kind)
+    if known is None or known.version <= definition.version:
+        _latest[definition.kind] = definition
+
+
+def prepend_steps(kind: str, steps: tuple[Step, ...]) -> None:
+    """Another app puts steps in front of a kind, from its `AppConfig.ready()` (rule 6): a final backup before a purge."""
+    from dataclasses import replace
+
+    current = _latest[kind]
+    register(replace(current, steps=(*steps, *current.steps), version=current.version))
+
+
+def definition_of(kind: str, version: int) -> Definition | None:
+    return _definitions.get((kind, version))
+
+
+def latest_definition(kind: str) -> Definition:
+    return _latest[kind]
+
+
+def titles() -> dict[str, str]:
+    """kind → title, for people."""
+    return {kind: definition.title for kind, definition in _latest.items()}

@@ -1,0 +1,117 @@
+"""What a step works with: its rows, its engine and runtime, and the guard before each side effect."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from typing import Any
+
+import structlog
+
+from novastack.common.clock import now
+from projects import domain, registry
+from projects.engines.base import Engine
+from projects.models import (
+    Database,
+    DatabaseRole,
+    DatabaseServer,
+    DatabaseSlot,
+    Endpoint,
+    Operation,
+    OperationEvent,
+    OperationStep,
+    Project,
+    RoleKind,
+)
+from projects.operations import leases, wiring
+from projects.operations.base import CancelRequested, LeaseLost, StepFailed
+from projects.runtimes.base import Runtime
+
+log = structlog.get_logger(__name__)
+
+
+class Context:
+    """One step's view of the world. Rows are loaded fresh for every step."""
+
+    def __init__(
+        self, *, operation: Operation, row: OperationStep, lease: leases.Lease, heartbeat: leases.Heartbeat,
+        cancellable: bool, deadline_seconds: float,
+    ) -> None:  # fmt: skip
+        self.operation, self.row, self.lease = operation, row, lease
+        self._heartbeat, self._cancellable = heartbeat, cancellable
+        self._deadline = time.monotonic() + deadline_seconds
+
+    # --- rows -------------------------------------------------------------------------------------------------
+    @cached_property
+    def project(self) -> Project:
+        return Project.objects.select_related("region", "plan", "organization").get(pk=self.operation.project_uuid)
+
+    @cached_property
+    def database(self) -> Database:
+        return Database.objects.select_related("server", "server__region").get(
+            project_id=self.operation.project_uuid, slot=DatabaseSlot.CURRENT
+        )
+
+    @cached_property
+    def server(self) -> DatabaseServer:
+        return self.database.server
+
+    @cached_property
+    def endpoint(self) -> Endpoint:
+        return Endpoint.objects.get(project_id=self.operation.project_uuid)
+
+    def role(self, kind: RoleKind) -> DatabaseRole:
+        return DatabaseRole.objects.filter(database=self.database, kind=kind).order_by("created_at")[0]
+
+    @cached_property
+    def names(self) -> domain.TenantNames:
+        return wiring.tenant_names(self.database)
+
+    # --- drivers ----------------------------------------------------------------------------------------------
+    @cached_property
+    def engine(self) -> Engine:
+        return registry.engine(self.project.engine)
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        return wiring.runtime_of(self.project.region)
+
+    # --- promises ---------------------------------------------------------------------------------------------
+    def guard(self) -> None:
+        """Call right before each side effect: only who holds the live lease may go on (rule 3)."""
+        if self._heartbeat.lost.is_set() or not leases.holds(self.lease):
+            raise LeaseLost
+        if time.monotonic() > self._deadline:
+            raise StepFailed("deadline_exceeded", f"“{self.row.title}” took longer than it may.")
+        if (
+            self._cancellable
+            and Operation.objects.filter(pk=self.operation.pk, cancel_requested_at__isnull=False).exists()
+        ):
+            raise CancelRequested
+
+    def remaining_seconds(self) -> float:
+        return self._deadline - time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """A short pause inside a polling step; checks flags that cost no query."""
+        if self._heartbeat.lost.is_set():
+            raise LeaseLost
+        if time.monotonic() > self._deadline:
+            raise StepFailed("deadline_exceeded", f"“{self.row.title}” took longer than it may.")
+        time.sleep(seconds)
+
+    def record(self, **data: Any) -> None:
+        """Keep facts for later steps and for a resume after a crash. Never secrets."""
+        self.row.data = {**self.row.data, **data}
+        OperationStep.objects.filter(pk=self.row.pk).update(data=self.row.data)
+
+    def data_of(self, step: str) -> dict[str, Any]:
+        return dict(self.operation.steps.get(name=step).data)
+
+    def say(self, message: str, *, level: str = "info") -> None:
+        """A line for the operation's live log and for ours. Never secrets."""
+        OperationEvent.objects.create(operation=self.operation, at=now(), level=level, message=message[:500])
+
+    def explain(self, detail: str) -> None:
+        """What the step did, in a phrase; shown under its name."""
+        self.row.detail = detail[:500]

@@ -1,0 +1,127 @@
+"""Leases: one worker at a time, by the database's clock, with a fencing number (rules 2 and 3)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+from django.db import connection, connections, transaction
+
+from novastack.common.clock import DatabaseNow
+from projects.models import Operation, OperationState
+from projects.operations import locks
+from projects.operations.base import HEARTBEAT_SECONDS, LEASE_SECONDS
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    operation_id: UUID
+    owner: str
+    fence: int
+    crashed: bool  # the one before did not give its lease back
+
+
+def claim(operation_id: UUID, owner: str) -> Lease | None:
+    """Take the operation if it is live, due, unlocked and not leased; None otherwise. One short transaction."""
+    with transaction.atomic():
+        operation = (
+            Operation.objects.select_for_update(skip_locked=True)
+            .annotate(db_now=DatabaseNow())
+            .filter(pk=operation_id, state__in=[OperationState.QUEUED, OperationState.RUNNING])
+            .first()
+        )
+        if operation is None:
+            return None
+        current = operation.db_now
+        if operation.lease_until is not None and operation.lease_until > current:
+            return None
+        if operation.next_attempt_at is not None and operation.next_attempt_at > current:
+            return None
+        if not locks.grant_waiting(operation):
+            return None
+        crashed = operation.lease_until is not None
+        operation.fence += 1
+        operation.lease_owner = owner
+        operation.lease_until = current + timedelta(seconds=LEASE_SECONDS)
+        operation.state = OperationState.RUNNING
+        operation.started_at = operation.started_at or current
+        operation.next_attempt_at = None
+        operation.save(
+            update_fields=[
+                "fence", "lease_owner", "lease_until", "state", "started_at", "next_attempt_at", "updated_at",
+            ]
+        )  # fmt: skip
+        return Lease(operation_id, owner, operation.fence, crashed)
+
+
+def holds(lease: Lease) -> bool:
+    """Whether the lease is still ours and alive, by the database's clock."""
+    return Operation.objects.filter(
+        pk=lease.operation_id, fence=lease.fence, lease_owner=lease.owner, lease_until__gt=DatabaseNow()
+    ).exists()
+
+
+def extend(lease: Lease) -> bool:
+    """One heartbeat: True when the lease was still ours."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE projects_operation SET lease_until = clock_timestamp() + %s * interval '1 second'"
+            " WHERE id = %s AND fence = %s AND lease_owner = %s AND lease_until > clock_timestamp()",
+            [LEASE_SECONDS, lease.operation_id, lease.fence, lease.owner],
+        )
+        return cursor.rowcount == 1
+
+
+class Heartbeat:
+    """Extends the lease from its own thread and connection while a step works. Stops at the step's deadline, which it
+    cannot extend: what hangs beyond it loses the lease."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.lost = threading.Event()
+        self._deadline: float | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{lease.operation_id}", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        self._thread.join(timeout=2)
+
+    def set_deadline(self, seconds: float | None) -> None:
+        """Seconds from now until heartbeats stop; None for no step at work."""
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+
+    def _beat(self) -> None:
+        alive_until = time.monotonic() + LEASE_SECONDS
+        try:
+            while not self._stop.wait(HEARTBEAT_SECONDS):
+                if self._deadline is not None and time.monotonic() > self._deadline + HEARTBEAT_SECONDS:
+                    log.warning(
+                        "step ran beyond its deadline; giving up the lease", operation=str(self.lease.operation_id)
+                    )
+                    self.lost.set()
+                    return
+                try:
+                    if not extend(self.lease):
+                        self.lost.set()
+                        return
+                    alive_until = time.monotonic() + LEASE_SECONDS
+                except Exception as error:
+                    connections.close_all()
+                    log.warning("heartbeat failed", operation=str(self.lease.operation_id), error=type(error).__name__)
+                    if time.monotonic() > alive_until:
+                        self.lost.set()
+                        return
+        finally:
+            connections.close_all()

@@ -1,0 +1,118 @@
+"""Provisioning: from rows to a database that its owner can log in to."""
+
+from __future__ import annotations
+
+from django.db.models import F
+
+from novastack.common.clock import now
+from novastack.common.secrets import Sealed, random_password
+from projects.models import (
+    Database,
+    DatabaseServer,
+    Health,
+    OnGiveUp,
+    Operation,
+    Project,
+    ProjectStatus,
+    RoleKind,
+)
+from projects.operations import steps, wiring
+from projects.operations.base import (
+    DATABASE_RETRY,
+    SERVER_RETRY,
+    Definition,
+    RetryPolicy,
+    Step,
+    StepFailed,
+    register,
+)
+from projects.operations.context import Context
+
+
+def verify(ctx: Context) -> None:
+    """The request still stands."""
+    if ctx.project.purging_at is not None:
+        raise StepFailed("project_gone", "The project is being removed.", retryable=False)
+    ctx.explain(f"{ctx.engine.title} {ctx.project.version} in {ctx.project.region.name}")
+
+
+def secure(ctx: Context) -> None:
+    """Replace the one-time bootstrap password right after the first readiness, close what is open by default, and
+    remember what names this data (rules 9, 17, 20)."""
+    server = ctx.server
+    if server.admin_pending_secret is None and server.initialised_at is None:
+        server.admin_pending_secret = Sealed.of(random_password())
+        server.save(update_fields=["admin_pending_secret", "updated_at"])
+    with wiring.admin_session(ctx.engine, server) as admin:
+        ctx.guard()
+        if server.admin_pending_secret is not None:
+            admin.set_password(server.admin_username, server.admin_pending_secret.open())
+        admin.harden()
+        server.system_identifier = admin.system_identifier()
+    if server.admin_pending_secret is not None:
+        server.admin_secret = Sealed.of(server.admin_pending_secret.open())
+        server.admin_pending_secret = None
+    server.initialised_at = server.initialised_at or now()
+    server.save(
+        update_fields=[
+            "admin_secret", "admin_pending_secret", "system_identifier", "initialised_at", "updated_at",
+        ]
+    )  # fmt: skip
+    ctx.explain("One-time password replaced; PUBLIC shut out")
+
+
+def create_database(ctx: Context) -> None:
+    login, control = ctx.role(RoleKind.LOGIN), ctx.role(RoleKind.CONTROL)
+    if login.secret is None or control.secret is None:
+        raise StepFailed("internal_error", "The roles have no passwords.", retryable=False)
+    ctx.guard()
+    with wiring.admin_session(ctx.engine, ctx.server) as admin:
+        admin.create_tenant(ctx.names, login_password=login.secret.open(), control_password=control.secret.open())
+    Database.objects.filter(pk=ctx.database.pk, created_in_engine_at=None).update(created_in_engine_at=now())
+    ctx.explain(f"{ctx.names.database}, closed to PUBLIC before any credential could reach it")
+    ctx.say(f"Database {ctx.names.database}, user {ctx.names.login}, {ctx.names.connection_limit} connections.")
+
+
+def apply_limits(ctx: Context) -> None:
+    """Initialising was allowed to burst; from here on the plan holds."""
+    ctx.guard()
+    limits = wiring.limits_of(ctx.server)
+    ctx.runtime.update(ctx.server.handle, limits)
+    ctx.explain(f"{limits.memory_bytes // 2**20} MiB, {limits.cpus:g} CPU")
+
+
+def _succeeded(operation: Operation) -> None:
+    Project.objects.filter(pk=operation.project_uuid).update(
+        ready_at=now(), failure=None, health=Health.HEALTHY, health_detail="", health_checked_at=now(),
+        generation=F("generation") + 1,
+    )  # fmt: skip
+    DatabaseServer.objects.filter(project_uuid=operation.project_uuid).update(recoveries=0, recover_after=None)
+
+
+def _failed(operation: Operation) -> None:
+    Project.objects.filter(pk=operation.project_uuid).update(failure=operation.error)
+
+
+PROVISION = Definition(
+    kind="provision",
+    title="Provision",
+    on_give_up=OnGiveUp.UNDO,
+    while_running=ProjectStatus.PROVISIONING,
+    cancellable=True,
+    on_success=_succeeded,
+    on_failure=_failed,
+    steps=(
+        Step("verify", "Verify the request", verify, retry=RetryPolicy(attempts=1)),
+        # A pull may take minutes; an image that can't be had is asked for again by the whole operation.
+        Step("image", "Find the server's image", steps.find_image, retry=RetryPolicy(attempts=1), deadline_seconds=900),
+        Step("server", "Start the server", steps.create_server, steps.discard_server, SERVER_RETRY, 120),
+        Step(
+            "ready", "Wait for the first login", steps.await_login, retry=RetryPolicy(attempts=1), deadline_seconds=180
+        ),
+        Step("secure", "Close the server", secure, retry=DATABASE_RETRY, deadline_seconds=60),
+        Step("database", "Create database and user", create_database, retry=DATABASE_RETRY, deadline_seconds=60),
+        Step("limits", "Apply the plan's limits", apply_limits, retry=SERVER_RETRY, deadline_seconds=60),
+        Step("login", "Verify by a real login", steps.prove_tenant, retry=DATABASE_RETRY, deadline_seconds=60),
+    ),
+)
+register(PROVISION)

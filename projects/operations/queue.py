@@ -1,0 +1,89 @@
+"""Making operations, and hinting workers at them. A hint carries the id only and is sent when the rows are committed;
+a lost one is sent again by the reconciler."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import structlog
+from celery import current_app
+from django.db import transaction
+from django.db.models import F
+
+from novastack.common.clock import now
+from novastack.common.errors import OperationInProgress
+from novastack.common.logs import current_request_id
+from projects.models import LockMode, Operation, OperationLock, OperationStep, Project
+from projects.operations import base, locks, status
+
+log = structlog.get_logger(__name__)
+RUN_TASK = "projects.run_operation"
+
+
+def send_hint(operation_id: UUID) -> None:
+    """Tell a worker. Never raises: without a broker the reconciler's own worker finds the row."""
+    try:
+        current_app.send_task(RUN_TASK, args=[str(operation_id)], retry=False)
+    except Exception as error:
+        log.warning(
+            "hint not sent; the reconciler will send it", operation=str(operation_id), error=type(error).__name__
+        )
+
+
+def hint_on_commit(operation_id: UUID) -> None:
+    transaction.on_commit(lambda: send_hint(operation_id), robust=True)
+
+
+def operation_create(
+    *,
+    project: Project,
+    kind: str,
+    mode: str = LockMode.EXCLUSIVE,
+    queue_behind: bool = False,
+    params: dict[str, Any] | None = None,
+    server_uuid: UUID | None = None,
+    created_by: Any = None,
+    created_by_label: str = "",
+) -> Operation:
+    """Record an operation with its steps and its lock, and hint a worker on commit. Call inside a transaction.
+
+    Raises `OperationInProgress` when another one holds the project, unless `queue_behind`: then the running one is asked
+    to cancel and this one waits for it (deletion is always accepted, rule 5).
+    """
+    definition = base.latest_definition(kind)
+    subject = locks.subject_of("project", project.pk)
+    locks.lock_subject(subject)
+    blocker = locks.conflicting(subject, mode)
+    if blocker is not None:
+        if not queue_behind:
+            raise OperationInProgress(
+                f"“{base.titles().get(blocker.operation.kind, blocker.operation.kind)}” is running; wait for it or cancel it."
+            )
+        Operation.objects.filter(pk=blocker.operation_id, cancel_requested_at=None).update(
+            cancel_requested_at=now(), next_attempt_at=None
+        )
+        hint_on_commit(blocker.operation_id)
+    operation = Operation.objects.create(
+        kind=kind,
+        definition_version=definition.version,
+        on_give_up=definition.on_give_up,
+        organization_id=project.organization_id,
+        project_uuid=project.pk,
+        project_name=project.name,
+        server_uuid=server_uuid,
+        params=params or {},
+        created_by=created_by,
+        created_by_label=created_by_label,
+        request_id=current_request_id(),
+    )
+    OperationStep.objects.bulk_create(
+        OperationStep(operation=operation, position=number, name=step.name, title=step.title)
+        for number, step in enumerate(definition.steps)
+    )
+    OperationLock.objects.create(operation=operation, subject=subject, mode=mode, granted=blocker is None)
+    Project.objects.filter(pk=project.pk).update(generation=F("generation") + 1)
+    status.refresh([project.pk])
+    if blocker is None:
+        hint_on_commit(operation.pk)
+    return operation

@@ -1,0 +1,148 @@
+"""Delete (into the recycle bin), undelete, purge. They roll forward: retried with capped back-off, never undone."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.db.models import F
+
+from novastack.common.clock import now
+from projects import domain
+from projects.models import (
+    Database,
+    DatabaseRole,
+    DatabaseServer,
+    DataTombstone,
+    Endpoint,
+    Health,
+    ObservedState,
+    OnGiveUp,
+    Operation,
+    Project,
+    ProjectStatus,
+    ServerDesired,
+)
+from projects.operations import lifecycle, steps, wiring
+from projects.operations.base import DATABASE_RETRY, SERVER_RETRY, Definition, Step, Wait, register
+from projects.operations.context import Context
+
+PORT_RESERVED_DAYS = 7
+
+
+def shut_out(ctx: Context) -> None:
+    """Nobody may log in any more. A server that is down is shut by being down."""
+    server = ctx.server
+    if server.initialised_at is None or ctx.project.ready_at is None or server.observed_state != ObservedState.RUNNING:
+        ctx.explain("The server is not running.")
+        return
+    ctx.guard()
+    try:
+        with wiring.admin_session(ctx.engine, server) as admin:
+            admin.lock_tenant(ctx.names, locked=True)
+    except domain.ServerNotReady:
+        ctx.explain("The server does not answer; stopping it shuts it.")
+
+
+def recycled(operation: Operation) -> None:
+    project = Project.objects.select_related("plan").get(pk=operation.project_uuid)
+    project.recycled_at = project.recycled_at or now()
+    project.recycle_until = project.recycled_at + timedelta(days=project.plan.recycle_days)
+    project.failure, project.health, project.connections = None, Health.UNKNOWN, None
+    project.save(update_fields=["recycled_at", "recycle_until", "failure", "health", "connections", "updated_at"])
+
+
+def let_in(ctx: Context) -> None:
+    ctx.guard()
+    with wiring.admin_session(ctx.engine, ctx.server) as admin:
+        admin.lock_tenant(ctx.names, locked=False)
+
+
+def mark_purging(ctx: Context) -> None:
+    """Final: written before the first destructive act (rule 5)."""
+    steps.writes_allowed(ctx)
+    ctx.guard()
+    Project.objects.filter(pk=ctx.project.pk, purging_at=None).update(purging_at=now())
+    DatabaseServer.objects.filter(pk=ctx.server.pk).update(desired_state=ServerDesired.ABSENT)
+
+
+def remove_server(ctx: Context) -> None:
+    """The server goes now; its data gets a tombstone."""
+    ctx.guard()
+    ctx.runtime.destroy(ctx.server.handle, delete_data=False)
+    steps.entomb(
+        ctx.server, project_name=ctx.project.name, organization_id=ctx.project.organization_id, reason="purged"
+    )
+    ctx.explain("Removed")
+
+
+def await_data_gone(ctx: Context) -> None:
+    """Wait for the janitor: nothing is reported done that was not seen done."""
+    tombs = DataTombstone.objects.filter(server_uuid=ctx.server.pk, deleted_at=None).order_by("due_at")
+    tomb = tombs.last()
+    if tomb is not None:
+        seconds = max(1.0, (tomb.due_at - now()).total_seconds())
+        raise Wait(f"The data is deleted at {tomb.due_at:%H:%M:%S} UTC.", seconds=min(seconds, 60))
+    ctx.explain("Data deleted")
+
+
+def forget(ctx: Context) -> None:
+    """Rows go last. The port stays reserved for a week: old clients still send their passwords to it (rule 14)."""
+    ctx.guard()
+    Endpoint.objects.filter(project_id=ctx.project.pk).update(
+        project=None, reserved_until=now() + timedelta(days=PORT_RESERVED_DAYS)
+    )
+    server_ids = list(Database.objects.filter(project_id=ctx.project.pk).values_list("server_id", flat=True))
+    DatabaseRole.objects.filter(database__project_id=ctx.project.pk).delete()
+    Database.objects.filter(project_id=ctx.project.pk).delete()
+    DatabaseServer.objects.filter(pk__in=server_ids, project_uuid=ctx.project.pk).delete()
+    Project.objects.filter(pk=ctx.project.pk).delete()
+
+
+def _rows_gone(ctx: Context) -> None:
+    if not Project.objects.filter(pk=ctx.operation.project_uuid).exists():
+        return
+    forget(ctx)
+
+
+def _undeleted(operation: Operation) -> None:
+    lifecycle.started(operation)
+    Project.objects.filter(pk=operation.project_uuid).update(generation=F("generation") + 1)
+
+
+DATA_RETRY = SERVER_RETRY
+register(
+    Definition(
+        kind="delete", title="Delete", on_give_up=OnGiveUp.ROLL_FORWARD, while_running=ProjectStatus.DELETING,
+        on_success=recycled,
+        steps=(
+            Step("shut", "Shut everybody out", shut_out, retry=DATABASE_RETRY, deadline_seconds=60),
+            Step("stop", "Stop the server", steps.stop_server, retry=SERVER_RETRY),
+        ),
+    )
+)  # fmt: skip
+register(
+    Definition(
+        kind="undelete", title="Undelete", on_give_up=OnGiveUp.ROLL_FORWARD, while_running=ProjectStatus.STARTING,
+        on_success=_undeleted, on_failure=lifecycle.failed,
+        steps=(
+            lifecycle.RUN,
+            lifecycle.AWAIT,
+            lifecycle.IDENTITY,
+            Step("let_in", "Let the owner in again", let_in, retry=DATABASE_RETRY, deadline_seconds=60),
+            lifecycle.LOGIN,
+        ),
+    )
+)  # fmt: skip
+register(
+    Definition(
+        kind="purge", title="Delete for good", on_give_up=OnGiveUp.ROLL_FORWARD, while_running=ProjectStatus.DELETING,
+        steps=(
+            Step("mark", "Make it final", mark_purging, retry=SERVER_RETRY, deadline_seconds=60),
+            Step("shut", "Shut everybody out", shut_out, retry=DATABASE_RETRY, deadline_seconds=60),
+            Step("stop", "Stop the server", steps.stop_server, retry=SERVER_RETRY),
+            Step("server", "Remove the server", remove_server, retry=SERVER_RETRY),
+            Step("data", "Delete the data", await_data_gone, retry=DATA_RETRY),
+            Step("rows", "Forget it", _rows_gone, retry=SERVER_RETRY, deadline_seconds=60),
+        ),
+    )
+)  # fmt: skip

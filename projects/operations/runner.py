@@ -1,0 +1,313 @@
+"""The one loop that runs operations: claim, step, record, release. It never holds a row lock across a side effect."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+from django.db import DatabaseError, connection, transaction
+
+from novastack.common.clock import DatabaseNow, now
+from projects import domain
+from projects.models import OnGiveUp, Operation, OperationState, OperationStep, Region, StepState
+from projects.operations import base, leases, locks, status
+from projects.operations.base import CancelRequested, Definition, LeaseLost, Step, StepFailed, Wait
+from projects.operations.context import Context
+from projects.operations.queue import hint_on_commit
+
+log = structlog.get_logger(__name__)
+
+
+def worker_name() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}"[:80]
+
+
+def run(operation_id: UUID, *, owner: str | None = None) -> bool:
+    """Run the operation as far as it goes now. False if there was nothing to do (ended, leased, not due, locked).
+
+    Called twice for one id, or for one that ended, it does nothing: messages may come any number of times.
+    """
+    lease = leases.claim(operation_id, owner or worker_name())
+    if lease is None:
+        return False
+    operation = Operation.objects.get(pk=operation_id)
+    structlog.contextvars.bind_contextvars(operation=str(operation_id), kind=operation.kind)
+    if operation.request_id:
+        structlog.contextvars.bind_contextvars(request_id=operation.request_id)
+    try:
+        with leases.Heartbeat(lease) as heartbeat:
+            _Run(operation, lease, heartbeat).go()
+    except LeaseLost:
+        log.warning("lease lost; another worker goes on")
+    except DatabaseError as error:
+        # Nothing can be recorded: the lease runs out and the reconciler resumes it.
+        log.warning("control database failed mid-operation", error=type(error).__name__)
+        connection.close()
+    return True
+
+
+class _Run:
+    def __init__(self, operation: Operation, lease: leases.Lease, heartbeat: leases.Heartbeat) -> None:
+        self.operation, self.lease, self.heartbeat = operation, lease, heartbeat
+
+    def go(self) -> None:
+        definition = base.definition_of(self.operation.kind, self.operation.definition_version)
+        rows = list(self.operation.steps.all())
+        known = {step.name: step for step in definition.steps} if definition else {}
+        if definition is None or any(row.name not in known for row in rows):
+            self._end(None, OperationState.FAILED, "definition_changed",
+                      "This operation was begun by another version of NovaStack, which knows its steps.", False)  # fmt: skip
+            return
+        self._refresh_status()
+        if self.lease.crashed and not self._count_crash(definition, rows):
+            return
+        if not self.operation.undoing:
+            for row in rows:
+                if row.state in {StepState.SUCCEEDED, StepState.SKIPPED}:
+                    continue
+                if not self._step(definition, known[row.name], row):
+                    return
+            if not self.operation.undoing:
+                self._end(definition, OperationState.SUCCEEDED, "", "", False)
+                return
+        self._undo(definition, known, rows)
+
+    # --- one step ---------------------------------------------------------------------------------------------
+    def _step(self, definition: Definition, step: Step, row: OperationStep) -> bool:
+        """True to go on with the next step (or with the undo)."""
+        resumed = row.state == StepState.RUNNING and self.lease.crashed and row.deadline_at is not None
+        seconds = step.deadline_seconds
+        if resumed and row.deadline_at is not None:
+            seconds = max(1.0, min(seconds, (row.deadline_at - now()).total_seconds()))
+        else:
+            row.attempt += 0 if row.state == StepState.WAITING else 1
+            row.deadline_at = now() + timedelta(seconds=seconds)
+        row.state, row.started_at, row.finished_at = StepState.RUNNING, row.started_at or now(), None
+        self._save_row(row)
+        context = self._context(row, definition, seconds)
+        self.heartbeat.set_deadline(seconds)
+        try:
+            if definition.cancellable:
+                context.guard()
+            step.run(context)
+        except Wait as wait:
+            self._wait(row, wait)
+            return False
+        except domain.RuntimeUnreachable as error:
+            self._unreachable(row, context, error)
+            return False
+        except CancelRequested:
+            self._give_up(row, "cancelled", "Cancelled on request.", retryable=False)
+            return True
+        except LeaseLost:
+            raise
+        except DatabaseError:
+            raise
+        except Exception as error:
+            return self._failed(definition, step, row, _as_failure(error))
+        finally:
+            self.heartbeat.set_deadline(None)
+        row.state, row.finished_at, row.error_code, row.crashes = StepState.SUCCEEDED, now(), "", 0
+        self._save_row(row)
+        return True
+
+    def _context(self, row: OperationStep, definition: Definition, seconds: float) -> Context:
+        return Context(
+            operation=self.operation, row=row, lease=self.lease, heartbeat=self.heartbeat,
+            cancellable=definition.cancellable and not self.operation.undoing, deadline_seconds=seconds,
+        )  # fmt: skip
+
+    def _wait(self, row: OperationStep, wait: Wait) -> None:
+        row.state, row.detail = StepState.WAITING, wait.reason[:500]
+        with transaction.atomic():
+            self._save_row(row)
+            self._release(wait.seconds)
+
+    def _unreachable(self, row: OperationStep, context: Context, error: Exception) -> None:
+        """Rule 4: no attempt is used, nothing is undone, the project shows `not_available` at once."""
+        reason = str(error)[:500] or "The runtime can't be reached."
+        region = context.project.region
+        if region.reachable:
+            Region.objects.filter(pk=region.pk, reachable=True).update(reachable=False, reason=reason)
+        self._wait(row, Wait(reason, seconds=5))
+        self._refresh_status()
+
+    def _failed(self, definition: Definition, step: Step, row: OperationStep, failure: StepFailed) -> bool:
+        log.warning("step failed", step=row.name, attempt=row.attempt, code=failure.code, detail=failure.detail)
+        row.error_code, row.detail = failure.code, failure.detail[:500]
+        forward = definition.on_give_up == OnGiveUp.ROLL_FORWARD
+        if failure.retryable and (forward or row.attempt < step.retry.attempts):
+            delay = step.retry.delay(row.attempt)
+            row.state = StepState.RETRYING
+            with transaction.atomic():
+                self._save_row(row)
+                self._event("warning", f"{row.title}: {failure.detail} Next try in {delay:.0f} s.")
+                self._release(delay)
+            return False
+        if failure.retryable and self.operation.attempt < base.OPERATION_ATTEMPTS:
+            row.state, row.attempt = StepState.RETRYING, 0
+            with transaction.atomic():
+                self._save_row(row)
+                self.operation.attempt += 1
+                self.operation.error = _error(failure)
+                self.operation.save(update_fields=["attempt", "error", "updated_at"])
+                self._event("warning", f"{row.title}: {failure.detail} The whole operation is tried again in 5 min.")
+                self._release(base.OPERATION_RETRY_SECONDS)
+            return False
+        if forward:
+            row.state, row.finished_at = StepState.FAILED, now()
+            self._save_row(row)
+            self._end(definition, OperationState.FAILED, failure.code, failure.detail, failure.retryable)
+            return False
+        self._give_up(row, failure.code, failure.detail, retryable=failure.retryable)
+        return True
+
+    def _give_up(self, row: OperationStep, code: str, detail: str, *, retryable: bool) -> None:
+        """Turn round: from here on the operation undoes what it did, in reverse."""
+        row.state, row.finished_at, row.error_code, row.detail = StepState.FAILED, now(), code, detail[:500]
+        with transaction.atomic():
+            self._save_row(row)
+            self.operation.undoing = True
+            self.operation.error = {"code": code, "detail": detail[:500], "retryable": retryable}
+            self.operation.save(update_fields=["undoing", "error", "updated_at"])
+            self._event("error", f"{row.title}: {detail}")
+
+    # --- undo -------------------------------------------------------------------------------------------------
+    def _undo(self, definition: Definition, known: dict[str, Step], rows: list[OperationStep]) -> None:
+        for row in reversed(rows):
+            step = known[row.name]
+            began = row.attempt > 0 or row.state not in {StepState.PENDING, StepState.UNDONE}
+            if not began or row.state == StepState.UNDONE or row.data.get("_undone"):
+                continue
+            if step.undo is not None and not self._undo_step(definition, step, row):
+                return
+            failed_here = row.state == StepState.FAILED or bool(row.error_code)
+            row.data = {**row.data, "_undone": True}
+            row.state = StepState.FAILED if failed_here else StepState.UNDONE
+            self._save_row(row)
+        error = self.operation.error or {"code": "failed", "detail": "", "retryable": False}
+        ended = OperationState.CANCELLED if error["code"] == "cancelled" else OperationState.FAILED
+        self._end(definition, ended, error["code"], error["detail"], error["retryable"])
+
+    def _undo_step(self, definition: Definition, step: Step, row: OperationStep) -> bool:
+        assert step.undo is not None  # noqa: S101 - for the type checker
+        tries = int(row.data.get("_undo_tries", 0)) + 1
+        if row.state != StepState.FAILED:
+            row.state = StepState.UNDOING
+        self._save_row(row)
+        context = self._context(row, definition, step.deadline_seconds)
+        self.heartbeat.set_deadline(step.deadline_seconds)
+        try:
+            step.undo(context)
+        except (Wait, domain.RuntimeUnreachable) as error:
+            with transaction.atomic():
+                self._event("warning", f"Undo of “{row.title}” waits: {error}")
+                self._release(getattr(error, "seconds", 5))
+            self._refresh_status()
+            return False
+        except (LeaseLost, DatabaseError):
+            raise
+        except Exception as error:
+            failure = _as_failure(error)
+            row.data = {**row.data, "_undo_tries": tries}
+            if tries < base.UNDO_ATTEMPTS:
+                with transaction.atomic():
+                    self._save_row(row)
+                    self._event("warning", f"Undo of “{row.title}” failed: {failure.detail} It is tried again.")
+                    self._release(min(60, 2**tries))
+                return False
+            # What can't be taken back is named, not hidden: the reconciler reports it as an orphan.
+            row.data = {**row.data, "undo_failed": failure.code}
+            self._event("error", f"Undo of “{row.title}” failed for good: {failure.detail}")
+        finally:
+            self.heartbeat.set_deadline(None)
+        return True
+
+    # --- crashes ----------------------------------------------------------------------------------------------
+    def _count_crash(self, definition: Definition, rows: list[OperationStep]) -> bool:
+        """Count a crash for the step that was at work; after five the operation is poison (rule 2). True to go on."""
+        row = next((r for r in rows if r.state in {StepState.RUNNING, StepState.UNDOING}), None)
+        if row is None:
+            return True
+        row.crashes += 1
+        self._save_row(row)
+        self._event("warning", f"A worker died during “{row.title}”; resumed by another one.")
+        if row.crashes < base.MAX_CRASHES:
+            return True
+        text = f"“{row.title}” ended its worker {row.crashes} times."
+        if self.operation.undoing or definition.on_give_up == OnGiveUp.ROLL_FORWARD:
+            row.state, row.finished_at = StepState.FAILED, now()
+            self._save_row(row)
+            self._end(definition, OperationState.FAILED, "poison", text, True)
+            return False
+        row.crashes = 0
+        self._give_up(row, "poison", text, retryable=True)
+        return True
+
+    # --- writing ----------------------------------------------------------------------------------------------
+    def _save_row(self, row: OperationStep) -> None:
+        row.save(
+            update_fields=[
+                "state", "attempt", "crashes", "detail", "error_code", "data", "started_at", "deadline_at",
+                "finished_at", "updated_at",
+            ]
+        )  # fmt: skip
+
+    def _event(self, level: str, message: str) -> None:
+        self.operation.events.create(at=now(), level=level, message=message[:500])
+
+    def _fenced(self) -> Operation:
+        """The row, locked, if our fence is still the newest; else `LeaseLost`. In a transaction."""
+        row = Operation.objects.select_for_update().filter(pk=self.operation.pk, fence=self.lease.fence).first()
+        if row is None or row.lease_owner != self.lease.owner:
+            raise LeaseLost
+        return row
+
+    def _release(self, seconds: float) -> None:
+        """Give the worker back until `seconds` from now. In a transaction, with the rows that say why."""
+        self._fenced()
+        delta = timedelta(seconds=seconds)
+        Operation.objects.filter(pk=self.operation.pk).update(
+            lease_until=None, lease_owner="", next_attempt_at=DatabaseNow() + delta, hinted_at=None
+        )
+
+    def _end(self, definition: Definition | None, state: str, code: str, detail: str, retryable: bool) -> None:
+        with transaction.atomic():
+            row = self._fenced()
+            row.state, row.finished_at, row.lease_until, row.lease_owner = state, now(), None, ""
+            row.next_attempt_at = None
+            row.error = {"code": code, "detail": detail[:500], "retryable": retryable} if code else None
+            row.save(
+                update_fields=[
+                    "state", "finished_at", "lease_until", "lease_owner", "next_attempt_at", "error", "updated_at",
+                ]
+            )  # fmt: skip
+            if definition is not None:
+                (definition.on_success if state == OperationState.SUCCEEDED else definition.on_failure)(row)
+            for waiting in locks.release(row):
+                hint_on_commit(waiting)
+            if row.project_uuid is not None:
+                status.refresh([row.project_uuid])
+        log.info("operation ended", state=state, code=code)
+
+    def _refresh_status(self) -> None:
+        if self.operation.project_uuid is not None:
+            status.refresh([self.operation.project_uuid])
+
+
+def _error(failure: StepFailed) -> dict[str, object]:
+    return {"code": failure.code, "detail": failure.detail[:500], "retryable": failure.retryable}
+
+
+def _as_failure(error: Exception) -> StepFailed:
+    """What people see of an exception: drivers' own texts are fit for them, all others are logged and named only."""
+    if isinstance(error, StepFailed):
+        return error
+    if isinstance(error, domain.NovaStackRuntimeError | domain.EngineError):
+        return StepFailed(error.code, str(error)[:500], retryable=error.retryable)
+    log.exception("unexpected error in a step", error=type(error).__name__)
+    return StepFailed("internal_error", f"Something broke on our side ({type(error).__name__}); see the worker's log.")

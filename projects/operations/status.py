@@ -1,0 +1,123 @@
+"""A project's status: one pure function over facts (rule 42), and the one place that writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from projects.models import (
+    Database,
+    DatabaseServer,
+    DesiredStatus,
+    Health,
+    ObservedState,
+    Operation,
+    Project,
+    ProjectStatus,
+)
+from projects.operations import base
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    desired: str
+    recycled: bool
+    region_reachable: bool
+    region_reason: str
+    operation_kind: str | None  # the live operation that holds the project, if any
+    operation_while: str | None
+    failure: dict[str, Any] | None
+    ready: bool
+    observed: str
+    observed_detail: str
+    health: str
+    health_detail: str
+
+
+def derive(facts: Facts) -> tuple[str, str]:
+    """Status and detail. Precedence: recycled, deleting, not_available, the running operation, failed, observed."""
+    if facts.recycled and facts.operation_kind is None and facts.desired == DesiredStatus.RECYCLED:
+        return ProjectStatus.RECYCLED, ""
+    if facts.desired in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}:
+        return ProjectStatus.DELETING, "" if facts.region_reachable else facts.region_reason
+    if not facts.region_reachable:
+        return ProjectStatus.NOT_AVAILABLE, facts.region_reason
+    if facts.operation_kind is not None and facts.operation_while:
+        return facts.operation_while, ""
+    if facts.failure:
+        return ProjectStatus.FAILED, str(facts.failure.get("detail", ""))
+    if not facts.ready:
+        return ProjectStatus.QUEUED, ""
+    return _observed(facts)
+
+
+def _observed(facts: Facts) -> tuple[str, str]:
+    if facts.observed == ObservedState.UNREACHABLE:
+        return ProjectStatus.NOT_AVAILABLE, facts.observed_detail
+    if facts.observed == ObservedState.RUNNING:
+        if facts.desired == DesiredStatus.STOPPED:
+            return ProjectStatus.STOPPING, "The server still runs."
+        if facts.health == Health.UNHEALTHY:
+            return ProjectStatus.UNHEALTHY, facts.health_detail
+        return ProjectStatus.RUNNING, ""
+    if facts.desired == DesiredStatus.STOPPED:
+        return ProjectStatus.STOPPED, ""
+    if facts.observed == ObservedState.STARTING:
+        return ProjectStatus.STARTING, ""
+    detail = facts.observed_detail or "The server was seen stopped; it is started again."
+    return ProjectStatus.UNHEALTHY, detail
+
+
+def refresh(project_ids: Iterable[UUID]) -> int:
+    """Recompute and store the status of these projects; writes only what changed. A constant number of queries."""
+    wanted = list(project_ids)
+    if not wanted:
+        return 0
+    projects = list(Project.objects.filter(pk__in=wanted).select_related("region"))
+    servers: dict[UUID, DatabaseServer] = {
+        row.project_id: row.server
+        for row in Database.objects.filter(project_id__in=wanted, slot="current").select_related("server")
+    }
+    live: dict[UUID | None, Operation] = {}
+    for operation in Operation.objects.live().filter(project_uuid__in=wanted).order_by("created_at"):
+        live.setdefault(operation.project_uuid, operation)
+    changed = []
+    for project in projects:
+        status, detail = derive(_facts(project, servers.get(project.pk), live.get(project.pk)))
+        detail = detail[:500]
+        if (project.status, project.status_detail) != (status, detail):
+            project.status, project.status_detail = status, detail
+            changed.append(project)
+    if changed:
+        Project.objects.bulk_update(changed, ["status", "status_detail"])
+    return len(changed)
+
+
+def _facts(project: Project, server: DatabaseServer | None, operation: Operation | None) -> Facts:
+    kind = operation.kind if operation else None
+    return Facts(
+        desired=project.desired_status,
+        recycled=project.recycled_at is not None,
+        region_reachable=project.region.reachable,
+        region_reason=project.region.reason,
+        operation_kind=kind,
+        operation_while=_while(operation),
+        failure=project.failure,
+        ready=project.ready_at is not None,
+        observed=server.observed_state if server else ObservedState.UNKNOWN,
+        observed_detail=server.observed_detail if server else "",
+        health=project.health,
+        health_detail=project.health_detail,
+    )
+
+
+def _while(operation: Operation | None) -> str | None:
+    if operation is None:
+        return None
+    definition = base.definition_of(operation.kind, operation.definition_version)
+    status = definition.while_running if definition else None
+    if status == ProjectStatus.PROVISIONING and operation.started_at is None:
+        return ProjectStatus.QUEUED
+    return status

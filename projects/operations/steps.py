@@ -1,0 +1,267 @@
+"""Steps that several kinds share: find the image, run the server, prove logins."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+
+from novastack.common.clock import now
+from novastack.common.secrets import Sealed, random_password
+from projects import domain, registry
+from projects.models import (
+    BlockedPort,
+    DatabaseServer,
+    DataTombstone,
+    Endpoint,
+    ObservedState,
+    Region,
+    RoleKind,
+    ServerDesired,
+)
+from projects.operations import wiring
+from projects.operations.base import StepFailed, Wait
+from projects.operations.context import Context
+
+PORT_TRIES = 20
+BLOCKED_PORT_SECONDS = 3600
+
+
+def writes_allowed(ctx: Context) -> None:
+    """Read-only installs and regions without reconciling change nothing in a runtime (rule 11)."""
+    from novastack.common.models import Install
+
+    install = Install.load()
+    if install.read_only:
+        raise Wait(f"The install is read-only: {install.read_only_reason or 'set by an operator'}.", seconds=30)
+
+
+def find_image(ctx: Context) -> None:
+    """Choose runtime and image once and pin them (rule 12)."""
+    writes_allowed(ctx)
+    server, region = ctx.server, ctx.project.region
+    if not region.available:
+        raise StepFailed("region_unavailable", f"{region.name} has no runtime.", retryable=False)
+    if server.image_digest or (server.image and server.runtime == "process"):
+        ctx.explain(server.image)
+        return
+    image = ctx.runtime.resolve_image(
+        ctx.engine.name, server.version, ctx.engine.official_image,
+        registry.image_override(ctx.engine.name, server.version), pull=True,
+    )  # fmt: skip
+    server.runtime, server.image, server.image_digest = region.runtime, image.name, image.digest
+    server.save(update_fields=["runtime", "image", "image_digest", "updated_at"])
+    Region.objects.filter(pk=region.pk, reachable=False).update(reachable=True, reason="")
+    ctx.explain(image.name)
+    ctx.say(f"Image {image.name}")
+
+
+def create_server(ctx: Context) -> None:
+    """A new server with new data. A taken port is marked, and the next one tried: only the start proves it (rule 14)."""
+    writes_allowed(ctx)
+    server = ctx.server
+    _room(ctx)
+    for _ in range(PORT_TRIES):
+        ctx.guard()
+        spec = ctx.engine.server_spec(wiring.server_request(server, burst=True))
+        try:
+            handle = ctx.runtime.ensure(spec, data=domain.DataPolicy.CREATE)
+        except domain.PortTaken:
+            taken = server.port
+            move_port(ctx)
+            ctx.say(f"Port {taken} belongs to somebody else; trying {server.port}.", level="warning")
+            continue
+        server.runtime_ref = handle.ref
+        server.desired_state = ServerDesired.RUNNING
+        server.save(update_fields=["runtime_ref", "desired_state", "updated_at"])
+        ctx.explain(f"Listening on {server.bind_address}:{server.port}")
+        ctx.say(f"Server {handle.name} started on {server.bind_address}:{server.port}.")
+        return
+    raise StepFailed("no_free_port", f"{PORT_TRIES} ports in a row belong to somebody else. Widen the region's range.")
+
+
+def _room(ctx: Context) -> None:
+    """Nothing new above 90 % of the disk (rule 16)."""
+    used = ctx.project.region.disk.get("used_percent")
+    if used is not None and used >= 90:
+        raise StepFailed(
+            "capacity_exhausted", f"The disk of {ctx.project.region.name} is {used:.0f} % full. Free some."
+        )
+
+
+def discard_server(ctx: Context) -> None:
+    """Undo of `create_server`: the server goes at once, its data by the janitor; the name is never used again."""
+    project = ctx.project
+    if project.credentials_shown_at is not None:
+        return  # rule 7
+    ctx.guard()
+    server = ctx.server
+    ctx.runtime.destroy(server.handle, delete_data=False)
+    with transaction.atomic():
+        entomb(server, project_name=project.name, organization_id=project.organization_id, reason="provisioning undone")
+        server.incarnation += 1
+        server.runtime_ref, server.initialised_at, server.system_identifier = "", None, ""
+        server.image = server.image_digest = ""
+        server.observed_state, server.observed_detail = ObservedState.ABSENT, ""
+        server.admin_secret, server.admin_pending_secret = Sealed.of(random_password()), None
+        server.save()
+    ctx.say("Undone: the server was removed.")
+
+
+def entomb(server: DatabaseServer, *, project_name: str, organization_id: object, reason: str) -> DataTombstone:
+    """Give this incarnation's data up; the janitor deletes it after the grace."""
+    return DataTombstone.objects.get_or_create(
+        server_uuid=server.pk,
+        incarnation=server.incarnation,
+        defaults={
+            "region_id": server.region_id,
+            "runtime_ref": "",
+            "organization_id": organization_id,
+            "project_uuid": server.project_uuid,
+            "project_name": project_name,
+            "reason": reason,
+            "due_at": now() + timedelta(seconds=settings.NOVASTACK_DATA_GRACE_SECONDS),
+        },
+    )[0]
+
+
+def move_port(ctx: Context) -> None:
+    """Mark the server's port as somebody else's and take the next free one, for endpoint and server alike."""
+    server, endpoint = ctx.server, ctx.endpoint
+    BlockedPort.objects.update_or_create(
+        region=server.region, port=server.port, defaults={"until": now() + timedelta(seconds=BLOCKED_PORT_SECONDS)}
+    )
+    for _ in range(10):
+        port = free_port(server.region)
+        try:
+            with transaction.atomic():
+                endpoint.port = endpoint.control_port = port
+                endpoint.save(update_fields=["port", "control_port", "updated_at"])
+                server.port = port
+                server.save(update_fields=["port", "updated_at"])
+            return
+        except IntegrityError:
+            continue
+    raise StepFailed("no_free_port", "Other projects took every port that was tried; trying again.")
+
+
+def free_port(region: Region) -> int:
+    """The lowest port of the region that no endpoint has and nobody was seen to hold. 409-like failure when none is."""
+    used = Endpoint.objects.used_ports(region.pk)
+    used |= set(BlockedPort.objects.filter(region=region, until__gt=now()).values_list("port", flat=True))
+    for port in range(region.port_start, region.port_end + 1):
+        if port not in used:
+            return port
+    raise StepFailed("no_free_port", f"All ports {region.port_start}-{region.port_end} of {region.name} are in use.")
+
+
+def run_server(ctx: Context) -> None:
+    """Run the server on its own data: start it, or make it again around its volume. Never creates data (rule 9)."""
+    writes_allowed(ctx)
+    server = ctx.server
+    if server.initialised_at is None:
+        raise StepFailed("data_missing", "This server was never initialised.", retryable=False)
+    DatabaseServer.objects.filter(pk=server.pk).update(desired_state=ServerDesired.RUNNING)
+    ctx.guard()
+    spec = ctx.engine.server_spec(wiring.server_request(server))
+    handle = ctx.runtime.ensure(spec, data=domain.DataPolicy.MUST_EXIST)
+    server.runtime_ref = handle.ref
+    server.save(update_fields=["runtime_ref", "updated_at"])
+    ctx.explain(f"Listening on {server.bind_address}:{server.port}")
+
+
+def await_login(ctx: Context) -> None:
+    """Poll with real logins until the server answers; says why when it died instead."""
+    server = ctx.server
+    candidates = wiring.admin_candidates(server)
+    next_look = 10
+    polls = 0
+    while True:
+        refused = None
+        for credentials in candidates:
+            try:
+                ctx.engine.probe(server.control_endpoint, credentials, timeout_seconds=2)
+                _seen_running(ctx)
+                return
+            except domain.ServerNotReady:
+                refused = None
+                break
+            except domain.LoginRefused as error:
+                refused = error
+        if refused is not None:
+            raise StepFailed("login_refused", "The server answers, but refuses NovaStack's own login.", retryable=False)
+        polls += 1
+        if polls == next_look:
+            next_look = polls + 40
+            _fail_if_dead(ctx)
+        ctx.sleep(0.03 if polls < 100 else 0.25)
+
+
+def _seen_running(ctx: Context) -> None:
+    server = ctx.server
+    server.observed_state, server.observed_detail = ObservedState.RUNNING, ""
+    server.observed_at = server.started_at = now()
+    server.save(update_fields=["observed_state", "observed_detail", "observed_at", "started_at", "updated_at"])
+
+
+def _fail_if_dead(ctx: Context) -> None:
+    seen = ctx.runtime.observe([ctx.server.handle])[ctx.server.handle]
+    if seen.state in {domain.ServerState.STOPPED, domain.ServerState.ABSENT}:
+        lines = [line.decode("utf-8", "replace") for line in ctx.runtime.logs(ctx.server.handle, tail=5)]
+        reason = seen.detail or (lines[-1] if lines else "no reason given")
+        for line in lines:
+            ctx.say(line, level="error")
+        raise StepFailed("server_exited", f"The server ended while starting: {reason}"[:500])
+    if seen.state == domain.ServerState.UNREACHABLE:
+        raise domain.RuntimeUnreachable(seen.detail or "The runtime can't be reached.")
+
+
+def check_identity(ctx: Context) -> None:
+    """The data behind the login is the data of this server (rule 9)."""
+    server = ctx.server
+    ctx.guard()
+    with wiring.admin_session(ctx.engine, server) as admin:
+        found = admin.system_identifier()
+    if server.system_identifier and found != server.system_identifier:
+        raise StepFailed("data_missing", "The server runs on data that is not its own.", retryable=False)
+
+
+def stop_server(ctx: Context) -> None:
+    """Stop, in slices shorter than the lease, and look that it is so."""
+    writes_allowed(ctx)
+    server = ctx.server
+    DatabaseServer.objects.filter(pk=server.pk).update(desired_state=ServerDesired.STOPPED)
+    if server.initialised_at is None and not server.runtime_ref:
+        ctx.explain("There is no server.")
+        return
+    ctx.guard()
+    ctx.runtime.stop(server.handle, grace_seconds=15)
+    seen = ctx.runtime.observe([server.handle])[server.handle]
+    if seen.state == domain.ServerState.UNREACHABLE:
+        raise domain.RuntimeUnreachable(seen.detail or "The runtime can't be reached.")
+    if seen.state not in {domain.ServerState.STOPPED, domain.ServerState.ABSENT}:
+        raise StepFailed("not_stopped", "The server still runs after it was told to stop.")
+    server.observed_state, server.observed_detail, server.observed_at = seen.state.value, "", now()
+    server.started_at = None
+    server.save(update_fields=["observed_state", "observed_detail", "observed_at", "started_at", "updated_at"])
+
+
+def prove_tenant(ctx: Context) -> None:
+    """A real login as the tenant, and one as ourselves; the stored password is the one that works."""
+    login = ctx.role(RoleKind.LOGIN)
+    secret = login.secret
+    if secret is None:
+        raise StepFailed("internal_error", "The login has no password.", retryable=False)
+    try:
+        version = ctx.engine.verify_tenant(ctx.server.control_endpoint, ctx.names, secret.open())
+    except domain.LoginRefused:
+        if ctx.project.ready_at is None:
+            raise
+        # A tenant may change its own password (rule 19): that is not our failure, and we say so.
+        ctx.say("The tenant's password was changed outside of NovaStack; rotate it to get one that is known here.",
+                level="warning")  # fmt: skip
+        ctx.explain("The password was changed outside of NovaStack.")
+        return
+    ctx.explain(f"Logged in as {login.name}, server {version}")
+    ctx.say(f"Logged in as {login.name}; server {version}.")

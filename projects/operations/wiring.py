@@ -1,0 +1,99 @@
+"""From rows to what drivers take: specs, names, credentials."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from decimal import Decimal
+
+from django.conf import settings
+
+from novastack.common.models import Install
+from projects import domain, registry
+from projects.engines.base import Engine, EngineAdmin
+from projects.models import Database, DatabaseRole, DatabaseServer, Project, Region, RoleKind
+from projects.runtimes.base import Runtime
+
+_install_id: str | None = None
+
+
+def install_id() -> str:
+    """This install's id; it never changes while a process lives (tests run in one database)."""
+    global _install_id
+    if _install_id is None or settings.TESTING:
+        _install_id = str(Install.load().install_id)
+    return _install_id
+
+
+def runtime_of(region: Region) -> Runtime:
+    return registry.runtime(region.runtime, install_id=install_id(), config=region.config)
+
+
+def tenant_names(database: Database) -> domain.TenantNames:
+    roles = {role.kind: role for role in sorted(database.roles.all(), key=lambda r: r.created_at, reverse=True)}
+    login = roles[RoleKind.LOGIN]
+    return domain.TenantNames(
+        database=database.name,
+        owner=roles[RoleKind.OWNER].name,
+        group=roles[RoleKind.GROUP].name,
+        login=login.name,
+        control=roles[RoleKind.CONTROL].name,
+        connection_limit=login.connection_limit,
+    )
+
+
+def limits_of(server: DatabaseServer) -> domain.Limits:
+    return domain.Limits(memory_bytes=server.memory_bytes, cpus=float(Decimal(server.cpus)))
+
+
+def server_request(server: DatabaseServer, *, burst: bool = False) -> domain.ServerRequest:
+    """What the engine turns into a spec. The image is the pinned one (rule 12)."""
+    labels = {"io.novastack.project": str(server.project_uuid)} if server.project_uuid else {}
+    return domain.ServerRequest(
+        handle=server.handle,
+        version=server.version,
+        image=server.image_digest or server.image,
+        publish=domain.Endpoint(server.bind_address, server.port or 0),
+        limits=limits_of(server),
+        max_connections=server.max_connections,
+        admin=domain.Credentials(server.admin_username, server.admin_secret.open()),
+        labels=labels,
+        burst=burst,
+    )
+
+
+def admin_candidates(server: DatabaseServer) -> list[domain.Credentials]:
+    """The pending password first, then the current one: after a crash either may be the right one (rule 20)."""
+    secrets = [s.open() for s in (server.admin_pending_secret, server.admin_secret) if s is not None]
+    return [domain.Credentials(server.admin_username, secret) for secret in secrets]
+
+
+def admin_session(engine: Engine, server: DatabaseServer) -> AbstractContextManager[EngineAdmin]:
+    """An admin session with whichever stored password works. Raises as `Engine.admin` does."""
+    candidates = admin_candidates(server)
+    for credentials in candidates[:-1]:
+        try:
+            engine.probe(server.control_endpoint, credentials)
+        except domain.LoginRefused:
+            continue
+        return engine.admin(server.control_endpoint, credentials)
+    return engine.admin(server.control_endpoint, candidates[-1])
+
+
+def role_candidates(role: DatabaseRole) -> list[str]:
+    return [s.open() for s in (role.pending_secret, role.secret) if s is not None]
+
+
+def connection_info(project: Project, database: Database) -> domain.ConnectionInfo:
+    """What a client needs, with the password in the clear: for an audited answer only."""
+    role = database.roles.filter(kind=RoleKind.LOGIN).order_by("created_at").first()
+    if role is None or role.secret is None:
+        raise LookupError("the project has no login role yet")
+    return domain.ConnectionInfo(
+        engine=project.engine,
+        host=project.endpoint.host,
+        port=project.endpoint.port,
+        database=database.name,
+        username=role.name,
+        password=role.secret.open(),
+        tls=False,
+    )
