@@ -18,10 +18,9 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from novastack.embedded.paths import make_home, state_folder, write_private
-from projects.runtimes.process_accounts import ensure_account, give_tree
+from projects.runtimes.process_accounts import as_account, ensure_account, give_tree
 from projects.runtimes.process_binaries import Found, bundled_places, find, reachable, standard_search_path
 from projects.runtimes.process_launch import LaunchLocked, launch
 from projects.runtimes.process_table import ProcessRef, stop_family
@@ -139,11 +138,11 @@ class EmbeddedPostgres:
         sync = [] if self.durable else ["--no-sync"]
         try:
             done = subprocess.run(
-                [str(found.program("initdb")), "-D", str(fresh), "-U", ACCOUNT, f"--pwfile={pwfile}",
-                 "-A", "scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--data-checksums",
+                [str(found.program("initdb")), "-D", str(fresh), "-U", ACCOUNT, f"--pwfile={pwfile}", "-A",
+                 "scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--data-checksums",
                  "--no-instructions", *sync],
                 capture_output=True, text=True, check=False, timeout=120, cwd="/", stdin=subprocess.DEVNULL,
-                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}, **self._as_account(),
+                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}, **as_account(self.account),
             )  # fmt: skip
         finally:
             pwfile.unlink(missing_ok=True)
@@ -153,11 +152,6 @@ class EmbeddedPostgres:
         if self.data.is_dir():
             self.data.rmdir()
         fresh.rename(self.data)
-
-    def _as_account(self) -> dict[str, Any]:
-        if os.geteuid() != 0 or self.account.is_current:
-            return {}
-        return {"user": self.account.uid, "group": self.account.gid, "extra_groups": []}
 
     def _launch(self, found: Found) -> None:
         if self.log.is_file() and self.log.stat().st_size > 10 << 20:

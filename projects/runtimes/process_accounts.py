@@ -12,6 +12,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _FALLBACKS = ("postgres", "nobody")
@@ -126,3 +127,10 @@ def give_tree(folder: Path, account: Account) -> None:
         for name in (*folders, *files):
             os.lchown(Path(parent) / name, account.uid, account.gid)
     os.lchown(folder, account.uid, account.gid)
+
+
+def as_account(account: Account) -> dict[str, Any]:
+    """Arguments for `subprocess` that make the child run as `account`; empty when that is what we are."""
+    if os.geteuid() != 0 or account.is_current:
+        return {}
+    return {"user": account.uid, "group": account.gid, "extra_groups": []}

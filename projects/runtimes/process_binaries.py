@@ -91,6 +91,16 @@ def find(
     return None
 
 
+def installed(program: str, search: SearchPath) -> list[str]:
+    """Every version of `program` that `search` leads to, for people."""
+    versions = set()
+    for place in search("*"):
+        path = place.bin / program
+        if path.is_file() and os.access(path, os.X_OK):
+            versions.add(_version_of(path.resolve(), ("--version",), path.stat().st_mtime))
+    return sorted(versions - {""})
+
+
 def reachable(found: Found, account: Account, state: Path) -> Found:
     """`found`, or a copy of it under `state` when `account` can't reach the original. Copied once per version."""
     if can_reach(found.place.bin, account) and can_reach(found.place.base, account):

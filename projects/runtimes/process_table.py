@@ -45,7 +45,7 @@ def read_stat(pid: int | str) -> Stat | None:
         state=fields[0].decode(),
         parent=int(fields[1]),
         session=int(fields[3]),
-        cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
+        cpu_seconds=sum(map(int, fields[11:15])) / _TICKS,  # its own, and that of children that have ended
         start_ticks=int(fields[19]),
         rss_bytes=int(fields[21]) * _PAGE,
     )
