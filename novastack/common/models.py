@@ -69,3 +69,22 @@ class IdempotencyRecord(BaseModel):
 
     def __str__(self) -> str:
         return f"{self.route} {self.key}"
+
+
+class Heartbeat(models.Model):
+    """When a process of this install (`worker:<queue>`, `beat`) was last seen; `readyz` and health read it."""
+
+    name = models.CharField(max_length=80, primary_key=True)
+    at = models.DateTimeField(default=now)
+    detail = models.JSONField(default=dict, blank=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def touch(cls, name: str, **detail: object) -> None:
+        """I live. One statement; cheap enough for every tick."""
+        cls.objects.update_or_create(name=name, defaults={"at": now(), "detail": detail})

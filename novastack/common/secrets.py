@@ -105,7 +105,7 @@ class Sealed:
     __str__ = __repr__
 
 
-class EncryptedField(models.TextField[Any, Any]):
+class EncryptedField(models.TextField):  # type: ignore[type-arg]  # not subscriptable at run time
     """A nullable text column that holds a `Sealed`. Bound to (label.model.field, primary key); `.update()` is refused.
 
     The primary key must be set before saving, which UUIDv7 keys are.

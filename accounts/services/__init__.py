@@ -1,0 +1,54 @@
+"""What can be done to accounts. Pages, API, admin and commands all call these; each is atomic and audited."""
+
+from accounts.services.audit import record
+from accounts.services.invitations import (
+    invitation_accept,
+    invitation_by_token,
+    invitation_revoke,
+    member_invite,
+)
+from accounts.services.organizations import (
+    member_change_role,
+    member_remove,
+    organization_create,
+    organization_delete,
+    organization_delete_guards,
+    organization_for,
+    organization_select,
+    organization_update,
+)
+from accounts.services.tokens import token_create, token_revoke
+from accounts.services.users import (
+    password_change,
+    personal_organization_ensure,
+    profile_update,
+    registration_open,
+    user_create,
+    user_register,
+    user_sign_out_everywhere,
+)
+
+__all__ = [
+    "invitation_accept",
+    "invitation_by_token",
+    "invitation_revoke",
+    "member_change_role",
+    "member_invite",
+    "member_remove",
+    "organization_create",
+    "organization_delete",
+    "organization_delete_guards",
+    "organization_for",
+    "organization_select",
+    "organization_update",
+    "password_change",
+    "personal_organization_ensure",
+    "profile_update",
+    "record",
+    "registration_open",
+    "token_create",
+    "token_revoke",
+    "user_create",
+    "user_register",
+    "user_sign_out_everywhere",
+]
