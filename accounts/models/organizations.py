@@ -23,7 +23,7 @@ class Organization(BaseModel):
     name = models.CharField(max_length=80)
     slug = models.SlugField(max_length=63, unique=True, editable=False, help_text="Immutable.")
     personal = models.BooleanField(default=False, editable=False, help_text="Made with its owner's account.")
-    max_projects = models.PositiveIntegerField(default=20)
+    max_projects = models.PositiveIntegerField(default=40)
     max_memory_bytes = models.PositiveBigIntegerField(default=16 * GIB)
     max_storage_bytes = models.PositiveBigIntegerField(default=200 * GIB)
 

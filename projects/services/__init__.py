@@ -1,0 +1,27 @@
+"""What views, API, admin and commands all call. Keyword-only, atomic, validated first, audited; they return models."""
+
+from projects.services.actions import (
+    operation_cancel,
+    operation_retry,
+    project_action,
+    project_delete,
+    project_purge,
+)
+from projects.services.changes import project_update
+from projects.services.connections import connection_reveal
+from projects.services.creation import ProjectRequest, project_create, slug_preview
+from projects.services.quotas import usage_of
+
+__all__ = [
+    "ProjectRequest",
+    "connection_reveal",
+    "operation_cancel",
+    "operation_retry",
+    "project_action",
+    "project_create",
+    "project_delete",
+    "project_purge",
+    "project_update",
+    "slug_preview",
+    "usage_of",
+]

@@ -1,0 +1,230 @@
+"""Actions on a project and on operations. Each records an operation; none touches a runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import transaction
+
+from accounts.models import Organization
+from accounts.permissions import Capability, Principal, require
+from accounts.services import audit
+from novastack.common.clock import now
+from novastack.common.errors import (
+    ActionNotAllowed,
+    ConfirmMismatch,
+    ConfirmRequired,
+    Conflict,
+    NameTaken,
+    NotFound,
+)
+from projects.models import Database, DesiredStatus, Operation, OperationState, Project, ProjectStatus
+from projects.operations import base, status
+from projects.operations.queue import hint_on_commit, operation_create
+from projects.services import quotas, validation
+from projects.services.creation import name_is_free
+
+S = ProjectStatus
+# action → the statuses in which it makes sense, and what to say otherwise
+ALLOWED: dict[str, tuple[set[str], str]] = {
+    "start": ({S.STOPPED, S.FAILED, S.NOT_AVAILABLE}, "Only a stopped project can be started."),
+    "stop": ({S.RUNNING, S.UNHEALTHY, S.FAILED, S.NOT_AVAILABLE}, "Only a running project can be stopped."),
+    "restart": ({S.RUNNING, S.UNHEALTHY, S.NOT_AVAILABLE}, "Only a running project can be restarted."),
+    "rotate_password": ({S.RUNNING, S.UNHEALTHY}, "The password can be rotated while the project runs."),
+    "undelete": ({S.RECYCLED}, "Only a project in the recycle bin can be undeleted."),
+    "retry": ({S.FAILED}, "Only a failed project can be retried."),
+}
+ACTIONS = tuple(ALLOWED)
+
+
+class DeletionProtected(Conflict):
+    code, title = "deletion_protected", "Deletion protection is on"
+
+
+def _locked(project: Project) -> Project:
+    return Project.objects.select_for_update(of=("self",)).select_related("organization", "plan", "region").get(
+        pk=project.pk
+    )  # fmt: skip
+
+
+def allowed_actions(project: Project) -> set[str]:
+    """What `project_action` would accept in the present status."""
+    found = {action for action, (statuses, _) in ALLOWED.items() if project.status in statuses}
+    if project.ready_at is None:
+        found -= {"start", "stop", "restart", "rotate_password"}
+    if project.purging_at is not None:
+        found.clear()
+    return found
+
+
+@transaction.atomic
+def project_action(
+    *, principal: Principal, project: Project, action: str, new_name: str | None = None, end_sessions: bool = False
+) -> Operation:
+    """Start, stop, restart, rotate_password, undelete, retry. Raises `ActionNotAllowed`, `OperationInProgress`."""
+    needed = Capability.PROJECT_DELETE if action == "undelete" else Capability.PROJECT_ACT
+    require(principal, project.organization_id, needed)
+    if action not in ALLOWED:
+        raise ActionNotAllowed(f"There is no action “{action[:40]}”; use one of: {', '.join(ACTIONS)}.")
+    project = _locked(project)
+    status.refresh([project.pk])
+    project.refresh_from_db(fields=["status", "status_detail"])
+    if action not in allowed_actions(project):
+        raise ActionNotAllowed(f"{ALLOWED[action][1]} It is {project.get_status_display().lower()} now.")
+    kind, params = action, {}
+    if action == "undelete":
+        kind = _prepare_undelete(project, new_name)
+    elif action == "retry":
+        kind = _prepare_retry(project)
+    elif action == "rotate_password":
+        params = {"end_sessions": end_sessions}
+    if kind in {"start", "restart"}:
+        project.desired_status = DesiredStatus.RUNNING
+    elif kind == "stop":
+        project.desired_status = DesiredStatus.STOPPED
+    project.save(update_fields=["desired_status", "updated_at"])
+    operation = operation_create(
+        project=project, kind=kind, params=params, created_by=principal.user, created_by_label=principal.label
+    )
+    _audit(principal, project, f"project.{action}", operation)
+    return operation
+
+
+def _prepare_retry(project: Project) -> str:
+    """A failed provision is done again from the start; anything else is brought to what is desired."""
+    if project.ready_at is None:
+        return "provision"
+    return "stop" if project.desired_status == DesiredStatus.STOPPED else "start"
+
+
+def _prepare_undelete(project: Project, new_name: str | None) -> str:
+    organization = Organization.objects.select_for_update().get(pk=project.organization_id)
+    if new_name is not None:
+        project.name = validation.clean_name(new_name)
+    if not name_is_free(organization, project.name, besides=project.pk):
+        raise NameTaken(f"The name “{project.name}” was given to another project since; give a new one (`name`).")
+    quotas.check(organization, projects=1, memory_bytes=project.memory_bytes)
+    project.recycled_at = project.recycle_until = None
+    project.desired_status = DesiredStatus.RUNNING
+    project.save(update_fields=["name", "recycled_at", "recycle_until", "desired_status", "updated_at"])
+    return "undelete" if project.ready_at is not None else "provision"
+
+
+def check_confirm(project: Project, confirm: str | None) -> None:
+    """The typed slug (rule 43)."""
+    if not confirm:
+        raise ConfirmRequired(f"Type the project's slug, “{project.slug}”, to confirm.")
+    if confirm != project.slug:
+        raise ConfirmMismatch(f"That is not the slug of this project; it is “{project.slug}”.")
+
+
+@transaction.atomic
+def project_delete(*, principal: Principal, project: Project) -> Operation:
+    """Into the recycle bin. Always accepted unless protected: a running operation is asked to cancel (rule 5)."""
+    require(principal, project.organization_id, Capability.PROJECT_DELETE)
+    project = _locked(project)
+    if project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}:
+        raise ActionNotAllowed("The project is deleted already; see the recycle bin.")
+    _refuse_protected(project)
+    project.desired_status = DesiredStatus.RECYCLED
+    project.save(update_fields=["desired_status", "updated_at"])
+    operation = operation_create(
+        project=project, kind="delete", queue_behind=True, created_by=principal.user, created_by_label=principal.label
+    )
+    _audit(principal, project, "project.deleted", operation)
+    return operation
+
+
+@transaction.atomic
+def project_purge(*, principal: Principal | None, project: Project, confirm: str | None = None) -> Operation:
+    """Server and data for good. Needs the typed slug, but for the clean-up of the recycle bin (`principal=None`)."""
+    if principal is not None:
+        require(principal, project.organization_id, Capability.PROJECT_PURGE)
+        check_confirm(project, confirm)
+    project = _locked(project)
+    if project.desired_status == DesiredStatus.ABSENT:
+        raise ActionNotAllowed("The project is being removed already.")
+    _refuse_protected(project)
+    project.desired_status = DesiredStatus.ABSENT
+    project.save(update_fields=["desired_status", "updated_at"])
+    operation = operation_create(
+        project=project, kind="purge", queue_behind=True,
+        created_by=principal.user if principal else None,
+        created_by_label=principal.label if principal else "recycle bin clean-up",
+    )  # fmt: skip
+    _audit(principal, project, "project.purged", operation)
+    return operation
+
+
+def _refuse_protected(project: Project) -> None:
+    if project.deletion_protection:
+        raise DeletionProtected("Turn deletion protection off in the project's settings first.")
+
+
+def _project_of(operation: Operation) -> Project:
+    project = Project.objects.filter(pk=operation.project_uuid).first()
+    if project is None:
+        raise NotFound("The project of this operation is gone.")
+    return project
+
+
+def _require_for(principal: Principal, operation: Operation) -> None:
+    if operation.organization_id is None:
+        raise NotFound
+    require(principal, operation.organization_id, Capability.PROJECT_ACT)
+
+
+@transaction.atomic
+def operation_cancel(*, principal: Principal, operation: Operation) -> Operation:
+    """Ask a live operation to stop and undo what it did. Kinds that roll forward can't be cancelled once they began."""
+    _require_for(principal, operation)
+    operation = Operation.objects.select_for_update().get(pk=operation.pk)
+    definition = base.definition_of(operation.kind, operation.definition_version)
+    if not operation.live:
+        raise ActionNotAllowed(f"The operation has {operation.get_state_display().lower()}.")
+    if definition is None or not definition.cancellable:
+        raise ActionNotAllowed(f"“{base.titles().get(operation.kind, operation.kind)}” can't be cancelled.")
+    operation.cancel_requested_at = operation.cancel_requested_at or now()
+    operation.next_attempt_at = None
+    operation.save(update_fields=["cancel_requested_at", "next_attempt_at", "updated_at"])
+    hint_on_commit(operation.pk)
+    audit.record(
+        principal, "operation.cancelled", organization_id=operation.organization_id,
+        project_id=operation.project_uuid, project_name=operation.project_name, target=operation.kind,
+    )  # fmt: skip
+    return operation
+
+
+@transaction.atomic
+def operation_retry(*, principal: Principal, operation: Operation) -> Operation:
+    """A waiting operation goes on at once; for a failed one, its project is retried as a new operation."""
+    _require_for(principal, operation)
+    operation = Operation.objects.select_for_update().get(pk=operation.pk)
+    if operation.live:
+        if operation.next_attempt_at is None:
+            raise ActionNotAllowed("The operation is at work; there is nothing to retry.")
+        operation.next_attempt_at = None
+        operation.save(update_fields=["next_attempt_at", "updated_at"])
+        hint_on_commit(operation.pk)
+        return operation
+    if operation.state == OperationState.SUCCEEDED:
+        raise ActionNotAllowed("The operation has succeeded.")
+    project = _project_of(operation)
+    if operation.kind == "purge" and project.desired_status == DesiredStatus.ABSENT:
+        return _again(principal, project, "purge")
+    if operation.kind == "delete" and project.desired_status == DesiredStatus.RECYCLED:
+        return _again(principal, project, "delete")
+    if operation.kind in {"rotate_password", "resize"} and Database.objects.filter(project=project).exists():
+        return _again(principal, project, operation.kind)
+    return project_action(principal=principal, project=project, action="retry")
+
+
+def _again(principal: Principal, project: Project, kind: str) -> Operation:
+    return operation_create(project=project, kind=kind, created_by=principal.user, created_by_label=principal.label)
+
+
+def _audit(principal: Principal | None, project: Project, action: str, operation: Operation) -> Any:
+    return audit.record(
+        principal, action, organization=project.organization, project_id=project.pk, project_name=project.name,
+        target=project.slug, data={"operation": str(operation.pk)},
+    )  # fmt: skip

@@ -1,0 +1,213 @@
+"""A person asks for a database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import Any
+from uuid import UUID
+
+from django.db import IntegrityError, transaction
+from django.db.models import Q
+from django.db.models.functions import Lower
+
+from accounts.models import Organization
+from accounts.permissions import Capability, Principal, require
+from accounts.services import audit
+from novastack.common.errors import Invalid, NameTaken, Problem
+from novastack.common.ids import slug_from
+from novastack.common.secrets import Sealed, random_password
+from projects import registry
+from projects.engines.base import Engine
+from projects.models import (
+    Database,
+    DatabaseRole,
+    DatabaseServer,
+    Endpoint,
+    Exposure,
+    Placement,
+    Plan,
+    Project,
+    Region,
+    RoleKind,
+)
+from projects.operations import locks, steps
+from projects.operations.base import StepFailed
+from projects.operations.queue import operation_create
+from projects.services import quotas, validation
+
+PLATFORM_CONNECTIONS = 10  # ours, the superuser's reserve and parallel workers, above what is promised to tenants
+MIN_MEMORY_BYTES = 128 * 2**20
+MIN_CPUS = Decimal("0.1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectRequest:
+    """What `POST projects/` and the page's form ask for; None or empty: the default."""
+
+    name: Any
+    engine: str = "postgresql"
+    version: str | None = None
+    description: str = ""
+    region: str | None = None
+    plan: str | None = None
+    placement: str = Placement.DEDICATED
+    database_name: str | None = None
+    username: str | None = None
+    limits: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    exposure: str = Exposure.LOCAL
+    tls_required: bool = False
+    deletion_protection: bool = False
+
+
+class PortsUsedUp(Problem):
+    status, code, title = 409, "no_free_port", "All ports of the region are in use"
+
+
+def slug_preview(organization: Organization, name: str) -> str:
+    """The slug that a project of this name would get now."""
+    base = slug_from(name, fallback="project")
+    taken = set(
+        Project.objects.filter(Q(slug=base) | Q(slug__startswith=f"{base}-"), organization=organization)
+        .values_list("slug", flat=True)
+    )  # fmt: skip
+    if base not in taken:
+        return base
+    return next(f"{base}-{n}" for n in range(2, len(taken) + 3) if f"{base}-{n}" not in taken)
+
+
+def name_is_free(organization: Organization, name: str, *, besides: UUID | None = None) -> bool:
+    """Names are unique among the organization's live projects, whatever their case."""
+    rows = Project.objects.live().annotate(low=Lower("name")).filter(organization=organization, low=name.lower())
+    return not rows.exclude(pk=besides).exists()
+
+
+def clean_limits(limits: dict[str, Any], plan: Plan) -> tuple[int, Decimal]:
+    """memory_bytes and cpus within the plan; the plan's own where not given."""
+    unknown = set(limits) - {"memory_bytes", "cpus"}
+    if unknown:
+        raise Invalid.field(f"limits.{min(unknown)}", "invalid", "Limits are `memory_bytes` and `cpus`.")
+    memory, cpus = limits.get("memory_bytes", plan.memory_bytes), limits.get("cpus", plan.cpus)
+    if isinstance(memory, bool) or not isinstance(memory, int):
+        raise Invalid.field("limits.memory_bytes", "invalid", "Give a whole number of bytes.")
+    if not MIN_MEMORY_BYTES <= memory <= plan.memory_bytes:
+        raise Invalid.field("limits.memory_bytes", "out_of_range",
+                            f"Between {MIN_MEMORY_BYTES} and the plan's {plan.memory_bytes} bytes.")  # fmt: skip
+    try:
+        cores = Decimal(str(cpus)).quantize(Decimal("0.01"))
+    except (InvalidOperation, ValueError):
+        raise Invalid.field("limits.cpus", "invalid", "Give a number of cores, such as 0.5.") from None
+    if not MIN_CPUS <= cores <= plan.cpus:
+        raise Invalid.field("limits.cpus", "out_of_range", f"Between {MIN_CPUS} and the plan's {plan.cpus} cores.")
+    return memory, cores
+
+
+def _engine_and_version(request: ProjectRequest) -> tuple[Engine, str]:
+    known = registry.engines()
+    if request.engine not in known:
+        raise Invalid.field("engine", "unknown", f"Use one of: {', '.join(sorted(known))}.")
+    engine = registry.engine(request.engine)
+    version = request.version or engine.default_version
+    if version not in {v.version for v in engine.versions}:
+        raise Invalid.field("version", "unknown", f"Use one of: {', '.join(v.version for v in engine.versions)}.")
+    return engine, version
+
+
+def _region_and_plan(request: ProjectRequest) -> tuple[Region, Plan]:
+    regions = Region.objects.filter(enabled=True).exclude(runtime="").order_by("created_at")
+    region = regions.filter(slug=request.region).first() if request.region else regions.first()
+    if region is None:
+        raise Invalid.field("region", "unknown", "There is no such available region; see `regions/`.")
+    plans = Plan.objects.filter(enabled=True).order_by("-is_default", "position")
+    plan = plans.filter(slug=request.plan).first() if request.plan else plans.first()
+    if plan is None:
+        raise Invalid.field("plan", "unknown", "There is no such plan; see `plans/`.")
+    return region, plan
+
+
+@transaction.atomic
+def project_create(*, principal: Principal, organization: Organization, request: ProjectRequest) -> Project:
+    """Rows for a project, its address, server, database and roles, and the operation that makes them real.
+
+    Raises `Invalid` with the field, `NameTaken`, `QuotaExceeded`, `PermissionDenied`, `NotFound`.
+    """
+    require(principal, organization, Capability.PROJECT_CREATE)
+    name = validation.clean_name(request.name)
+    engine, version = _engine_and_version(request)
+    region, plan = _region_and_plan(request)
+    if request.placement != Placement.DEDICATED:
+        raise Invalid.field("placement", "not_available", "Only `dedicated` is available in this release.")
+    if request.exposure not in Exposure.values:
+        raise Invalid.field("exposure", "invalid", "Use `local` or `public`.")
+    if request.exposure == Exposure.PUBLIC and not region.public_address:
+        raise Invalid.field("exposure", "not_available", f"{region.name} publishes on its own host only.")
+    if request.tls_required:
+        raise Invalid.field("tls_required", "not_available", "TLS is not offered by this region yet.")
+    memory, cpus = clean_limits(request.limits, plan)
+    description, labels = validation.clean_description(request.description), validation.clean_labels(request.labels)
+
+    organization = Organization.objects.select_for_update().get(pk=organization.pk)
+    slug = slug_preview(organization, name)
+    database_name = _identifier(engine, request.database_name, slug, field="database_name")
+    username = _identifier(engine, request.username, slug, field="username", suffix="_user")
+    if not name_is_free(organization, name):
+        raise NameTaken(f"A project named “{name}” exists; choose another name.")
+    quotas.check(organization, projects=1, memory_bytes=memory, storage_bytes=plan.storage_bytes)
+    project = Project.objects.create(
+        organization=organization, name=name, slug=slug, description=description, labels=labels,
+        engine=engine.name, version=version, region=region, plan=plan, placement=request.placement,
+        memory_bytes=memory, cpus=cpus, storage_bytes=plan.storage_bytes, exposure=request.exposure,
+        deletion_protection=request.deletion_protection, created_by=principal.user,
+    )  # fmt: skip
+    _server_rows(project, engine, database_name=database_name, username=username)
+    operation_create(project=project, kind="provision", created_by=principal.user, created_by_label=principal.label)
+    audit.record(
+        principal, "project.created", organization=organization, project_id=project.pk, project_name=project.name,
+        target=project.slug, data={"engine": engine.name, "version": version, "region": region.slug, "plan": plan.slug},
+    )  # fmt: skip
+    project.refresh_from_db()
+    return project
+
+
+def _identifier(engine: Engine, value: str | None, slug: str, *, field: str, suffix: str = "") -> str:
+    if value in (None, ""):
+        return validation.suggest_identifier(engine, slug, suffix=suffix)
+    return validation.clean_identifier(engine, value, field=field)
+
+
+def _server_rows(project: Project, engine: Engine, *, database_name: str, username: str) -> None:
+    region, plan = project.region, project.plan
+    public = project.exposure == Exposure.PUBLIC
+    bind = region.public_address if public else region.bind_address
+    locks.lock_subject(locks.subject_of("ports", region.pk))
+    try:
+        port = steps.free_port(region)
+    except StepFailed as error:
+        raise PortsUsedUp(error.detail) from None
+    Endpoint.objects.create(
+        project=project, project_uuid=project.pk, region=region, host=region.client_host, port=port,
+        control_host=region.control_host, control_port=port, bind_address=bind,
+    )  # fmt: skip
+    server = DatabaseServer.objects.create(
+        region=region, engine=engine.name, version=project.version, project_uuid=project.pk, bind_address=bind,
+        port=port, control_host=region.control_host, memory_bytes=project.memory_bytes, cpus=project.cpus,
+        max_connections=plan.connection_limit + PLATFORM_CONNECTIONS, admin_username=engine.bootstrap_username,
+        admin_secret=Sealed.of(random_password()), runtime=region.runtime,
+    )  # fmt: skip
+    database = Database.objects.create(project=project, server=server, name=database_name)
+    stem = f"nvs_{project.pk.hex[-12:]}"
+    _role(database, RoleKind.OWNER, f"{stem}_owner")
+    _role(database, RoleKind.GROUP, f"{stem}_group")
+    _role(database, RoleKind.CONTROL, f"{stem}_control", secret=True, limit=3)
+    try:
+        _role(database, RoleKind.LOGIN, username, secret=True, limit=plan.connection_limit)
+    except IntegrityError:
+        raise Invalid.field("username", "reserved", "This name is reserved; choose another one.") from None
+
+
+def _role(database: Database, kind: RoleKind, name: str, *, secret: bool = False, limit: int = 20) -> DatabaseRole:
+    return DatabaseRole.objects.create(
+        database=database, server=database.server, kind=kind, name=name, connection_limit=limit,
+        secret=Sealed.of(random_password()) if secret else None,
+    )  # fmt: skip
