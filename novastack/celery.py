@@ -1,10 +1,11 @@
 """Celery: carries hints (an operation's id), never truth, never a secret."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import structlog
-from celery import Celery
+from celery import Celery, bootsteps
 from celery.signals import task_postrun, task_prerun
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "novastack.settings")
@@ -12,6 +13,23 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "novastack.settings")
 app = Celery("novastack")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
+
+
+class Heartbeat(bootsteps.StartStopStep):
+    """Touches the file that NOVASTACK_HEARTBEAT_FILE names every 10 s from the worker's event loop.
+
+    A container's health check reads its age: a worker that hangs, or that waits for its broker, stops touching it.
+    """
+
+    requires = {"celery.worker.components:Timer"}
+
+    def start(self, parent: Any) -> None:
+        file = os.environ.get("NOVASTACK_HEARTBEAT_FILE", "")
+        if file:
+            parent.timer.call_repeatedly(10.0, Path(file).touch)
+
+
+app.steps["worker"].add(Heartbeat)
 
 
 @task_prerun.connect
