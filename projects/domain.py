@@ -123,6 +123,12 @@ class ServerNotReady(EngineError):
     code = "server_not_ready"
 
 
+class ServerBusy(EngineError):
+    """The server answered: it is up, and has no connection left for us."""
+
+    code = "server_busy"
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """An address of a server: what a client, or a worker, connects to."""

@@ -40,7 +40,7 @@ class EngineAdmin(ABC):
 
     @abstractmethod
     def set_password(self, username: str, password: str) -> None:
-        """Set a login's password through a client-made verifier: clear text never reaches the server's logs (rule 20)."""
+        """Set a login's password by a client-made verifier: clear text never reaches the server's logs (rule 20)."""
 
     @abstractmethod
     def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:

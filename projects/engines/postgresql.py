@@ -1,0 +1,203 @@
+"""PostgreSQL 15 to 18: the official image's contract, and how a server and a tenant's place on it are made."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from projects.domain import (
+    Capability,
+    ConnectionInfo,
+    Credentials,
+    Endpoint,
+    EngineError,
+    EngineVersion,
+    ProcessProgram,
+    ServerRequest,
+    ServerSpec,
+    TenantNames,
+)
+from projects.engines import postgresql_names, postgresql_snippets
+from projects.engines.base import Engine, EngineAdmin
+from projects.engines.postgresql_admin import RESERVED_CONNECTIONS, SUPERUSER_CONNECTIONS, PostgreSQLAdmin
+from projects.engines.postgresql_session import RoleFull, connect, translated
+
+MIB = 1024**2
+SECRET = "bootstrap"  # noqa: S105 - the name of a file
+
+
+class PostgreSQL(Engine):
+    name: ClassVar[str] = "postgresql"
+    title: ClassVar[str] = "PostgreSQL"
+    short: ClassVar[str] = "PG"
+    default_port: ClassVar[int] = 5432
+    # End of life: https://www.postgresql.org/support/versioning/
+    versions: ClassVar[tuple[EngineVersion, ...]] = (
+        EngineVersion("18", "2030-11-14", default=True),
+        EngineVersion("17", "2029-11-08"),
+        EngineVersion("16", "2028-11-09"),
+        EngineVersion("15", "2027-11-11", deprecated=True),
+    )
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.POOL, Capability.UPGRADE, Capability.DUAL_PASSWORD, Capability.RENAME_DATABASE}
+    )
+    bootstrap_username: ClassVar[str] = "novastack"
+    official_image: ClassVar[str] = "postgres"
+
+    def server_spec(self, request: ServerRequest) -> ServerSpec:
+        major = int(request.version.partition(".")[0])
+        # From 18 on the official image wants the volume one level higher, so that pg_upgrade can link.
+        mount, sub = (
+            ("/var/lib/postgresql", f"{major}/docker") if major >= 18 else ("/var/lib/postgresql/data", "pgdata")
+        )
+        initdb = _initdb_arguments(major)
+        settings = [word for pair in _settings(request, major).items() for word in ("-c", "=".join(pair))]
+        return ServerSpec(
+            handle=request.handle,
+            engine=self.name,
+            version=request.version,
+            image=request.image,
+            port=self.default_port,
+            publish=request.publish,
+            limits=request.limits,
+            mount_path=mount,
+            data_subdir=sub,
+            initialised_file="PG_VERSION",
+            # Written by the first server that runs on the data, which is after initdb and pg_hba.conf.
+            completed_file="postmaster.opts",
+            entrypoint=("docker-entrypoint.sh",),
+            argv=("postgres", "-c", "listen_addresses=*", *settings),
+            env={
+                "PGDATA": f"{mount}/{sub}",
+                "LANG": "C.UTF-8",
+                "POSTGRES_USER": request.admin.username,
+                "POSTGRES_DB": "postgres",
+                "POSTGRES_PASSWORD_FILE": f"{mount}/.novastack/{SECRET}",
+                "POSTGRES_INITDB_ARGS": " ".join(initdb),
+            },
+            secret_files={SECRET: request.admin.password.encode()},
+            user="postgres",
+            tmpfs={"/tmp": "mode=1777,size=64m", "/run/postgresql": "mode=3777,size=1m"},  # noqa: S108
+            shm_bytes=max(64 * MIB, request.limits.memory_bytes // 4),
+            stop_signal="SIGINT",  # fast shutdown: sessions are ended, nothing is lost
+            labels=request.labels,
+            process=ProcessProgram(
+                binary="postgres",
+                init=(
+                    "initdb",
+                    "--pgdata={data}",
+                    f"--username={request.admin.username}",
+                    f"--pwfile={{secret:{SECRET}}}",
+                    *initdb,
+                ),
+                run=("postgres", "-D", "{data}", "-p", "{port}", "-h", "{host}", "-k", "", *settings),
+            ),
+            burst=request.burst,
+        )
+
+    @contextlib.contextmanager
+    def admin(
+        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5
+    ) -> Iterator[EngineAdmin]:
+        with connect(endpoint, credentials, timeout_seconds=timeout_seconds) as connection:
+            # CREATE and DROP DATABASE copy and remove files: they get more time than the login.
+            connection.bound_seconds = 16
+            admin = PostgreSQLAdmin(connection, endpoint, credentials)
+            with translated():
+                connection.execute("SET statement_timeout = '15s'")
+            yield admin
+
+    def probe(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 3) -> None:
+        try:
+            with connect(endpoint, credentials, timeout_seconds=timeout_seconds) as connection, translated():
+                connection.execute("SELECT 1")
+        except RoleFull:
+            return  # the password was checked, and the server is up: its login is just busy
+
+    def verify_tenant(self, endpoint: Endpoint, names: TenantNames, password: str) -> str:
+        credentials = Credentials(names.login, password, names.database)
+        with connect(endpoint, credentials, timeout_seconds=5) as connection, translated():
+            row = connection.execute(
+                "SELECT current_setting('server_encoding'), current_user::text, split_part(version(), ' ', 2),"
+                " bool_or(rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls)"
+                " FROM pg_roles WHERE rolname IN (session_user, current_user)"
+            ).fetchone()
+            assert row is not None  # noqa: S101 - an aggregate has a row
+            encoding, user, version, mighty = row
+            if encoding != "UTF8":
+                raise EngineError(f"the database is encoded in {encoding}, not UTF8")
+            if user != names.group:
+                raise EngineError("the login does not act as the tenant's group role")
+            if mighty:
+                raise EngineError("the tenant's role has rights that it must not have")
+            with connection.transaction(force_rollback=True):
+                connection.execute("CREATE TABLE public.novastack_verify (id integer)")
+                connection.execute("INSERT INTO public.novastack_verify VALUES (1)")
+                connection.execute("CREATE TEMPORARY TABLE novastack_verify_temporary (id integer)")
+            return str(version)
+
+    def validate_identifier(self, value: str) -> str:
+        return postgresql_names.validate(value)
+
+    def reserved_names(self) -> frozenset[str]:
+        return postgresql_names.RESERVED
+
+    def urls(self, info: ConnectionInfo) -> Mapping[str, str]:
+        return postgresql_snippets.urls(info)
+
+    def env(self, info: ConnectionInfo) -> Mapping[str, str]:
+        return postgresql_snippets.env(info)
+
+    def snippets(self, info: ConnectionInfo) -> Mapping[str, str]:
+        return postgresql_snippets.snippets(info)
+
+
+def _initdb_arguments(major: int) -> tuple[str, ...]:
+    """What can't be changed later (rule 15); the image's default would trust everybody inside the container (rule 21)."""
+    # C.UTF-8 of the builtin provider never changes its order under an index; libc's may with the system.
+    provider = ("--locale-provider=builtin",) if major >= 17 else ()
+    return (
+        "--encoding=UTF8",
+        "--locale=C.UTF-8",
+        *provider,
+        "--data-checksums",
+        "--auth-local=scram-sha-256",
+        "--auth-host=scram-sha-256",
+    )
+
+
+def _settings(request: ServerRequest, major: int) -> dict[str, str]:
+    """Settings by command line: no tenant and no file in the volume can override them. Sizes follow the memory limit."""
+    memory = request.limits.memory_bytes // MIB
+    reserved = RESERVED_CONNECTIONS if major >= 16 else 0
+    connections = request.max_connections + SUPERUSER_CONNECTIONS + RESERVED_CONNECTIONS
+    settings = {
+        "max_connections": str(connections),
+        "superuser_reserved_connections": str(SUPERUSER_CONNECTIONS + RESERVED_CONNECTIONS - reserved),
+        "shared_buffers": f"{max(16, memory // 4)}MB",
+        "effective_cache_size": f"{max(64, memory * 6 // 10)}MB",
+        "work_mem": f"{min(64, max(1, memory // (4 * connections)))}MB",
+        "maintenance_work_mem": f"{min(512, max(16, memory // 16))}MB",
+        "min_wal_size": "80MB",
+        "max_wal_size": f"{min(4096, max(256, memory))}MB",
+        "huge_pages": "off",
+        "temp_file_limit": "5GB",
+        "password_encryption": "scram-sha-256",
+        "wal_level": "logical",
+        "max_slot_wal_keep_size": "1GB",  # a forgotten slot must not fill the disk
+        "archive_mode": "on",
+        "archive_command": "/bin/true",
+        "logging_collector": "off",
+        "log_destination": "stderr",
+        "log_line_prefix": "%m [%p] %q%u@%d ",
+        "log_timezone": "UTC",
+        "timezone": "UTC",
+        "lc_messages": "C",
+        "log_statement": "none",
+        "log_min_duration_statement": "-1",
+        "log_lock_waits": "on",
+    }
+    if reserved:
+        settings["reserved_connections"] = str(reserved)
+    return settings

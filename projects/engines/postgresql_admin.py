@@ -1,0 +1,217 @@
+"""The administrative session of a PostgreSQL server: roles, databases, and what a tenant may do on them (rules 17, 18).
+
+A tenant's database belongs to a platform role. The tenant's group role owns the schema `public` and has CONNECT,
+CREATE and TEMP without grant option; logins are members and act as the group. So trusted extensions work, and whatever
+only an owner may do (DROP DATABASE, IS_TEMPLATE, CONNECTION LIMIT, GRANT CONNECT TO PUBLIC) is refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from psycopg import sql
+
+from projects.domain import Credentials, Endpoint, EngineError, ServerStats, TenantNames
+from projects.engines.base import EngineAdmin
+from projects.engines.postgresql_session import BoundedConnection, Row, connect, translated
+
+SUPERUSER_CONNECTIONS = 3
+RESERVED_CONNECTIONS = 5  # for control roles, so that a full database can still be seen to work
+CONTROL_CONNECTIONS = 5
+TEMP_FILE_LIMIT = "1GB"
+_NOT_YET = 0  # the database's connection limit while it is being made: only superusers get in
+_INVALID = -2  # an interrupted DROP DATABASE leaves this
+
+
+class PostgreSQLAdmin(EngineAdmin):
+    def __init__(self, connection: BoundedConnection, endpoint: Endpoint, credentials: Credentials) -> None:
+        self._connection = connection
+        self._endpoint = endpoint
+        self._credentials = credentials
+
+    # --- the server ---------------------------------------------------------------------------------------------------
+    def ping(self) -> None:
+        self._value("SELECT 1")
+
+    def system_identifier(self) -> str:
+        return str(self._value("SELECT system_identifier FROM pg_control_system()"))
+
+    def harden(self) -> None:
+        for database in ("postgres", "template1"):
+            self._do("REVOKE ALL ON DATABASE {} FROM PUBLIC", database)
+
+    def set_password(self, username: str, password: str) -> None:
+        self._do("ALTER ROLE {} PASSWORD {}", username, self._verifier(username, password))
+
+    # --- tenants ------------------------------------------------------------------------------------------------------
+    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
+        self._make_roles(names, login_password=login_password, control_password=control_password)
+        limit = self._value("SELECT datconnlimit FROM pg_database WHERE datname = %s", names.database)
+        if limit == _INVALID:
+            self._do("DROP DATABASE {}", names.database)
+            limit = None
+        if limit is None:
+            self._do(
+                "CREATE DATABASE {} OWNER {} TEMPLATE template0 ENCODING 'UTF8' CONNECTION LIMIT 0",
+                names.database,
+                names.owner,
+            )
+            limit = _NOT_YET
+        self._close_to_public(names)
+        if limit == _NOT_YET:
+            # Nobody but us has been inside: this is the only time that a superuser's session enters it.
+            self._own_schema(names)
+            self._do("ALTER DATABASE {} CONNECTION LIMIT -1", names.database)
+
+    def drop_tenant(self, names: TenantNames) -> None:
+        self.lock_tenant(names, locked=True)
+        if self._value("SELECT true FROM pg_database WHERE datname = %s", names.database):
+            self._do("ALTER DATABASE {} IS_TEMPLATE false", names.database)
+            for (slot,) in self._rows(
+                "SELECT slot_name FROM pg_replication_slots WHERE database = %s AND NOT active", names.database
+            ):
+                self._rows("SELECT pg_drop_replication_slot(%s)", slot)
+            self._do("DROP DATABASE IF EXISTS {} WITH (FORCE)", names.database)
+        for role in [*self._logins(names), names.control, names.group, names.owner]:
+            if self._role_exists(role):
+                self._do("DROP OWNED BY {}", role)  # what is granted to it on shared things
+                self._do("DROP ROLE IF EXISTS {}", role)
+
+    def lock_tenant(self, names: TenantNames, *, locked: bool) -> None:
+        logins = self._logins(names)
+        for role in logins:
+            self._do("ALTER ROLE {} NOLOGIN" if locked else "ALTER ROLE {} LOGIN", role)
+        if locked:
+            for role in logins:
+                self._end_all(role)
+
+    def end_sessions(self, username: str) -> int:
+        return len(
+            self._rows(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE usename = %s AND pid <> pg_backend_pid() AND backend_type = 'client backend'",
+                username,
+            )
+        )
+
+    def stats(self, database: str) -> ServerStats:
+        # Logins of a tenant: members of a role that can't log in itself and was granted CONNECT.
+        row = self._rows(
+            """
+            SELECT pg_database_size(d.oid),
+                   (SELECT count(*) FROM pg_stat_activity a WHERE a.datid = d.oid AND a.backend_type = 'client backend'
+                      AND a.pid <> pg_backend_pid()),
+                   (SELECT CASE WHEN bool_or(l.rolconnlimit < 0) THEN NULL ELSE sum(l.rolconnlimit) END
+                      FROM aclexplode(d.datacl) x
+                      JOIN pg_roles g ON g.oid = x.grantee AND NOT g.rolcanlogin AND g.oid <> d.datdba
+                      JOIN pg_auth_members m ON m.roleid = g.oid
+                      JOIN pg_roles l ON l.oid = m.member AND NOT l.rolsuper
+                     WHERE x.privilege_type = 'CONNECT'),
+                   current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,
+                   split_part(current_setting('server_version'), ' ', 1)
+              FROM pg_database d WHERE d.datname = %s
+            """,
+            database,
+        )
+        if not row:
+            raise EngineError("the database does not exist")
+        size, connections, limit, server_limit, version = row[0]
+        return ServerStats(int(size), int(connections), int(limit or server_limit), str(version))
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+    def _make_roles(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
+        version = self._connection.info.server_version
+        for role in (names.owner, names.group, names.login, names.control):
+            if not self._role_exists(role):
+                self._do("CREATE ROLE {} NOLOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS", role)
+        grant = "GRANT {} TO {} WITH ADMIN FALSE, INHERIT TRUE, SET TRUE" if version >= 160000 else "GRANT {} TO {}"
+        self._do(grant, names.group, names.login)
+        for role, password, limit in (
+            (names.login, login_password, names.connection_limit),
+            (names.control, control_password, CONTROL_CONNECTIONS),
+        ):
+            verifier = self._verifier(role, password)
+            self._do("ALTER ROLE {} INHERIT LOGIN CONNECTION LIMIT {} PASSWORD {}", role, limit, verifier)
+        self._do("ALTER ROLE {} SET temp_file_limit = {}", names.login, TEMP_FILE_LIMIT)
+        for setting, value in (
+            ("search_path", "pg_catalog"),
+            ("statement_timeout", "15s"),
+            ("lock_timeout", "5s"),
+            ("default_transaction_read_only", "on"),
+        ):
+            self._do(f"ALTER ROLE {{}} SET {setting} = {{}}", names.control, value)
+        if version >= 160000:
+            self._do("GRANT pg_use_reserved_connections TO {}", names.control)
+        if version >= 170000:
+            self._do("GRANT SET ON PARAMETER event_triggers TO {}", names.control)
+            self._do("ALTER ROLE {} SET event_triggers = off", names.control)
+
+    def _close_to_public(self, names: TenantNames) -> None:
+        self._do("REVOKE ALL ON DATABASE {} FROM PUBLIC", names.database)
+        self._do("GRANT CONNECT, CREATE, TEMPORARY ON DATABASE {} TO {}", names.database, names.group)
+        self._do("GRANT CONNECT ON DATABASE {} TO {}", names.database, names.control)
+        # Objects belong to the group whoever of its logins made them: a second login can replace the first.
+        self._do("ALTER ROLE {} IN DATABASE {} SET role = {}", names.login, names.database, names.group)
+
+    def _own_schema(self, names: TenantNames) -> None:
+        inside = Credentials(self._credentials.username, self._credentials.password, names.database)
+        settings = {"event_triggers": "off"} if self._connection.info.server_version >= 170000 else None
+        with (
+            connect(self._endpoint, inside, timeout_seconds=10, settings=settings) as connection,
+            translated(),
+        ):
+            schema = sql.SQL("ALTER SCHEMA public OWNER TO {}").format(sql.Identifier(names.group))
+            connection.execute(schema)
+
+    def _logins(self, names: TenantNames) -> list[str]:
+        """Every login of the tenant: the first one, and those that were made members of its group later."""
+        rows = self._rows(
+            "SELECT r.rolname FROM pg_roles r WHERE r.rolname = %s UNION"
+            " SELECT l.rolname FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid JOIN pg_roles l ON l.oid = m.member"
+            " WHERE g.rolname = %s AND NOT l.rolsuper",
+            names.login,
+            names.group,
+        )
+        return sorted(str(row[0]) for row in rows)
+
+    def _end_all(self, username: str, seconds: float = 5) -> None:
+        """A login that began before NOLOGIN can still appear: repeat until there is none."""
+        deadline = time.monotonic() + seconds
+        while self.end_sessions(username):
+            if time.monotonic() > deadline:
+                raise EngineError("sessions of the tenant did not end in time")
+            time.sleep(0.05)
+
+    def _role_exists(self, role: str) -> bool:
+        return bool(self._value("SELECT true FROM pg_roles WHERE rolname = %s", role))
+
+    def _verifier(self, username: str, password: str) -> sql.Literal:
+        """SCRAM-SHA-256 made here: a server that logs the statement logs no password (rule 20)."""
+        with translated():
+            made = self._connection.pgconn.encrypt_password(password.encode(), username.encode(), b"scram-sha-256")
+        return sql.Literal(made.decode())
+
+    def _do(self, statement: str, *parts: str | int | sql.Literal) -> None:
+        """Run a statement without result. Strings are identifiers; numbers, and whatever comes right after `=`, literals."""
+        filled: list[sql.Composable] = []
+        for position, part in enumerate(parts):
+            before = statement.split("{}")[position].rstrip()
+            if isinstance(part, sql.Literal):
+                filled.append(part)
+            elif isinstance(part, int):
+                filled.append(sql.SQL(str(part)))  # type: ignore[arg-type]
+            elif before.endswith("="):
+                filled.append(sql.Literal(part))
+            else:
+                filled.append(sql.Identifier(part))
+        with translated():
+            self._connection.execute(sql.SQL(statement).format(*filled))  # type: ignore[arg-type]
+
+    def _rows(self, query: str, *parameters: str) -> Sequence[Row]:
+        with translated():
+            return self._connection.execute(query, parameters).fetchall()  # type: ignore[arg-type]
+
+    def _value(self, query: str, *parameters: str) -> object | None:
+        rows = self._rows(query, *parameters)
+        return rows[0][0] if rows else None

@@ -1,0 +1,149 @@
+"""Connections to PostgreSQL that end in time and whose errors are ours.
+
+The server speaks English here (`lc_messages` is C and tenants can't change it), which matters because libpq gives no
+SQLSTATE for a failed connection: the reason is in the text only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from projects.domain import Credentials, Endpoint, EngineError, LoginRefused, ServerBusy, ServerNotReady
+
+Row = tuple[Any, ...]
+
+_REFUSED = re.compile(
+    r"password authentication failed|is not permitted to log in|no pg_hba\.conf entry|role .* does not exist"
+    r"|permission denied for database|database .* does not exist|authentication failed|is not currently accepting"
+    r"|no password supplied",
+)
+# The role's own limit is checked after the password, so this one proves the login; the server's is checked before.
+_ROLE_FULL = re.compile(r"too many connections for (role|database)")
+_SERVER_FULL = re.compile(r"too many clients already|remaining connection slots are reserved")
+_STATES = {
+    "28P01": LoginRefused,
+    "28000": LoginRefused,
+    "3D000": LoginRefused,
+    "53300": ServerBusy,
+    "57P01": ServerNotReady,
+    "57P02": ServerNotReady,
+    "57P03": ServerNotReady,
+}
+
+
+class RoleFull(ServerBusy):
+    """The login was accepted, then refused for its own connection limit."""
+
+
+class _Deadline:
+    """When the session's current call has to be over (monotonic seconds)."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.at = time.monotonic() + seconds
+
+    def renew(self) -> None:
+        self.at = time.monotonic() + self.seconds
+
+
+class BoundedConnection(psycopg.Connection[Row]):
+    """A connection on which nothing waits for ever: a server that is stopped, not dead, accepts and never answers."""
+
+    bound_seconds: float = 15
+
+    def wait(self, gen: Generator[Any, Any, Any], interval: float = 0.1) -> Any:
+        return super().wait(_bounded(gen, _Deadline(self.bound_seconds)), interval)
+
+
+def _bounded(gen: Generator[Any, Any, Any], deadline: _Deadline) -> Generator[Any, Any, Any]:
+    wanted = next(gen)
+    while True:
+        ready = yield wanted
+        if not ready and time.monotonic() > deadline.at:
+            gen.close()
+            raise ServerNotReady("the server did not answer in time")
+        try:
+            wanted = gen.send(ready)
+        except StopIteration as done:
+            return done.value
+
+
+def translate(error: psycopg.Error) -> EngineError:
+    """Our error for a driver's; its text holds the server's primary message, never a statement or a secret."""
+    text = (error.diag.message_primary or "") if error.diag else ""
+    if not text:
+        text = str(error).strip()
+    known = _STATES.get(error.sqlstate or "")
+    if known is not None:
+        return known(_shortened(text))
+    if error.sqlstate is None:
+        if _ROLE_FULL.search(text):
+            return RoleFull("all connections of this login are in use")
+        if _SERVER_FULL.search(text):
+            return ServerBusy("all connections of the server are in use")
+        if _REFUSED.search(text):
+            return LoginRefused("the server refused this login")
+        return ServerNotReady(_shortened(text))
+    return EngineError(_shortened(f"{text} ({error.sqlstate})"))
+
+
+def _shortened(text: str) -> str:
+    return " ".join(text.split())[:300]
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Driver errors leave as ours."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translate(error) from None
+
+
+def connect(
+    endpoint: Endpoint,
+    credentials: Credentials,
+    *,
+    timeout_seconds: float,
+    settings: dict[str, str] | None = None,
+) -> BoundedConnection:
+    """A session in autocommit with `search_path = pg_catalog` and time limits of its own: what a tenant set on its role
+    or database loses against what the session asks for at login. Raises our errors only."""
+    milliseconds = int(timeout_seconds * 1000)
+    wanted = {
+        "search_path": "pg_catalog",
+        "statement_timeout": str(milliseconds),
+        "lock_timeout": str(min(milliseconds, 5000)),
+        "idle_in_transaction_session_timeout": "60000",
+        "default_transaction_read_only": "off",
+        "client_min_messages": "warning",
+        **(settings or {}),
+    }
+    conninfo = make_conninfo(
+        "",
+        host=endpoint.host,
+        port=endpoint.port,
+        dbname=credentials.database or "postgres",
+        user=credentials.username,
+        password=credentials.password,
+        connect_timeout=max(2, round(timeout_seconds)),
+        sslmode="prefer",
+        gssencmode="disable",
+        client_encoding="UTF8",
+        application_name="novastack",
+        options=" ".join(f"-c {name}={value}" for name, value in wanted.items()),
+        keepalives_idle=10,
+        keepalives_interval=5,
+        keepalives_count=3,
+    )
+    with translated():
+        connection = BoundedConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+    connection.bound_seconds = timeout_seconds + 1
+    return connection
