@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from projects.models.choices import OnGiveUp, ProjectStatus
@@ -94,6 +94,7 @@ class Definition:
     while_running: ProjectStatus | None
     version: int = 1
     cancellable: bool = False
+    yields: bool = False  # a deletion that queues behind may cut it short between side effects
     on_success: Callable[[Operation], None] = _nothing
     on_failure: Callable[[Operation], None] = _nothing
 
@@ -111,9 +112,7 @@ def register(definition: Definition) -> None:
 
 
 def prepend_steps(kind: str, steps: tuple[Step, ...]) -> None:
-    """Another app puts steps in front of a kind, from its `AppConfig.ready()` (rule 6): a final backup before a purge."""
-    from dataclasses import replace
-
+    """Another app puts steps in front of a kind, from its `AppConfig.ready()` (rule 6): a purge's final backup."""
     current = _latest[kind]
     register(replace(current, steps=(*steps, *current.steps), version=current.version))
 

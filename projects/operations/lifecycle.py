@@ -40,7 +40,9 @@ def started(operation: Operation) -> None:
 
 
 def failed(operation: Operation) -> None:
-    """The reason stays on the project until something succeeds."""
+    """The reason stays on the project until something succeeds. Being cut short is no failure."""
+    if operation.error and operation.error["code"] == "cancelled":
+        return
     Project.objects.filter(pk=operation.project_uuid).update(failure=operation.error)
     server = DatabaseServer.objects.filter(project_uuid=operation.project_uuid).first()
     if server is not None:
@@ -58,7 +60,7 @@ def _kind(kind: str, title: str, status: ProjectStatus | None, *parts: Step, suc
     register(
         Definition(
             kind=kind, title=title, steps=parts, on_give_up=OnGiveUp.UNDO, while_running=status,
-            on_success=success, on_failure=failed, **extra,  # type: ignore[arg-type]
+            on_success=success, on_failure=failed, yields=True, **extra,  # type: ignore[arg-type]
         )
     )  # fmt: skip
 
@@ -70,7 +72,7 @@ _kind("restart", "Restart", ProjectStatus.STARTING, STOP, RUN, AWAIT, IDENTITY, 
 _kind("stop", "Stop", ProjectStatus.STOPPING, STOP, success=stopped)
 register(
     Definition(
-        kind="resize", title="Change limits", on_give_up=OnGiveUp.ROLL_FORWARD, while_running=None,
+        kind="resize", title="Change limits", on_give_up=OnGiveUp.ROLL_FORWARD, while_running=None, yields=True,
         steps=(Step("limits", "Apply the limits", resize, retry=SERVER_RETRY, deadline_seconds=60),),
     )
 )  # fmt: skip

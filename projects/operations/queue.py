@@ -48,8 +48,8 @@ def operation_create(
 ) -> Operation:
     """Record an operation with its steps and its lock, and hint a worker on commit. Call inside a transaction.
 
-    Raises `OperationInProgress` when another one holds the project, unless `queue_behind`: then the running one is asked
-    to cancel and this one waits for it (deletion is always accepted, rule 5).
+    Raises `OperationInProgress` when another one holds the project, unless `queue_behind`: then the running one is
+    asked to cancel and this one waits for it (deletion is always accepted, rule 5).
     """
     definition = base.latest_definition(kind)
     subject = locks.subject_of("project", project.pk)
@@ -57,9 +57,8 @@ def operation_create(
     blocker = locks.conflicting(subject, mode)
     if blocker is not None:
         if not queue_behind:
-            raise OperationInProgress(
-                f"“{base.titles().get(blocker.operation.kind, blocker.operation.kind)}” is running; wait for it or cancel it."
-            )
+            title = base.titles().get(blocker.operation.kind, blocker.operation.kind)
+            raise OperationInProgress(f"“{title}” is running; wait for it or cancel it.")
         Operation.objects.filter(pk=blocker.operation_id, cancel_requested_at=None).update(
             cancel_requested_at=now(), next_attempt_at=None
         )

@@ -1,5 +1,5 @@
-"""Rotation of the tenant's password: store, apply, prove, promote (rule 20). It rolls forward: there is no way back that
-would not hand out a password twice."""
+"""Rotation of the tenant's password: store, apply, prove, promote (rule 20). It rolls forward: there is no way back
+that would not hand out a password twice."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _done(operation: Operation) -> None:
 register(
     Definition(
         kind="rotate_password", title="Rotate password", on_give_up=OnGiveUp.ROLL_FORWARD, while_running=None,
-        on_success=_done,
+        on_success=_done, yields=True,
         steps=(
             Step("prepare", "Make a new password", prepare, retry=DATABASE_RETRY, deadline_seconds=30),
             Step("apply", "Apply it", apply, retry=DATABASE_RETRY, deadline_seconds=60),

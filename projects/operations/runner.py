@@ -60,7 +60,7 @@ class _Run:
         known = {step.name: step for step in definition.steps} if definition else {}
         if definition is None or any(row.name not in known for row in rows):
             self._end(None, OperationState.FAILED, "definition_changed",
-                      "This operation was begun by another version of NovaStack, which knows its steps.", False)  # fmt: skip
+                      "This operation was begun by another version of NovaStack, which knew its steps.", False)  # fmt: skip
             return
         self._refresh_status()
         if self.lease.crashed and not self._count_crash(definition, rows):
@@ -91,7 +91,7 @@ class _Run:
         context = self._context(row, definition, seconds)
         self.heartbeat.set_deadline(seconds)
         try:
-            if definition.cancellable:
+            if definition.cancellable or definition.yields:
                 context.guard()
             step.run(context)
         except Wait as wait:
@@ -118,7 +118,8 @@ class _Run:
     def _context(self, row: OperationStep, definition: Definition, seconds: float) -> Context:
         return Context(
             operation=self.operation, row=row, lease=self.lease, heartbeat=self.heartbeat,
-            cancellable=definition.cancellable and not self.operation.undoing, deadline_seconds=seconds,
+            cancellable=(definition.cancellable or definition.yields) and not self.operation.undoing,
+            deadline_seconds=seconds,
         )  # fmt: skip
 
     def _wait(self, row: OperationStep, wait: Wait) -> None:
@@ -309,5 +310,5 @@ def _as_failure(error: Exception) -> StepFailed:
         return error
     if isinstance(error, domain.NovaStackRuntimeError | domain.EngineError):
         return StepFailed(error.code, str(error)[:500], retryable=error.retryable)
-    log.exception("unexpected error in a step", error=type(error).__name__)
+    log.error("unexpected error in a step", error=type(error).__name__, exc_info=error)
     return StepFailed("internal_error", f"Something broke on our side ({type(error).__name__}); see the worker's log.")

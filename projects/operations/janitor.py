@@ -1,0 +1,104 @@
+"""The one place that deletes data (rule 3), and the clean-up of what time has made due (rule 8)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import structlog
+from django.db import transaction
+from django.db.models import Q
+
+from accounts.services import audit
+from novastack.common.clock import now
+from novastack.common.models import IdempotencyRecord, Install
+from projects import domain
+from projects.models import (
+    BlockedPort,
+    DatabaseServer,
+    DataTombstone,
+    Endpoint,
+    MetricSample,
+    Operation,
+    OperationEvent,
+    Project,
+    ServerDesired,
+)
+from projects.operations import wiring
+
+log = structlog.get_logger(__name__)
+
+
+def delete_due_data(limit: int = 20) -> int:
+    """Delete the data of tombstones that are due. A live server's incarnation is never touched. Returns how many."""
+    if Install.load().read_only:
+        return 0
+    done = 0
+    due = DataTombstone.objects.filter(deleted_at=None, due_at__lte=now()).select_related("region").order_by("due_at")
+    for tomb in due[:limit]:
+        if _is_alive(tomb):
+            tomb.last_error = "A server still uses this data: not deleted."
+            tomb.due_at = now() + timedelta(hours=1)
+            tomb.save(update_fields=["last_error", "due_at", "updated_at"])
+            log.error("tombstone of a live server", name=tomb.handle.name)
+            continue
+        done += _delete(tomb)
+    return done
+
+
+def _is_alive(tomb: DataTombstone) -> bool:
+    return (
+        DatabaseServer.objects.filter(pk=tomb.server_uuid, incarnation=tomb.incarnation)
+        .exclude(desired_state=ServerDesired.ABSENT)
+        .exists()
+    )
+
+
+def _delete(tomb: DataTombstone) -> int:
+    try:
+        runtime = wiring.runtime_of(tomb.region)
+        runtime.destroy(tomb.handle, delete_data=True)
+        if runtime.data_exists(tomb.handle):
+            raise domain.NovaStackRuntimeError("The data is still there.")
+    except domain.NovaStackRuntimeError as error:
+        tomb.last_error, tomb.due_at = str(error)[:500], now() + timedelta(seconds=60)
+        tomb.save(update_fields=["last_error", "due_at", "updated_at"])
+        return 0
+    with transaction.atomic():
+        tomb.deleted_at, tomb.last_error = now(), ""
+        tomb.save(update_fields=["deleted_at", "last_error", "updated_at"])
+        audit.record(
+            None, "data.deleted", organization_id=tomb.organization_id, project_id=tomb.project_uuid,
+            project_name=tomb.project_name, target=tomb.handle.name, data={"reason": tomb.reason},
+        )  # fmt: skip
+        # Purges wait for this: let them go on now rather than at their next look.
+        waiting = Operation.objects.live().filter(project_uuid=tomb.project_uuid, kind="purge", lease_until=None)
+        waiting.update(next_attempt_at=None, hinted_at=None)
+    return 1
+
+
+def due_in_bin() -> tuple[list[Project], str]:
+    """Projects whose time in the recycle bin is over, and why to stop instead (rule 8): a project must be due at two
+    daily looks, and at most max(3, 5 %) of all go at once."""
+    moment = now()
+    due = Project.objects.in_bin().filter(recycle_until__lte=moment, desired_status="recycled")
+    total = Project.objects.count()
+    most = max(3, total // 20)
+    rows = list(due.order_by("recycle_until"))
+    if len(rows) > most:
+        return [], f"{len(rows)} of {total} projects are due at once (at most {most}): purge them by hand."
+    seen = {p.pk for p in rows if p.recycle_until is not None and p.recycle_until <= moment - timedelta(hours=20)}
+    return [p for p in rows if p.pk in seen], ""
+
+
+def clean_up() -> dict[str, int]:
+    """Rows that time has made worthless; never data."""
+    moment = now()
+    return {
+        "endpoints": Endpoint.objects.filter(project=None, reserved_until__lt=moment).delete()[0],
+        "blocked_ports": BlockedPort.objects.filter(until__lt=moment).delete()[0],
+        "idempotency": IdempotencyRecord.objects.filter(created_at__lt=moment - timedelta(hours=24)).delete()[0],
+        "samples": MetricSample.objects.filter(at__lt=moment - timedelta(days=30)).delete()[0],
+        "events": OperationEvent.objects.filter(
+            Q(at__lt=moment - timedelta(days=30)), operation__finished_at__isnull=False
+        ).delete()[0],
+    }

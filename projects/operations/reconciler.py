@@ -1,0 +1,271 @@
+"""The reconciler: what makes state true again without anybody asking (beat, every 5 s).
+
+Hints that were lost are sent again; expired leases are resumed; every region is observed with one call; desired and
+observed are brought together by recording operations; what nobody knows is reported. It writes only what changed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+from django.core.cache import cache
+from django.db import transaction
+from django.db.models import F, Q
+
+from accounts.services import audit
+from novastack.common.clock import DatabaseNow, now
+from novastack.common.errors import Conflict
+from novastack.common.models import Install
+from projects import domain
+from projects.models import (
+    Database,
+    DatabaseServer,
+    DatabaseSlot,
+    DataTombstone,
+    DesiredStatus,
+    ObservedState,
+    Operation,
+    Orphan,
+    Project,
+    Region,
+    ServerDesired,
+)
+from projects.operations import status, wiring
+from projects.operations.queue import operation_create, send_hint
+from projects.runtimes.base import Runtime
+
+log = structlog.get_logger(__name__)
+
+HINT_AGE_SECONDS = 2
+HINT_EVERY_SECONDS = 5
+ORPHAN_EVERY_SECONDS = 60
+MAX_NEW_ORPHANS = 3
+MAX_RECOVERY_DELAY_SECONDS = 300
+
+
+@dataclass(slots=True)
+class Report:
+    """What one tick did; counts."""
+
+    hinted: int = 0
+    observed: int = 0
+    changed: int = 0
+    started: int = 0
+    orphans: int = 0
+    unreachable: list[str] = field(default_factory=list)
+
+
+def reconcile() -> Report:
+    """One tick. Two at the same time do no harm: locks and leases decide."""
+    report = Report()
+    report.hinted = resend_hints()
+    install = Install.load()
+    for region in Region.objects.filter(enabled=True).exclude(runtime=""):
+        _region(region, install, report)
+    return report
+
+
+def resend_hints(limit: int = 200) -> int:
+    """Hint at every live operation that is due and that nobody works on: lost hints, ended waits, expired leases."""
+    due = (
+        Operation.objects.live()
+        .filter(Q(lease_until=None) | Q(lease_until__lt=DatabaseNow()))
+        .filter(Q(next_attempt_at=None) | Q(next_attempt_at__lte=DatabaseNow()))
+        .filter(created_at__lt=now() - timedelta(seconds=HINT_AGE_SECONDS))
+        .filter(Q(hinted_at=None) | Q(hinted_at__lt=now() - timedelta(seconds=HINT_EVERY_SECONDS)))
+        .order_by("created_at")
+        .values_list("pk", flat=True)[:limit]
+    )
+    ids: list[UUID] = list(due)
+    if ids:
+        Operation.objects.filter(pk__in=ids).update(hinted_at=now())
+        for operation_id in ids:
+            send_hint(operation_id)
+    return len(ids)
+
+
+def _region(region: Region, install: Install, report: Report) -> None:
+    servers = list(
+        DatabaseServer.objects.filter(region=region)
+        .exclude(desired_state=ServerDesired.ABSENT)
+        .exclude(runtime_ref="", initialised_at=None)
+        .defer("admin_secret", "admin_pending_secret")
+    )
+    try:
+        runtime = wiring.runtime_of(region)
+        runtime.ping()
+    except domain.NovaStackRuntimeError as error:
+        report.unreachable.append(region.slug)
+        set_reachable(region, False, str(error))
+        return
+    set_reachable(region, True, "")
+    if not epoch_fits(region, runtime, install):
+        return
+    observations = runtime.observe([server.handle for server in servers])
+    report.observed += len(servers)
+    changed = [server for server in servers if _take(server, observations[server.handle])]
+    if changed:
+        DatabaseServer.objects.bulk_update(
+            changed, ["observed_state", "observed_detail", "observed_at", "started_at"], batch_size=500
+        )
+        status.refresh(_projects_of(changed).values())
+        report.changed += len(changed)
+    if not install.read_only and region.reconcile:
+        report.started += _converge(servers)
+    if cache.add(f"orphans:{region.pk}", 1, ORPHAN_EVERY_SECONDS):
+        report.orphans += find_orphans(region, runtime, install)
+
+
+def set_reachable(region: Region, reachable: bool, reason: str) -> None:
+    """Record a change of the region's reach, and what it means for its projects."""
+    reason = reason[:500]
+    if region.reachable == reachable and region.reason == reason:
+        return
+    region.reachable, region.reason, region.observed_at = reachable, reason, now()
+    region.save(update_fields=["reachable", "reason", "observed_at", "updated_at"])
+    log.warning("region changed", region=region.slug, reachable=reachable, reason=reason)
+    status.refresh(Project.objects.filter(region=region).values_list("pk", flat=True))
+
+
+def epoch_fits(region: Region, runtime: Runtime, install: Install) -> bool:
+    """The runtime's epoch is ours (rule 11). A new region gets it; a mismatch makes the install read-only."""
+    key = f"epoch:{region.pk}:{install.epoch}"
+    if cache.get(key):
+        return True
+    try:
+        found = runtime.read_epoch()
+        if not found:
+            runtime.write_epoch(str(install.epoch))
+            found = str(install.epoch)
+    except domain.NovaStackRuntimeError as error:
+        log.warning("epoch not read", region=region.slug, error=str(error))
+        return True
+    if found == str(install.epoch):
+        cache.set(key, 1, 60)
+        return True
+    make_read_only(
+        install,
+        f"The runtime of {region.name} was last used by another state of this install (epoch {found[:8]}, "
+        f"ours {str(install.epoch)[:8]}). See docs/operations.md.",
+    )
+    return False
+
+
+def make_read_only(install: Install, reason: str) -> None:
+    """Stop every write to runtimes until an operator decides. Recorded once."""
+    if Install.objects.filter(pk=install.pk, read_only=False).update(read_only=True, read_only_reason=reason[:500]):
+        audit.record(None, "install.read_only", data={"reason": reason})
+        log.error("install is read-only now", reason=reason)
+    install.read_only, install.read_only_reason = True, reason
+
+
+def _take(server: DatabaseServer, seen: domain.Observation) -> bool:
+    """Put an observation on the row; True if it says something new."""
+    detail = _describe(seen)
+    before = (server.observed_state, server.observed_detail, server.started_at)
+    started = seen.started_at if seen.state == domain.ServerState.RUNNING else None
+    if started is not None and server.started_at is not None and _close(started, server.started_at):
+        started = server.started_at
+    if seen.state == domain.ServerState.STARTING and server.observed_state == ObservedState.RUNNING:
+        return False
+    after = (ObservedState(seen.state.value), detail, started)
+    if before == after:
+        return False
+    server.observed_state, server.observed_detail, server.started_at = after
+    server.observed_at = now()
+    return True
+
+
+def _close(one: datetime, other: datetime) -> bool:
+    """The same start: our own note of it and the runtime's differ by the time until the first login."""
+    return abs((one - other).total_seconds()) < 120
+
+
+def _describe(seen: domain.Observation) -> str:
+    if seen.state in {domain.ServerState.STOPPED, domain.ServerState.ABSENT} and seen.oom_killed:
+        return "Killed: out of memory. Raise the memory limit, or look for a large query."
+    return seen.detail[:500]
+
+
+def _projects_of(servers: list[DatabaseServer]) -> dict[UUID, UUID]:
+    rows = Database.objects.filter(server__in=[s.pk for s in servers], slot=DatabaseSlot.CURRENT)
+    return dict(rows.values_list("server_id", "project_id"))
+
+
+def _converge(servers: list[DatabaseServer]) -> int:
+    """Record an operation for each project whose server is not as desired and that nobody works on."""
+    moment = now()
+    apart: dict[UUID, str] = {}
+    for server in servers:
+        if not server.reconcile or server.initialised_at is None or server.kind != "dedicated":
+            continue
+        down = server.observed_state in {ObservedState.STOPPED, ObservedState.ABSENT}
+        if server.desired_state == ServerDesired.RUNNING and down:
+            if server.recover_after is None or server.recover_after <= moment:
+                apart[server.pk] = "recover"
+        elif server.desired_state == ServerDesired.STOPPED and server.observed_state == ObservedState.RUNNING:
+            apart[server.pk] = "stop"
+    if not apart:
+        return 0
+    wanted = {"recover": DesiredStatus.RUNNING, "stop": DesiredStatus.STOPPED}
+    started = 0
+    by_project = {project: server for server, project in _projects_of([s for s in servers if s.pk in apart]).items()}
+    busy = set(Operation.objects.live().filter(project_uuid__in=by_project).values_list("project_uuid", flat=True))
+    for project in Project.objects.filter(pk__in=by_project, ready_at__isnull=False, purging_at=None):
+        server_id = by_project[project.pk]
+        kind = apart[server_id]
+        final = project.failure is not None and not project.failure.get("retryable", True)
+        if project.pk in busy or (project.desired_status != wanted[kind]) or final:
+            continue
+        started += _start_recovery(project, server_id, kind)
+    return started
+
+
+def _start_recovery(project: Project, server_id: UUID, kind: str) -> int:
+    server = DatabaseServer.objects.get(pk=server_id)
+    delay = min(MAX_RECOVERY_DELAY_SECONDS, 10 * 2 ** min(server.recoveries, 5))
+    try:
+        with transaction.atomic():
+            operation_create(project=project, kind=kind, created_by_label="reconciler")
+            if kind == "recover":
+                DatabaseServer.objects.filter(pk=server_id).update(
+                    recoveries=F("recoveries") + 1, recover_after=now() + timedelta(seconds=delay)
+                )
+            audit.record(
+                None, f"project.{kind}", organization_id=project.organization_id, project_id=project.pk,
+                project_name=project.name, data={"reason": server.observed_detail or server.observed_state},
+            )  # fmt: skip
+    except Conflict:
+        return 0
+    return 1
+
+
+def find_orphans(region: Region, runtime: Runtime, install: Install) -> int:
+    """Report servers and volumes that carry our label and that no row knows. Nothing is touched (rule 11)."""
+    known: dict[str, set[int]] = defaultdict(set)
+    for pk, incarnation in DatabaseServer.objects.filter(region=region).values_list("pk", "incarnation"):
+        known[str(pk)].add(incarnation)
+    for pk, incarnation in DataTombstone.objects.filter(region=region).values_list("server_uuid", "incarnation"):
+        known[str(pk)].add(incarnation)
+    try:
+        found = [("server", h) for h in runtime.managed()] + [("data", h) for h in runtime.managed_data()]
+    except domain.NovaStackRuntimeError as error:
+        log.warning("orphans not looked for", region=region.slug, error=str(error))
+        return 0
+    strange = {(kind, h.name) for kind, h in found if h.incarnation not in known.get(h.server_id, set())}
+    open_rows: dict[Any, Orphan] = {(o.kind, o.name): o for o in Orphan.objects.filter(region=region, resolved_at=None)}
+    new = strange - set(open_rows)
+    for kind, name in sorted(new):
+        Orphan.objects.update_or_create(region=region, kind=kind, name=name, defaults={"resolved_at": None})
+        log.warning("orphan found", region=region.slug, kind=kind, name=name)
+    gone = [row.pk for key, row in open_rows.items() if key not in strange]
+    if gone:
+        Orphan.objects.filter(pk__in=gone).update(resolved_at=now())
+    if len(new) > MAX_NEW_ORPHANS and not install.read_only:
+        make_read_only(install, f"{len(new)} unknown servers or volumes appeared at once in {region.name}.")
+    return len(new)

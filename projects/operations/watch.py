@@ -1,0 +1,191 @@
+"""Watching: health by real logins, usage, sizes. Bounded in parallelism, due by time, writes only what changed."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+from django.db import connections
+from django.db.models import F, Q
+
+from novastack.common.clock import now
+from projects import domain, registry
+from projects.models import (
+    Database,
+    DatabaseRole,
+    DatabaseServer,
+    DatabaseSlot,
+    Health,
+    MetricSample,
+    ObservedState,
+    Project,
+    Region,
+    RoleKind,
+)
+from projects.operations import status, wiring
+
+log = structlog.get_logger(__name__)
+PARALLEL = 8
+HEALTH_EVERY_SECONDS = 30
+HEALTH_BATCH = 200
+WELL_FOR_SECONDS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    project_id: UUID
+    engine: str
+    endpoint: domain.Endpoint
+    control: domain.Credentials
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    healthy: bool
+    detail: str
+    stats: domain.ServerStats | None = None
+
+
+def check_health() -> int:
+    """Log in to every running database that is due, as the platform's own role of that project (rule 19)."""
+    due = now() - timedelta(seconds=HEALTH_EVERY_SECONDS)
+    projects = list(
+        Project.objects.live()
+        .filter(Q(health_checked_at=None) | Q(health_checked_at__lt=due))
+        .filter(ready_at__isnull=False, region__reachable=True, databases__slot=DatabaseSlot.CURRENT,
+                databases__server__observed_state=ObservedState.RUNNING)
+        .order_by(F("health_checked_at").asc(nulls_first=True))[:HEALTH_BATCH]
+    )  # fmt: skip
+    if not projects:
+        return 0
+    targets = _targets([p.pk for p in projects])
+    with ThreadPoolExecutor(PARALLEL, thread_name_prefix="health") as pool:
+        results = dict(zip(targets, pool.map(_look, targets.values()), strict=True))
+    changed = []
+    for project in projects:
+        result = results.get(project.pk)
+        if result is None:
+            continue
+        before = project.health
+        project.health = Health.HEALTHY if result.healthy else Health.UNHEALTHY
+        project.health_detail, project.health_checked_at = result.detail[:500], now()
+        if result.stats is not None:
+            project.size_bytes, project.connections = result.stats.size_bytes, result.stats.connections
+            project.connections_limit = result.stats.connections_limit
+        if before != project.health:
+            changed.append(project.pk)
+    Project.objects.bulk_update(
+        projects,
+        ["health", "health_detail", "health_checked_at", "size_bytes", "connections", "connections_limit"],
+        batch_size=500,
+    )
+    status.refresh(changed)
+    _forgive([p.pk for p in projects if p.health == Health.HEALTHY])
+    return len(projects)
+
+
+def _targets(project_ids: list[UUID]) -> dict[UUID, _Target]:
+    found = {}
+    roles = DatabaseRole.objects.filter(
+        kind=RoleKind.CONTROL, database__project_id__in=project_ids, database__slot=DatabaseSlot.CURRENT
+    ).select_related("database", "server")
+    for role in roles:
+        if role.secret is not None:
+            found[role.database.project_id] = _Target(
+                role.database.project_id,
+                role.server.engine,
+                role.server.control_endpoint,
+                domain.Credentials(role.name, role.secret.open(), role.database.name),
+            )
+    return found
+
+
+def _look(target: _Target) -> _Result:
+    """Runs in a thread: no ORM here."""
+    engine = registry.engine(target.engine)
+    try:
+        with engine.admin(target.endpoint, target.control, timeout_seconds=4) as session:
+            session.ping()
+            return _Result(True, "", session.stats(target.control.database))
+    except domain.LoginRefused:
+        return _Result(False, "The server answers, but refuses NovaStack's own login.")
+    except domain.ServerNotReady as error:
+        return _Result(False, str(error) or "The server does not answer.")
+    except domain.EngineError as error:
+        return _Result(True, f"Logged in; statistics failed: {error}")
+
+
+def _forgive(project_ids: list[UUID]) -> None:
+    """Servers that have been well for a while start with a clean sheet."""
+    well = now() - timedelta(seconds=WELL_FOR_SECONDS)
+    DatabaseServer.objects.filter(project_uuid__in=project_ids, recoveries__gt=0, started_at__lt=well).update(
+        recoveries=0, recover_after=None
+    )
+
+
+def collect_usage() -> int:
+    """CPU and memory of all running servers, one batch per region, and a sample per project."""
+    samples: list[MetricSample] = []
+    for region in Region.objects.filter(enabled=True, reachable=True).exclude(runtime=""):
+        samples += _usage_of(region)
+        _disk_of(region)
+    MetricSample.objects.bulk_create(samples, batch_size=1000)
+    return len(samples)
+
+
+def _usage_of(region: Region) -> list[MetricSample]:
+    servers = list(
+        DatabaseServer.objects.filter(region=region, observed_state=ObservedState.RUNNING).defer(
+            "admin_secret", "admin_pending_secret"
+        )
+    )
+    if not servers:
+        return []
+    try:
+        usage = wiring.runtime_of(region).usage([s.handle for s in servers])
+    except domain.NovaStackRuntimeError as error:
+        log.warning("usage not read", region=region.slug, error=str(error))
+        return []
+    moment, samples = now(), []
+    rows = Database.objects.filter(server__in=servers, slot=DatabaseSlot.CURRENT).select_related("project")
+    projects: dict[UUID, Project] = {row.server_id: row.project for row in rows}
+    for server in servers:
+        seen = usage.get(server.handle, domain.Usage())
+        server.cpu_percent, server.memory_used_bytes, server.usage_at = seen.cpu_percent, seen.memory_bytes, moment
+        if project := projects.get(server.pk):
+            samples.append(
+                MetricSample(
+                    project=project, at=moment, cpu_percent=seen.cpu_percent, memory_bytes=seen.memory_bytes,
+                    size_bytes=project.size_bytes, connections=project.connections,
+                )
+            )  # fmt: skip
+    DatabaseServer.objects.bulk_update(servers, ["cpu_percent", "memory_used_bytes", "usage_at"], batch_size=500)
+    return samples
+
+
+def _disk_of(region: Region) -> None:
+    """How full the disk of the data is (rule 16), where this worker can see it."""
+    root = region.config.get("data_root")
+    if not root:
+        return
+    try:
+        usage = shutil.disk_usage(root)
+    except OSError:
+        return
+    disk: dict[str, Any] = {
+        "total_bytes": usage.total,
+        "free_bytes": usage.free,
+        "used_percent": round(100 * (usage.total - usage.free) / usage.total, 1),
+    }
+    if abs(disk["used_percent"] - region.disk.get("used_percent", -1)) >= 0.5:
+        Region.objects.filter(pk=region.pk).update(disk=disk)
+
+
+def close_connections() -> None:
+    """For threads of pools that end."""
+    connections.close_all()

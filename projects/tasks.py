@@ -1,0 +1,83 @@
+"""Celery's side: shells around operations. A message carries an id; the row decides."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+from celery import shared_task
+
+from novastack.common.clock import now
+from novastack.common.models import Heartbeat, Install
+from projects.models import Operation
+from projects.operations import janitor, reconciler, runner, watch
+from projects.operations.queue import operation_create, send_hint
+
+log = structlog.get_logger(__name__)
+
+
+@shared_task(name="projects.run_operation")
+def run_operation(operation_id: str) -> None:
+    runner.run(UUID(operation_id))
+
+
+@shared_task(name="projects.reconcile")
+def reconcile() -> None:
+    """Also the sign of life of beat (it sent this) and of the monitoring worker (it runs this)."""
+    Heartbeat.beat("beat")
+    Heartbeat.beat("monitoring")
+    reconciler.reconcile()
+
+
+@shared_task(name="projects.check_health")
+def check_health() -> None:
+    watch.check_health()
+
+
+@shared_task(name="projects.collect_usage")
+def collect_usage() -> None:
+    watch.collect_usage()
+
+
+@shared_task(name="projects.janitor")
+def run_janitor() -> None:
+    Heartbeat.beat("maintenance")
+    if janitor.delete_due_data():
+        for pk in Operation.objects.live().filter(kind="purge", lease_until=None).values_list("pk", flat=True):
+            send_hint(pk)
+
+
+@shared_task(name="projects.purge_due")
+def purge_due() -> None:
+    """The daily clean-up of the recycle bin: runs once in 20 hours however often it is sent."""
+    install = Install.load()
+    last = install.notes.get("purge_due_at", "")
+    if install.read_only or (last and last > (now() - timedelta(hours=20)).isoformat()):
+        return
+    install.notes = {**install.notes, "purge_due_at": now().isoformat()}
+    projects, refusal = janitor.due_in_bin()
+    install.notes["purge_due_refused"] = refusal
+    install.save(update_fields=["notes"])
+    if refusal:
+        log.error("recycle bin not emptied", reason=refusal)
+    for project in projects:
+        _purge(project)
+
+
+def _purge(project: Any) -> None:
+    from django.db import transaction
+
+    with transaction.atomic():
+        locked = type(project).objects.select_for_update().get(pk=project.pk)
+        if locked.desired_status != "recycled" or locked.deletion_protection:
+            return
+        locked.desired_status = "absent"
+        locked.save(update_fields=["desired_status", "updated_at"])
+        operation_create(project=locked, kind="purge", queue_behind=True, created_by_label="recycle bin clean-up")
+
+
+@shared_task(name="projects.clean_up")
+def clean_up() -> None:
+    janitor.clean_up()
