@@ -154,7 +154,7 @@ class PostgreSQL(Engine):
 
 
 def _initdb_arguments(major: int) -> tuple[str, ...]:
-    """What can't be changed later (rule 15); the image's default would trust everybody inside the container (rule 21)."""
+    """What can't be changed later (rule 15). The image's default would trust everybody in the container (rule 21)."""
     # C.UTF-8 of the builtin provider never changes its order under an index; libc's may with the system.
     provider = ("--locale-provider=builtin",) if major >= 17 else ()
     return (
@@ -168,7 +168,7 @@ def _initdb_arguments(major: int) -> tuple[str, ...]:
 
 
 def _settings(request: ServerRequest, major: int) -> dict[str, str]:
-    """Settings by command line: no tenant and no file in the volume can override them. Sizes follow the memory limit."""
+    """Settings by command line: no tenant and no file in the volume overrides them. Sizes follow the memory limit."""
     memory = request.limits.memory_bytes // MIB
     reserved = RESERVED_CONNECTIONS if major >= 16 else 0
     connections = request.max_connections + SUPERUSER_CONNECTIONS + RESERVED_CONNECTIONS

@@ -168,7 +168,8 @@ class PostgreSQLAdmin(EngineAdmin):
         """Every login of the tenant: the first one, and those that were made members of its group later."""
         rows = self._rows(
             "SELECT r.rolname FROM pg_roles r WHERE r.rolname = %s UNION"
-            " SELECT l.rolname FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid JOIN pg_roles l ON l.oid = m.member"
+            " SELECT l.rolname FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid"
+            " JOIN pg_roles l ON l.oid = m.member"
             " WHERE g.rolname = %s AND NOT l.rolsuper",
             names.login,
             names.group,
@@ -193,7 +194,7 @@ class PostgreSQLAdmin(EngineAdmin):
         return sql.Literal(made.decode())
 
     def _do(self, statement: str, *parts: str | int | sql.Literal) -> None:
-        """Run a statement without result. Strings are identifiers; numbers, and whatever comes right after `=`, literals."""
+        """Run a statement. Strings become identifiers; numbers, and what comes right after `=`, literals."""
         filled: list[sql.Composable] = []
         for position, part in enumerate(parts):
             before = statement.split("{}")[position].rstrip()

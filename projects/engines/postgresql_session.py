@@ -10,7 +10,7 @@ import contextlib
 import re
 import time
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -18,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 from projects.domain import Credentials, Endpoint, EngineError, LoginRefused, ServerBusy, ServerNotReady
 
 Row = tuple[Any, ...]
+RV = TypeVar("RV")
 
 _REFUSED = re.compile(
     r"password authentication failed|is not permitted to log in|no pg_hba\.conf entry|role .* does not exist"
@@ -42,37 +43,31 @@ class RoleFull(ServerBusy):
     """The login was accepted, then refused for its own connection limit."""
 
 
-class _Deadline:
-    """When the session's current call has to be over (monotonic seconds)."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.at = time.monotonic() + seconds
-
-    def renew(self) -> None:
-        self.at = time.monotonic() + self.seconds
-
-
 class BoundedConnection(psycopg.Connection[Row]):
-    """A connection on which nothing waits for ever: a server that is stopped, not dead, accepts and never answers."""
+    """A connection on which nothing waits for ever: a server that is frozen, not dead, accepts and never answers."""
 
     bound_seconds: float = 15
 
-    def wait(self, gen: Generator[Any, Any, Any], interval: float = 0.1) -> Any:
-        return super().wait(_bounded(gen, _Deadline(self.bound_seconds)), interval)
-
-
-def _bounded(gen: Generator[Any, Any, Any], deadline: _Deadline) -> Generator[Any, Any, Any]:
-    wanted = next(gen)
-    while True:
-        ready = yield wanted
-        if not ready and time.monotonic() > deadline.at:
-            gen.close()
-            raise ServerNotReady("the server did not answer in time")
+    def wait(self, gen: Generator[Any, Any, RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         try:
+            return super().wait(_bounded(gen, time.monotonic() + self.bound_seconds), interval, timeout)
+        except ServerNotReady:
+            self.pgconn.finish()  # in an unknown state; closing must not wait either
+            raise
+
+
+def _bounded(gen: Generator[Any, Any, RV], deadline: float) -> Generator[Any, Any, RV]:
+    """The driver's generator, ended when it is still waiting at `deadline` (monotonic seconds)."""
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() > deadline:
+                gen.close()
+                raise ServerNotReady("the server did not answer in time")
             wanted = gen.send(ready)
-        except StopIteration as done:
-            return done.value
+    except StopIteration as done:
+        return cast(RV, done.value)
 
 
 def translate(error: psycopg.Error) -> EngineError:

@@ -1,4 +1,4 @@
-"""How to connect to a PostgreSQL database: URLs, variables and snippets. Pure text; every value is quoted for its place."""
+"""How to connect to a PostgreSQL database. Pure text; every value is quoted for the place where it stands."""
 
 from __future__ import annotations
 
