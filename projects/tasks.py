@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 from uuid import UUID
 
 import structlog
 from celery import shared_task
+from django.db import transaction
 
 from novastack.common.clock import now
 from novastack.common.models import Heartbeat, Install
 from projects.models import Operation
-from projects.operations import janitor, reconciler, runner, watch
-from projects.operations.queue import operation_create, send_hint
+from projects.operations import janitor, reconciler, removal, runner, watch
+from projects.operations.queue import send_hint
 
 log = structlog.get_logger(__name__)
 
@@ -25,10 +25,15 @@ def run_operation(operation_id: str) -> None:
 
 @shared_task(name="projects.reconcile")
 def reconcile() -> None:
-    """Also the sign of life of beat (it sent this) and of the monitoring worker (it runs this)."""
-    Heartbeat.beat("beat")
-    Heartbeat.beat("monitoring")
+    """One tick; also the sign of life of beat, which sent it."""
+    Heartbeat.touch("beat")
     reconciler.reconcile()
+
+
+@shared_task(name="projects.pulse")
+def pulse(queue: str) -> None:
+    """Sent to every queue: the sign of life of the worker that takes it."""
+    Heartbeat.touch(f"worker:{queue}")
 
 
 @shared_task(name="projects.check_health")
@@ -43,7 +48,6 @@ def collect_usage() -> None:
 
 @shared_task(name="projects.janitor")
 def run_janitor() -> None:
-    Heartbeat.beat("maintenance")
     if janitor.delete_due_data():
         for pk in Operation.objects.live().filter(kind="purge", lease_until=None).values_list("pk", flat=True):
             send_hint(pk)
@@ -63,19 +67,8 @@ def purge_due() -> None:
     if refusal:
         log.error("recycle bin not emptied", reason=refusal)
     for project in projects:
-        _purge(project)
-
-
-def _purge(project: Any) -> None:
-    from django.db import transaction
-
-    with transaction.atomic():
-        locked = type(project).objects.select_for_update().get(pk=project.pk)
-        if locked.desired_status != "recycled" or locked.deletion_protection:
-            return
-        locked.desired_status = "absent"
-        locked.save(update_fields=["desired_status", "updated_at"])
-        operation_create(project=locked, kind="purge", queue_behind=True, created_by_label="recycle bin clean-up")
+        with transaction.atomic():
+            removal.purge_begin(project, created_by_label="recycle bin clean-up")
 
 
 @shared_task(name="projects.clean_up")

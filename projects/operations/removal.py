@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from django.db.models import F
 
@@ -13,6 +14,7 @@ from projects.models import (
     DatabaseRole,
     DatabaseServer,
     DataTombstone,
+    DesiredStatus,
     Endpoint,
     Health,
     ObservedState,
@@ -25,6 +27,7 @@ from projects.models import (
 from projects.operations import lifecycle, steps, wiring
 from projects.operations.base import DATABASE_RETRY, SERVER_RETRY, Definition, Step, Wait, register
 from projects.operations.context import Context
+from projects.operations.queue import operation_create
 
 PORT_RESERVED_DAYS = 7
 
@@ -55,6 +58,18 @@ def let_in(ctx: Context) -> None:
     ctx.guard()
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         admin.lock_tenant(ctx.names, locked=False)
+
+
+def purge_begin(project: Project, *, created_by: Any = None, created_by_label: str) -> Operation | None:
+    """Want the project absent and record the purge; None if that was done before or it is protected. In a transaction."""
+    locked = Project.objects.select_for_update(of=("self",)).get(pk=project.pk)
+    if locked.desired_status == DesiredStatus.ABSENT or locked.deletion_protection:
+        return None
+    locked.desired_status = DesiredStatus.ABSENT
+    locked.save(update_fields=["desired_status", "updated_at"])
+    return operation_create(
+        project=locked, kind="purge", queue_behind=True, created_by=created_by, created_by_label=created_by_label
+    )
 
 
 def mark_purging(ctx: Context) -> None:

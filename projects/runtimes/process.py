@@ -198,14 +198,18 @@ class ProcessRuntime(Runtime):
 
     def read_epoch(self) -> str:
         with contextlib.suppress(FileNotFoundError):
-            return (self.root / "epoch").read_text().strip()
+            return self._epoch_file.read_text().strip()
         return ""
 
     def write_epoch(self, epoch: str) -> None:
         self._make_root()
-        temporary = self.root / f".epoch.{os.getpid()}"
+        temporary = self._epoch_file.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(epoch)
-        temporary.replace(self.root / "epoch")
+        temporary.replace(self._epoch_file)
+
+    @property
+    def _epoch_file(self) -> Path:
+        return self.root / f"epoch-{hashlib.sha256(self.install_id.encode()).hexdigest()[:12]}"
 
     # --- doing ----------------------------------------------------------------------------------------------------
 

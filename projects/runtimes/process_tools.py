@@ -38,7 +38,8 @@ def start_tool(place: ToolPlace, name: str, program: Path, command: Command, *, 
     """
     remove_tool(place, name)
     account = _tool_account(place)
-    scratch = place.root / name
+    run = f"{name}.{secrets.token_hex(4)}"
+    scratch = place.root / run
     scratch.mkdir(parents=True, mode=0o700)
     files = {secret: scratch / secret for secret in command.secret_files}
 
@@ -57,7 +58,7 @@ def start_tool(place: ToolPlace, name: str, program: Path, command: Command, *, 
         os.chown(scratch, account.uid, account.gid)
     env = {"PATH": f"{program.parent}:/usr/bin:/bin", "HOME": str(scratch), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
     env |= {key: fill(value) for key, value in command.env.items()}
-    group = place.groups.make(name, Limits(memory_bytes, 1.0, 64))
+    group = place.groups.make(run, Limits(memory_bytes, 1.0, 64))
     try:
         process = subprocess.Popen(
             [str(program), *(fill(argument) for argument in command.argv[1:])],
@@ -65,12 +66,12 @@ def start_tool(place: ToolPlace, name: str, program: Path, command: Command, *, 
             start_new_session=True, **as_account(account),
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _clean(place, run)
         raise NovaStackRuntimeError(f"the tool {program.name} could not be started") from error
     _confine(process, group, memory_bytes)
     ref = ProcessRef.of(process.pid)
-    (place.root / f"{name}.ref").write_text(str(ref or ""))
-    return _handle(place, name, process, ref)
+    (place.root / f"{name}.ref").write_text(f"{ref} {run}")
+    return _handle(place, name, run, process, ref)
 
 
 def _confine(process: subprocess.Popen[bytes], groups: Sequence[Path], memory_bytes: int) -> None:
@@ -84,7 +85,7 @@ def _confine(process: subprocess.Popen[bytes], groups: Sequence[Path], memory_by
 
 
 def _tool_account(place: ToolPlace) -> Account:
-    """As root a user id that nothing else has; where the kernel maps no such ids (user namespaces), a shared account."""
+    """As root a user id that nothing else has; where no such ids are mapped (user namespaces), a shared account."""
     if os.geteuid() != 0:
         return place.fallback()
     uid = _FIRST_BARE_UID + secrets.randbelow(1 << 24)
@@ -95,13 +96,15 @@ def _tool_account(place: ToolPlace) -> Account:
     return Account(str(uid), uid, uid, own=True) if mapped else place.fallback()
 
 
-def _handle(place: ToolPlace, name: str, process: subprocess.Popen[bytes], ref: ProcessRef | None) -> ToolHandle:
+def _handle(
+    place: ToolPlace, name: str, run: str, process: subprocess.Popen[bytes], ref: ProcessRef | None
+) -> ToolHandle:
     result: list[ExitResult] = []
 
     def poll() -> ExitResult | None:
         if not result and process.poll() is not None:
-            result.append(ExitResult(process.returncode, oom_killed=place.groups.oom_kills(name) > 0))
-            _clean(place, name)
+            result.append(ExitResult(process.returncode, oom_killed=place.groups.oom_kills(run) > 0))
+            _clean(place, run)
         return result[0] if result else None
 
     def wait(timeout_seconds: float) -> ExitResult:
@@ -124,17 +127,21 @@ def _handle(place: ToolPlace, name: str, process: subprocess.Popen[bytes], ref: 
     return ToolHandle(name, process.stdin, process.stdout, process.stderr, poll, wait, kill)
 
 
-def _clean(place: ToolPlace, name: str) -> None:
-    shutil.rmtree(place.root / name, ignore_errors=True)
-    (place.root / f"{name}.ref").unlink(missing_ok=True)
-    place.groups.remove(name)
+def _clean(place: ToolPlace, run: str) -> None:
+    """Remove what one run used; a later run of the same name has its own."""
+    shutil.rmtree(place.root / run, ignore_errors=True)
+    place.groups.remove(run)
 
 
 def remove_tool(place: ToolPlace, name: str) -> None:
     """Kill and remove a tool that a crashed caller left; absent is success."""
     if Path(name).name != name or name.startswith("."):
         raise ValueError(f"not a tool's name: {name!r}")
+    record = place.root / f"{name}.ref"
     with contextlib.suppress(OSError):
-        if ref := ProcessRef.parse((place.root / f"{name}.ref").read_text()):
+        text, _, run = record.read_text().partition(" ")
+        if ref := ProcessRef.parse(text):
             kill_family(ref)
-    _clean(place, name)
+        if run:
+            _clean(place, Path(run).name)
+        record.unlink()

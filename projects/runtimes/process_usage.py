@@ -20,7 +20,7 @@ class UsageMeter:
         self._last: dict[ProcessRef, tuple[float, float]] = {}
 
     def measure(self, refs: Sequence[ProcessRef]) -> dict[ProcessRef, tuple[float | None, int | None]]:
-        """CPU in percent of one core since the last reading (or over 0.1 s), memory in bytes. Two walks over /proc at most."""
+        """CPU in percent of one core since the last reading (or over 0.1 s), memory in bytes."""
         if not refs:
             return {}
         if any(ref not in self._last for ref in refs):

@@ -33,7 +33,7 @@ def handle_of(name: str) -> Handle | None:
 
 
 class Volume:
-    """Paths and small files of one server. Knows no engine; never follows a link that the server's account could make."""
+    """Paths and small files of one server. Knows no engine."""
 
     def __init__(self, root: Path, handle: Handle) -> None:
         if not _NAME.fullmatch(handle.name):

@@ -19,7 +19,7 @@ from novastack.common.errors import (
     NotFound,
 )
 from projects.models import Database, DesiredStatus, Operation, OperationState, Project, ProjectStatus
-from projects.operations import base, status
+from projects.operations import base, removal, status
 from projects.operations.queue import hint_on_commit, operation_create
 from projects.services import quotas, validation
 from projects.services.creation import name_is_free
@@ -136,22 +136,15 @@ def project_delete(*, principal: Principal, project: Project) -> Operation:
 
 
 @transaction.atomic
-def project_purge(*, principal: Principal | None, project: Project, confirm: str | None = None) -> Operation:
-    """Server and data for good. Needs the typed slug, but for the clean-up of the recycle bin (`principal=None`)."""
-    if principal is not None:
-        require(principal, project.organization_id, Capability.PROJECT_PURGE)
-        check_confirm(project, confirm)
+def project_purge(*, principal: Principal, project: Project, confirm: str | None) -> Operation:
+    """Server and data for good, also from the recycle bin. Needs the typed slug."""
+    require(principal, project.organization_id, Capability.PROJECT_PURGE)
+    check_confirm(project, confirm)
     project = _locked(project)
-    if project.desired_status == DesiredStatus.ABSENT:
-        raise ActionNotAllowed("The project is being removed already.")
     _refuse_protected(project)
-    project.desired_status = DesiredStatus.ABSENT
-    project.save(update_fields=["desired_status", "updated_at"])
-    operation = operation_create(
-        project=project, kind="purge", queue_behind=True,
-        created_by=principal.user if principal else None,
-        created_by_label=principal.label if principal else "recycle bin clean-up",
-    )  # fmt: skip
+    operation = removal.purge_begin(project, created_by=principal.user, created_by_label=principal.label)
+    if operation is None:
+        raise ActionNotAllowed("The project is being removed already.")
     _audit(principal, project, "project.purged", operation)
     return operation
 
@@ -223,7 +216,7 @@ def _again(principal: Principal, project: Project, kind: str) -> Operation:
     return operation_create(project=project, kind=kind, created_by=principal.user, created_by_label=principal.label)
 
 
-def _audit(principal: Principal | None, project: Project, action: str, operation: Operation) -> Any:
+def _audit(principal: Principal, project: Project, action: str, operation: Operation) -> Any:
     return audit.record(
         principal, action, organization=project.organization, project_id=project.pk, project_name=project.name,
         target=project.slug, data={"operation": str(operation.pk)},
