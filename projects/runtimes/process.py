@@ -395,6 +395,8 @@ class ProcessRuntime(Runtime):
         limits = volume.limits()
         volume.cap_log()
         data = Path(plan["data"])
+        if last := volume.last_ref():
+            last.wait_reaped(3)
         try:
             text = launch(
                 plan["argv"], env=_environment(Path(plan["bin"]), data), folder=data, log=volume.log, lock=volume.lock,

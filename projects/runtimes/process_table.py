@@ -90,6 +90,17 @@ class ProcessRef:
             and self.boot == boot_id()
         )
 
+    def wait_reaped(self, seconds: float) -> bool:
+        """Wait until the pid is free: some servers take a zombie of their last run for a living rival."""
+        deadline = time.monotonic() + seconds
+        while (found := read_stat(self.pid)) and found.start_ticks == self.start_ticks and self.boot == boot_id():
+            if time.monotonic() >= deadline:
+                return False
+            with contextlib.suppress(ChildProcessError, OSError):
+                os.waitpid(self.pid, os.WNOHANG)
+            time.sleep(0.01)
+        return True
+
     def started_at(self) -> float:
         """Seconds since the epoch."""
         uptime = float(Path("/proc/uptime").read_text().split()[0])
