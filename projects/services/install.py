@@ -1,0 +1,137 @@
+"""The first start: regions, plans, the first admin, the first project. Idempotent; every start calls it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+
+from accounts.models import Organization, User
+from accounts.permissions import Principal
+from accounts.services import user_create
+from novastack.common.models import Install
+from novastack.common.secrets import random_password
+from projects import domain, registry
+from projects.models import Plan, Project, Region
+from projects.operations import wiring
+from projects.services.creation import ProjectRequest, project_create
+
+GIB = 1024**3
+MIB = 1024**2
+PLANS = (
+    # slug, name, memory, CPU, storage
+    ("small", "Small", 512 * MIB, "0.5", 5 * GIB, True),
+    ("standard", "Standard", 2 * GIB, "1", 20 * GIB, False),
+    ("large", "Large", 4 * GIB, "2", 50 * GIB, False),
+)
+# Examples of the customer's (seed 001): without a runtime they are shown as not available.
+EXAMPLE_REGIONS = (
+    ("us-east-1", "US East"),
+    ("us-west-2", "US West"),
+    ("eu-west-1", "Europe West"),
+    ("ap-southeast-1", "Asia Pacific"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeChoice:
+    runtime: str
+    reason: str
+
+
+def choose_runtime(setting: str, config: dict[str, Any]) -> RuntimeChoice:
+    """`auto`: Docker when its daemon answers and an image for the first database can be had, else processes.
+
+    Nothing is pulled (rule 40); the registry is only asked whether it has the image. Says why.
+    """
+    if setting != "auto":
+        return RuntimeChoice(setting, f"NOVASTACK_RUNTIME is {setting}")
+    engine = registry.engine("postgresql")
+    version = engine.default_version
+    try:
+        docker = registry.runtime("docker", install_id=wiring.install_id(), config=config)
+        docker.ping()
+        docker.resolve_image(
+            engine.name, version, engine.official_image, registry.image_override(engine.name, version), pull=False
+        )
+    except domain.ImageMissing as error:
+        return RuntimeChoice("process", f"Docker answers, but has no PostgreSQL image and can't get one: {error}")
+    except domain.NovaStackRuntimeError as error:
+        return RuntimeChoice("process", f"No Docker: {error}")
+    return RuntimeChoice("docker", "Docker answers and a PostgreSQL image is there")
+
+
+@transaction.atomic
+def catalogue_prepare() -> Region:
+    """Plans, example regions, and this machine's region. The region's runtime is chosen once, then kept: servers live
+    there. While it holds no project, a better choice replaces it."""
+    for position, (slug, name, memory, cpus, storage, default) in enumerate(PLANS):
+        Plan.objects.get_or_create(
+            slug=slug,
+            defaults={
+                "name": name, "position": position, "memory_bytes": memory, "cpus": cpus, "storage_bytes": storage,
+                "is_default": default, "recycle_days": settings.NOVASTACK_RECYCLE_DAYS,
+            },
+        )  # fmt: skip
+    start, end = (int(part) for part in settings.NOVASTACK_PORT_RANGE.split("-"))
+    public = settings.NOVASTACK_PUBLIC_HOST
+    region, _ = Region.objects.get_or_create(
+        slug="local",
+        defaults={
+            "name": "This machine", "runtime": "", "port_start": start, "port_end": end,
+            "client_host": public or "127.0.0.1",
+            "bind_address": "0.0.0.0" if public else "127.0.0.1",  # noqa: S104 - the operator named an address
+        },
+    )  # fmt: skip
+    for slug, name in EXAMPLE_REGIONS:
+        Region.objects.get_or_create(slug=slug, defaults={"name": name, "runtime": ""})
+    return region
+
+
+def runtime_settle(region: Region) -> RuntimeChoice:
+    """Choose the region's runtime if it has none yet, or no project that would mind."""
+    install = Install.load()
+    if region.runtime and (
+        region.projects.exists()
+        or (settings.NOVASTACK_RUNTIME in {"auto", region.runtime} and install.notes.get("runtime_reason"))
+    ):
+        wanted = settings.NOVASTACK_RUNTIME
+        if wanted not in {"auto", region.runtime}:
+            return RuntimeChoice(
+                region.runtime, f"NOVASTACK_RUNTIME is {wanted}, but databases live on {region.runtime}: kept"
+            )
+        return RuntimeChoice(region.runtime, str(install.notes.get("runtime_reason", "chosen before")))
+    choice = choose_runtime(settings.NOVASTACK_RUNTIME, region.config)
+    region.runtime = choice.runtime
+    if choice.runtime == "process":
+        region.config = {**region.config, "root": str(settings.NOVASTACK_SERVERS_ROOT)}
+        region.config["data_root"] = region.config["root"]
+    region.save(update_fields=["runtime", "config", "updated_at"])
+    install.notes = {**install.notes, "runtime_reason": choice.reason, "runtime": choice.runtime}
+    install.save(update_fields=["notes"])
+    return choice
+
+
+@transaction.atomic
+def first_admin() -> tuple[User | None, str | None]:
+    """Make the first operator of an empty install. Returns (user or None, the one-time password if one was made)."""
+    if User.objects.exists():
+        return None, None
+    given = settings.NOVASTACK_ADMIN_PASSWORD
+    password = given or random_password(20)
+    user = user_create(
+        email=settings.NOVASTACK_ADMIN_EMAIL or "admin@novastack.local", password=password,
+        full_name="Administrator", organization_name="My organization", is_staff=True, is_superuser=True,
+    )  # fmt: skip
+    return user, None if given else password
+
+
+def first_project(user: User) -> Project:
+    organization = Organization.objects.filter(memberships__user=user).order_by("created_at")[0]
+    return project_create(
+        principal=Principal.of(user),
+        organization=organization,
+        request=ProjectRequest(name="First database", description="Made at the first start, to look at."),
+    )
