@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,7 @@ from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
 from django.core.exceptions import RequestDataTooBig
 from django.db import IntegrityError, transaction
 from django.http import Http404
-from rest_framework import exceptions, pagination, status, throttling
+from rest_framework import exceptions, pagination, parsers, status, throttling
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
@@ -110,6 +111,17 @@ def problem_handler(exc: Exception, context: dict[str, Any]) -> Response | None:
         errors=[{"field": e.field, "code": e.code, "detail": e.detail} for e in errors],
     )  # fmt: skip
     return Response(body, status=status_code, headers=headers, content_type="application/problem+json")
+
+
+class JSONParser(parsers.JSONParser):
+    """Reads the whole body first: its size is limited there, and `idempotent` can hash it afterwards."""
+
+    def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
+        body = stream.body if hasattr(stream, "body") else stream.read()
+        try:
+            return super().parse(io.BytesIO(body), media_type, parser_context)
+        except RecursionError:
+            raise exceptions.ParseError("The JSON is nested too deeply.") from None
 
 
 class PageNumberPagination(pagination.PageNumberPagination):
