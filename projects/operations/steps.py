@@ -58,7 +58,7 @@ def find_image(ctx: Context) -> None:
 
 
 def create_server(ctx: Context) -> None:
-    """A new server with new data. A taken port is marked, and the next one tried: only the start proves it (rule 14)."""
+    """A new server with new data. A taken port is marked and the next one tried: only the start proves it (rule 14)."""
     writes_allowed(ctx)
     server = ctx.server
     _room(ctx)
@@ -231,7 +231,9 @@ def stop_server(ctx: Context) -> None:
     """Stop, in slices shorter than the lease, and look that it is so."""
     writes_allowed(ctx)
     server = ctx.server
-    DatabaseServer.objects.filter(pk=server.pk).update(desired_state=ServerDesired.STOPPED)
+    DatabaseServer.objects.filter(pk=server.pk).exclude(desired_state=ServerDesired.ABSENT).update(
+        desired_state=ServerDesired.STOPPED
+    )
     if server.initialised_at is None and not server.runtime_ref:
         ctx.explain("There is no server.")
         return
