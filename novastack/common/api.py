@@ -99,7 +99,7 @@ def problem_handler(exc: Exception, context: dict[str, Any]) -> Response | None:
     elif isinstance(exc, RequestDataTooBig):
         code, status_code, detail = "too_large", 413, "The request body is too large"
     else:
-        log.exception("unhandled error in the API", error=type(exc).__name__)
+        log.error("unhandled error in the API", error=type(exc).__name__, exc_info=exc)
         code, status_code, detail = (
             "internal_error",
             500,

@@ -71,6 +71,8 @@ class _Run:
                     continue
                 if not self._step(definition, known[row.name], row):
                     return
+                if self.operation.undoing:
+                    break
             if not self.operation.undoing:
                 self._end(definition, OperationState.SUCCEEDED, "", "", False)
                 return
