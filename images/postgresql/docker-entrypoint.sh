@@ -162,6 +162,7 @@ main() {
   fi
 
   if [ -s "$PGDATA/PG_VERSION" ]; then
+    unset POSTGRES_PASSWORD # only the first start needs it; a server's environment can be read by its extensions
     exec "$@"
   fi
 
@@ -184,7 +185,7 @@ main() {
   create_database
   run_init_files
   PGUSER=${PGUSER:-$POSTGRES_USER} pg_ctl -D "$PGDATA" -m fast -w -t 300 stop
-  unset PGPASSWORD
+  unset PGPASSWORD POSTGRES_PASSWORD
   warn 'PostgreSQL is initialised'
   exec "$@"
 }
