@@ -6,3 +6,10 @@ class AccountsConfig(AppConfig):
 
     name = "accounts"
     verbose_name = "Accounts"
+
+    def ready(self) -> None:
+        from accounts.api import schema  # noqa: F401  (tells the OpenAPI schema of our ways to sign in)
+        from accounts.mfa import reseal_authenticators
+        from novastack.common.secrets import resealers
+
+        resealers.append(reseal_authenticators)

@@ -28,7 +28,7 @@ class Migration(migrations.Migration):
                 ('name', models.CharField(max_length=80)),
                 ('slug', models.SlugField(editable=False, help_text='Immutable.', max_length=63, unique=True)),
                 ('personal', models.BooleanField(default=False, editable=False, help_text="Made with its owner's account.")),
-                ('max_projects', models.PositiveIntegerField(default=20)),
+                ('max_projects', models.PositiveIntegerField(default=40)),
                 ('max_memory_bytes', models.PositiveBigIntegerField(default=17179869184)),
                 ('max_storage_bytes', models.PositiveBigIntegerField(default=214748364800)),
             ],

@@ -4,6 +4,8 @@ from accounts.services.audit import record
 from accounts.services.invitations import (
     invitation_accept,
     invitation_by_token,
+    invitation_remember,
+    invitation_remembered,
     invitation_revoke,
     member_invite,
 )
@@ -17,6 +19,7 @@ from accounts.services.organizations import (
     organization_select,
     organization_update,
 )
+from accounts.services.sessions import TokenPair, session_end, session_refresh, session_start
 from accounts.services.tokens import token_create, token_revoke
 from accounts.services.users import (
     password_change,
@@ -29,8 +32,11 @@ from accounts.services.users import (
 )
 
 __all__ = [
+    "TokenPair",
     "invitation_accept",
     "invitation_by_token",
+    "invitation_remember",
+    "invitation_remembered",
     "invitation_revoke",
     "member_change_role",
     "member_invite",
@@ -46,6 +52,9 @@ __all__ = [
     "profile_update",
     "record",
     "registration_open",
+    "session_end",
+    "session_refresh",
+    "session_start",
     "token_create",
     "token_revoke",
     "user_create",

@@ -7,6 +7,7 @@ from datetime import timedelta
 from django.conf import settings
 from django.core.mail import send_mail
 from django.db import transaction
+from django.http import HttpRequest
 
 from accounts.models import Invitation, Membership, Organization, Role, User
 from accounts.models.tokens import hash_token
@@ -19,6 +20,7 @@ from novastack.common.secrets import random_password
 
 INVITATION_LIFE = timedelta(days=7)
 MAX_OPEN_INVITATIONS = 100
+SESSION_KEY = "invitation"
 
 
 @transaction.atomic
@@ -41,7 +43,9 @@ def member_invite(
     still_open = Invitation.objects.filter(organization=organization, accepted_at=None, revoked_at=None)
     still_open.filter(email=email).update(revoked_at=now())
     if still_open.filter(expires_at__gt=now()).count() >= MAX_OPEN_INVITATIONS:
-        raise Conflict(f"There are {MAX_OPEN_INVITATIONS} open invitations; withdraw some first.", code="quota_exceeded")
+        raise Conflict(
+            f"There are {MAX_OPEN_INVITATIONS} open invitations; withdraw some first.", code="quota_exceeded"
+        )
     clear = random_password(40)
     invitation = Invitation.objects.create(
         organization=organization, email=email, role=role, token_hash=hash_token(clear),
@@ -84,6 +88,18 @@ def invitation_by_token(clear: str) -> Invitation:
     if invitation is None or not invitation.is_open:
         raise NotFound("This invitation is not valid any more; ask for a new one.")
     return invitation
+
+
+def invitation_remember(request: HttpRequest, invitation: Invitation) -> None:
+    """Keep it in the browser's session until the person has signed up or in."""
+    request.session[SESSION_KEY] = str(invitation.pk)
+
+
+def invitation_remembered(request: HttpRequest) -> Invitation | None:
+    """The still open invitation that this browser came with."""
+    pk = request.session.get(SESSION_KEY) if hasattr(request, "session") else None
+    invitation = Invitation.objects.select_related("organization").filter(pk=pk).first() if pk else None
+    return invitation if invitation is not None and invitation.is_open else None
 
 
 @transaction.atomic

@@ -119,7 +119,9 @@ def organization_delete(*, principal: Principal, organization: Organization) -> 
     principal.forget_memberships()
 
 
-def organization_select(*, principal: Principal, organization: Organization, request: HttpRequest | None = None) -> None:
+def organization_select(
+    *, principal: Principal, organization: Organization, request: HttpRequest | None = None
+) -> None:
     """The switcher: from now on this organization is meant, here and by default."""
     require(principal, organization, Capability.ORG_VIEW)
     if request is not None:

@@ -111,6 +111,8 @@ def user_register(
     if not registration_open(found):
         raise PermissionDenied("Registration is by invitation here; ask an administrator.", code="registration_closed")
     email = clean_email("email", email)
+    if settings.NOVASTACK_REGISTRATION == "invite" and found is not None and found.email != email:
+        raise Invalid.field("email", "invitation_mismatch", "The invitation is for another address.")
     full_name = clean_line("full_name", full_name, max_length=120, required=False)
     organization_name = clean_line("organization_name", organization_name, max_length=80, required=False)
     check_password_strength("password", password, User(email=email, full_name=full_name))

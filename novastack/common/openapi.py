@@ -1,33 +1,12 @@
-"""What every operation's OpenAPI entry shares: problem answers and the `Idempotency-Key` header."""
+"""What operations say in the OpenAPI schema: their problem answers (beyond `schema.add_problems`) and common headers."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
-from rest_framework import serializers
 
 PROBLEM_TYPE = "application/problem+json"
-
-
-class FieldProblemSerializer(serializers.Serializer[Any]):
-    field = serializers.CharField(help_text="Dotted for nested ones: `limits.memory_bytes`.")
-    code = serializers.CharField()
-    detail = serializers.CharField()
-
-
-class ProblemSerializer(serializers.Serializer[Any]):
-    """RFC 9457. `code` is stable; `detail` is for people."""
-
-    type = serializers.CharField()
-    title = serializers.CharField()
-    status = serializers.IntegerField()
-    detail = serializers.CharField()
-    code = serializers.CharField()
-    request_id = serializers.CharField()
-    errors = FieldProblemSerializer(many=True)
-
-
 TEXTS = {
     400: "`invalid`: what was sent; `errors` names the field",
     401: "`not_authenticated`: no valid token, or none",
@@ -42,8 +21,9 @@ TEXTS = {
 
 def problems(*statuses: int) -> dict[Any, OpenApiResponse]:
     """Responses for these statuses, and for 401 and 429, which every call may answer."""
+    reference = {"$ref": "#/components/schemas/Problem"}
     return {
-        (status, PROBLEM_TYPE): OpenApiResponse(ProblemSerializer, description=TEXTS.get(status, ""))
+        (status, PROBLEM_TYPE): OpenApiResponse(reference, description=TEXTS.get(status, ""))
         for status in sorted({401, 429, *statuses})
     }
 

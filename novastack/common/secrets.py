@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import string
+from collections.abc import Callable
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -70,6 +71,15 @@ def unseal(token: str, context: str) -> str:
             except InvalidTag as error:
                 raise SecretUnreadable("sealed for another row, or damaged") from error
     raise SecretUnreadable(f"no configured key has the id {key_id}")
+
+
+def needs_resealing(token: str) -> bool:
+    """Whether it is a sealed value that another than the first key made."""
+    return token.startswith("v1.") and token.split(".")[1] != _keys()[0][0]
+
+
+# Sealed values outside of `EncryptedField`s: each seals its own again, returns how many. Filled in `AppConfig.ready()`.
+resealers: list[Callable[[], int]] = []
 
 
 class Sealed:

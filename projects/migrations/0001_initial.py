@@ -14,7 +14,7 @@ class Migration(migrations.Migration):
     initial = True
 
     dependencies = [
-        ('accounts', '0003_alter_organization_max_projects'),
+        ('accounts', '0002_audit_immutable'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

@@ -1,0 +1,1 @@
+"""Section Accounts of API v1."""

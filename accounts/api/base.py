@@ -1,0 +1,21 @@
+"""What API views share."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from accounts.permissions import Principal, principal_from
+
+if TYPE_CHECKING:
+    from rest_framework.request import Request
+
+
+class PrincipalMixin:
+    """`self.principal` of an authenticated view."""
+
+    request: Request
+
+    @cached_property
+    def principal(self) -> Principal:
+        return principal_from(self.request)
