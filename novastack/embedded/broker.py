@@ -2,7 +2,8 @@
 
 What differs from kombu's own transport: a folder per queue; a message appears whole or not at all (rename); exchange
 files are replaced, never rewritten in place; an idle consumer asks one `stat` per queue and poll, so that 20 ms between
-polls cost 1-2 % of a core. A message is a hint: one that was taken by a killed worker is lost, and the reconciler sends it again.
+polls cost 1-2 % of a core. A message is a hint: one that was taken by a killed worker is lost, and the reconciler
+sends it again.
 """
 
 from __future__ import annotations

@@ -83,6 +83,14 @@ class EmbeddedPostgres:
             return ref if ref and ref.alive() else None
         return None
 
+    def reserve(self) -> str:
+        """Decide port and password before anything runs; returns the URL that `start` will most likely have."""
+        with self._locked():
+            self._make_password()
+            if not (self.folder / "port").is_file():
+                (self.folder / "port").write_text(str(next(self._ports())))
+        return self.url
+
     def start(self, *, timeout_seconds: float = 30) -> str:
         """Initialise if new, start or adopt; returns the URL once the server accepts logins."""
         with self._locked():
@@ -125,8 +133,7 @@ class EmbeddedPostgres:
     def _initialise(self, found: Found) -> None:
         if self.data.exists() and any(self.data.iterdir()):
             raise EmbeddedPostgresError(f"{self.data} is not empty, and not a PostgreSQL data folder: move it away")
-        if not self._password_file.is_file():
-            write_private(self._password_file, secrets.token_urlsafe(24))
+        self._make_password()
         # A folder is only called `data` when initdb came through: a crash leaves nothing half-made under that name.
         fresh = self.folder / "data.new"
         shutil.rmtree(fresh, ignore_errors=True)
@@ -139,8 +146,8 @@ class EmbeddedPostgres:
         try:
             done = subprocess.run(
                 [str(found.program("initdb")), "-D", str(fresh), "-U", ACCOUNT, f"--pwfile={pwfile}", "-A",
-                 "scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--data-checksums",
-                 "--no-instructions", *sync],
+                 "scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8",
+                 "--data-checksums", "--no-instructions", *sync],
                 capture_output=True, text=True, check=False, timeout=120, cwd="/", stdin=subprocess.DEVNULL,
                 env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}, **as_account(self.account),
             )  # fmt: skip
@@ -152,6 +159,10 @@ class EmbeddedPostgres:
         if self.data.is_dir():
             self.data.rmdir()
         fresh.rename(self.data)
+
+    def _make_password(self) -> None:
+        if not self._password_file.is_file():
+            write_private(self._password_file, secrets.token_urlsafe(24))
 
     def _launch(self, found: Found) -> None:
         if self.log.is_file() and self.log.stat().st_size > 10 << 20:

@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -455,6 +456,25 @@ class ProcessRuntime(Runtime):
         if handle.ref and handle.ref != str(last):
             raise StaleHandle("the server under this name is not the one that was recorded")
         return volume.read("spec.json")
+
+
+def end_all_servers(root: Path, *, grace_seconds: float) -> int:
+    """Stop every server below `root`, all at once, as wanted stops; returns how many ran. For whoever owns the machine's
+    life: data stays, and the reconciler starts them again when the control plane is back."""
+    running = []
+    folder = root / "servers"
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if (handle := handle_of(path.name)) and (last := (volume := Volume(root, handle)).last_ref()) and last.alive():
+            running.append((volume, last))
+    threads = [
+        threading.Thread(target=ProcessRuntime._end, args=(volume, ref), kwargs={"grace_seconds": grace_seconds})
+        for volume, ref in running
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(running)
 
 
 def _fill(

@@ -1,0 +1,321 @@
+"""`make run`: the control database, web, workers and beat as one thing that starts, watches and stops together."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from novastack.embedded import broker
+from novastack.embedded.children import Child, end_leftovers, remember, stop_all
+from novastack.embedded.install import Home
+from novastack.embedded.postgres import EmbeddedPostgres, EmbeddedPostgresError
+from projects.runtimes.process import end_all_servers
+
+ROLES = ("worker", "web", "worker-monitoring", "beat")
+_PR_SET_CHILD_SUBREAPER = 36
+CHILD_GRACE_SECONDS = 5.0
+
+
+class StartRefused(Exception):
+    """It can't start; the text says why and what to do."""
+
+
+class Supervisor:
+    """One run of one install. `say` shows a line to the person at the terminal."""
+
+    def __init__(self, path: Path, *, bind: str, port: int, quiet: bool = False) -> None:
+        self.began = time.monotonic()
+        self.home = Home(path)
+        self.bind = bind
+        self.wanted_port = port
+        self.quiet = quiet
+        self.children: list[Child] = []
+        self.first_start: dict[str, Any] = {}
+        self.postgres: EmbeddedPostgres | None = None
+        self._stopping = threading.Event()
+        self._signals = 0
+        self._roster = self.home.run / "children.json"
+
+    def say(self, text: str = "") -> None:
+        print(text, flush=True)
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Until a signal. Returns the exit code; `StartRefused` when it could not start."""
+        with self._only_one():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, self._on_signal)
+            with contextlib.suppress(AttributeError, OSError):
+                ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # servers' processes are reaped, whoever is pid 1
+            try:
+                self._start()
+                self._watch()
+            except _Stopped:
+                pass
+            finally:
+                self._stop()
+        return 0
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self._signals += 1
+        self._stopping.set()
+        if self._signals == 1:
+            os.write(sys.stdout.fileno(), b"\nStopping (databases too; nothing is lost) ...\n")
+
+    def _check_stop(self) -> None:
+        if self._stopping.is_set():
+            raise _Stopped
+
+    @contextlib.contextmanager
+    def _only_one(self) -> Iterator[None]:
+        with self.home.lock.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise StartRefused(
+                    f"NovaStack already runs from {self.home.path} ({file.read().strip() or 'just starting'}).\n"
+                    "Stop that one first, or start a second install with its own NOVASTACK_HOME."
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
+            self._lock_file = file
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+    def _start(self) -> None:
+        if roles := end_leftovers(self._roster):
+            self.say(f"The last run was killed: ended its {', '.join(roles)}; databases that still run are taken over.")
+        broker.prepare(self.home.path)
+        listener = self._listen()
+        port = listener.getsockname()[1]
+        url = None
+        own_database = not os.environ.get("DATABASE_URL")
+        if own_database:
+            self.postgres = EmbeddedPostgres(self.home.path)
+            url = self.postgres.reserve()
+        env = self.home.environment(database_url=url, bind=self.bind, port=port)
+        prepare, output = self._prepare_child(env)
+        self._make_children(env, listener)
+        if early := (os.cpu_count() or 1) >= 4:  # on few cores, loading code would only slow the database down
+            self._load_children()
+        if self.postgres:
+            try:
+                started = self.postgres.start()
+            except EmbeddedPostgresError as error:
+                raise StartRefused(str(error)) from error
+            if started != url:  # its port was taken between the look and the start
+                stop_all([prepare, *self.children], grace_seconds=1)
+                env = self.home.environment(database_url=started, bind=self.bind, port=port)
+                prepare, output = self._prepare_child(env)
+                self._make_children(env, listener)
+                early = False
+        prepare.open_gate()
+        if not early:
+            self._load_children()
+        self._check_stop()
+        self.first_start = self._read_line(prepare, output, 120) or {}
+        if not self.first_start:
+            raise StartRefused(self._failure("The first start failed", prepare))
+        for child in self.children:
+            child.open_gate()
+        self._lock_file.truncate(0)
+        self._lock_file.write(f"process {os.getpid()}, {self._url(port)}")
+        self._lock_file.flush()
+        self._greet(port)
+        self._wait_web(port)
+        if self.first_start.get("project_id"):
+            self._show_first_project(prepare, output)
+        output.close()
+        self.say("Ctrl-C stops everything.")
+
+    def _listen(self) -> socket.socket:
+        """The web's socket, held by us for the whole run: the wanted port, or the next free one."""
+        family = socket.AF_INET6 if ":" in self.bind else socket.AF_INET
+        for port in [*range(self.wanted_port, min(self.wanted_port + 100, 65536)), 0]:
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((self.bind, port))
+                listener.listen(128)
+            except OSError as error:
+                listener.close()
+                if error.errno not in (98, 13, 48):
+                    raise StartRefused(f"can't listen on {self.bind}: {error.strerror}") from error
+                continue
+            if port != self.wanted_port:
+                found = listener.getsockname()[1]
+                self.say(f"Port {self.wanted_port} is taken: using {found}.")
+            return listener
+        raise StartRefused(f"no free port on {self.bind}")
+
+    def _make_children(self, env: dict[str, str], listener: socket.socket) -> None:
+        self.children = []
+        for role in ROLES:
+            child = Child(role, self.home.logs / f"{role}.log", env=env)
+            if role == "web":
+                child.pass_fds = (listener.fileno(),)
+                child.env = env | {"NOVASTACK_WEB_FD": str(listener.fileno())}
+            if role == "worker-monitoring":
+                child.env = env | {"NOVASTACK_BROKER_POLL_SECONDS": "0.1"}
+            self.children.append(child)
+
+    def _load_children(self) -> None:
+        for child in self.children:
+            self._check_stop()
+            child.start(gated=True)
+        remember(self._roster, self.children)
+
+    def _prepare_child(self, env: dict[str, str]) -> tuple[Child, BinaryIO]:
+        reader, writer = os.pipe()
+        child = Child("prepare", self.home.logs / "prepare.log", env=env, stdout=writer)
+        child.start(gated=True)
+        os.close(writer)
+        self._prepare = child
+        return child, os.fdopen(reader, "rb")
+
+    def _read_line(self, child: Child, output: BinaryIO, seconds: float) -> dict[str, Any] | None:
+        """The next line of JSON from `prepare`; None when it ended without one, or the time is over."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._check_stop()
+            if select.select([output], [], [], 0.1)[0]:
+                line = output.readline()
+                return json.loads(line) if line.startswith(b"{") else None
+            self._watch_once()
+        return None
+
+    def _failure(self, title: str, child: Child) -> str:
+        return "\n".join([f"{title}. The end of {child.log}:", *child.last_lines(20)])
+
+    # --- telling --------------------------------------------------------------------------------------------------
+
+    def _url(self, port: int) -> str:
+        """Browsers refuse passkeys on an IP address: a name, when only this machine is meant anyway (rule 40)."""
+        host = "localhost" if self.bind in {"127.0.0.1", "::1", "0.0.0.0", "::"} else self.bind  # noqa: S104
+        return f"http://{host}:{port}"
+
+    def _elapsed(self) -> str:
+        return f"{time.monotonic() - self.began:.1f} s"
+
+    def _greet(self, port: int) -> None:
+        found = self.first_start
+        self.say()
+        self.say(f"  NovaStack   {self._url(port)}")
+        if found.get("admin_email"):
+            self.say(f"  Sign in     {found['admin_email']}")
+        if found.get("admin_password"):
+            self.say(f"  Password    {found['admin_password']}   (shown only this once)")
+        self.say(f"  Databases   run on: {found.get('runtime')} ({found.get('runtime_reason')})")
+        self.say(f"  Home        {self.home.path}   (logs in logs/)")
+        if self.home.state.parent != self.home.path:
+            self.say(f"  Data        {self.home.state}")
+        self.say()
+
+    def _wait_web(self, port: int) -> None:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.bind, self.bind)  # noqa: S104
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            self._check_stop()
+            self._watch_once()
+            with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1) as probe:
+                probe.settimeout(2)
+                probe.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                if probe.recv(16).startswith(b"HTTP/1."):
+                    self.say(f"Ready after {self._elapsed()}.")
+                    return
+            time.sleep(0.05)
+        self.say("The web does not answer yet; see logs/web.log.")
+
+    def _show_first_project(self, prepare: Child, output: BinaryIO) -> None:
+        found = self._read_line(prepare, output, 200)
+        if found and found.get("uri"):
+            self.say(f"First database, after {self._elapsed()}:\n\n  psql '{found['uri']}'\n")
+        elif found:
+            self.say(f"The first database is {found.get('status')}: {found.get('detail') or 'see the dashboard'}")
+        else:
+            self.say("The first database is not ready yet: see the dashboard.")
+
+    # --- watching -------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        rounds = 0
+        while not self._stopping.wait(0.2):
+            self._watch_once()
+            self._reap_strangers()
+            rounds += 1
+            if rounds % 300 == 0:
+                broker.drop_messages(self.home.path, older_than_seconds=600)
+                for child in self.children:
+                    child.cut_big_log()
+            if rounds % 25 == 0 and self.postgres and self.postgres.ref() is None:
+                self.say("The control database ended; starting it again.")
+                try:
+                    self.postgres.start()
+                except EmbeddedPostgresError as error:
+                    self.say(f"{error}\nTrying again.")
+
+    def _watch_once(self) -> None:
+        """Start children again that ended by themselves."""
+        changed = False
+        for child in self.children:
+            code = child.ended()
+            if code is not None and child.process is not None:
+                why = f"signal {-code}" if code < 0 else f"exit code {code}"
+                lines = child.last_lines()
+                gated = child.gate is not None
+                child.open_gate()
+                pause = child.plan_restart()
+                child.gate = -1 if gated else None
+                self.say(f"{child.role} ended ({why}); starting it again in {pause:.0f} s. Its last lines:")
+                for line in lines:
+                    self.say(f"    {line[:200]}")
+            if child.process is None and child.next_start and time.monotonic() >= child.next_start:
+                gated, child.gate = child.gate == -1, None
+                child.start(gated=gated)
+                changed = True
+        if changed:
+            remember(self._roster, self.children)
+
+    def _reap_strangers(self) -> None:
+        """Zombies of servers whose starter has gone: they come to us. Our own children are left to `subprocess`."""
+        own = {child.process.pid for child in [*self.children, self._prepare] if child.process}
+        with contextlib.suppress(ChildProcessError):
+            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if found.si_pid in own:
+                    self._prepare.ended()
+                    return
+                os.waitpid(found.si_pid, os.WNOHANG)
+
+    # --- stopping -------------------------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        began = time.monotonic()
+        everybody = [child for child in [*self.children, getattr(self, "_prepare", None)] if child]
+        stop_all(everybody, grace_seconds=CHILD_GRACE_SECONDS)
+        self._roster.unlink(missing_ok=True)
+        count = end_all_servers(self.home.servers, grace_seconds=5)
+        if self.postgres:
+            self.postgres.stop(grace_seconds=5)
+        said = f", with {count} database server{'s' if count != 1 else ''}" if count else ""
+        self.say(f"Stopped{said} ({time.monotonic() - began:.1f} s).")
+
+
+class _Stopped(Exception):
+    """A signal came while starting."""
