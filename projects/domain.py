@@ -197,8 +197,8 @@ class ServerSpec:
     The volume is mounted at `mount_path`; the server's own files live in `data_subdir` under it, so that the volume's
     root can hold NovaStack's marker, lock and one-time secrets in `.novastack/`. `initialised_file` (relative to the
     data folder) tells whether data was initialised; `completed_file` (empty: the same) exists only once initialising
-    came to its end, so that one that was killed half-way is begun anew. `secret_files` (name → bytes) are put to `.novastack/<name>` in
-    the volume before the first start; only used while initialising. `env` never holds a secret.
+    came to its end, so that one that was killed half-way is begun anew. `secret_files` (name → bytes) are put to
+    `.novastack/<name>` in the volume before the first start; only used while initialising. `env` never holds a secret.
     """
 
     handle: Handle

@@ -7,8 +7,8 @@ import re
 _FORM = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _PREFIXES = ("pg_", "nvs_", "novastack")
 
-# `SELECT word FROM pg_get_keywords() WHERE catcode IN ('R', 'T')` on PostgreSQL 18. Quoted they would work, but then every
-# client has to quote them.
+# `SELECT word FROM pg_get_keywords() WHERE catcode IN ('R', 'T')`, PostgreSQL 18. Quoted they would work, but then
+# every client has to quote them.
 _WORDS = """
 all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate collation column
 concurrently constraint create cross current_catalog current_date current_role current_schema current_time

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 
 import psycopg
 import pytest
-from projects.engines.postgresql import PostgreSQL
 
 from projects.domain import (
     Command,
@@ -39,6 +38,7 @@ from projects.domain import (
     ServerState,
     StaleHandle,
 )
+from projects.engines.postgresql import PostgreSQL
 from projects.runtimes.base import Runtime
 
 ENGINE = PostgreSQL()
@@ -54,6 +54,28 @@ def free_port() -> int:
 
 def new_handle() -> Handle:
     return Handle(str(uuid.uuid4()), 1)
+
+
+def spec_maker(version: str, image: ImageRef, password: str) -> MakeSpec:
+    """Makes specs of small servers: each with its own name and port unless told."""
+
+    def make(handle: Handle | None = None, *, port: int = 0, **changes: object) -> ServerSpec:
+        spec = ENGINE.server_spec(
+            ServerRequest(
+                handle=handle or new_handle(),
+                version=version,
+                image=image.digest or image.name,
+                publish=Endpoint("127.0.0.1", port or free_port()),
+                limits=Limits(256 * MIB, 1.0),
+                max_connections=40,
+                admin=Credentials(ENGINE.bootstrap_username, password),
+                labels={"io.novastack.project": str(uuid.uuid4())},
+                burst=True,
+            )
+        )
+        return replace(spec, **changes)  # type: ignore[arg-type]
+
+    return make
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,8 @@ class RuntimeContract:
 
     # --- what a subclass overrides ------------------------------------------------------------------------------------
     @pytest.fixture(scope="class")
-    def runtime(self) -> Iterator[Runtime]:
+    @classmethod
+    def runtime(cls) -> Iterator[Runtime]:
         raise NotImplementedError("override the fixture `runtime` (scope class): a runtime of an install of its own")
 
     def other_install(self, runtime: Runtime) -> Runtime | None:
@@ -121,37 +144,26 @@ class RuntimeContract:
 
     # --- fixtures and helpers -----------------------------------------------------------------------------------------
     @pytest.fixture(scope="class")
-    def image(self, runtime: Runtime) -> ImageRef:
-        return runtime.resolve_image(ENGINE.name, self.version, ENGINE.official_image)
+    @classmethod
+    def image(cls, runtime: Runtime) -> ImageRef:
+        return runtime.resolve_image(ENGINE.name, cls.version, ENGINE.official_image)
 
     @pytest.fixture(scope="class")
-    def password(self) -> str:
+    @classmethod
+    def password(cls) -> str:
         return "boot'$\\ %" + secrets.token_urlsafe(18)
 
     @pytest.fixture(scope="class")
-    def make_spec(self, image: ImageRef, password: str) -> MakeSpec:
-        def make(handle: Handle | None = None, *, port: int = 0, **changes: object) -> ServerSpec:
-            spec = ENGINE.server_spec(
-                ServerRequest(
-                    handle=handle or new_handle(),
-                    version=self.version,
-                    image=image.digest or image.name,
-                    publish=Endpoint("127.0.0.1", port or free_port()),
-                    limits=Limits(256 * MIB, 1.0),
-                    max_connections=40,
-                    admin=Credentials(ENGINE.bootstrap_username, password),
-                    labels={"io.novastack.project": str(uuid.uuid4())},
-                    burst=True,
-                )
-            )
-            return replace(spec, **changes)  # type: ignore[arg-type]
-
-        return make
+    @classmethod
+    def make_spec(cls, image: ImageRef, password: str) -> MakeSpec:
+        return spec_maker(cls.version, image, password)
 
     @pytest.fixture(scope="class")
-    def server(self, runtime: Runtime, make_spec: MakeSpec, password: str) -> Iterator[Server]:
-        yield self.create(runtime, make_spec(), password)
-        self.clean(runtime)
+    @classmethod
+    def server(cls, runtime: Runtime, make_spec: MakeSpec, password: str) -> Iterator[Server]:
+        suite = cls()
+        yield suite.create(runtime, make_spec(), password)
+        suite.clean(runtime)
 
     @pytest.fixture(autouse=True)
     def leave_nothing(self, request: pytest.FixtureRequest, runtime: Runtime) -> Iterator[None]:

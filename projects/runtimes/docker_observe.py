@@ -1,0 +1,109 @@
+"""What a list of containers means. One list call; only what changed, or does not run, is inspected (rule 25)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import docker.errors
+
+from projects.domain import Observation, ServerState
+from projects.runtimes import docker_spec
+from projects.runtimes.docker_client import DockerClients, mapped
+
+# A container that has been up for a minute is listed as "Up About a minute"; before that, in seconds. So a restart
+# between two looks can't be missed as long as they are closer together than this.
+_TRUST_SECONDS = 45.0
+
+
+class Observer:
+    def __init__(self, clients: DockerClients) -> None:
+        self._clients = clients
+        self._kept: dict[str, tuple[str, float, Observation]] = {}
+        self._lock = threading.Lock()
+
+    def observe(self, listed: Iterable[Mapping[str, Any]]) -> dict[str, Observation]:
+        """Name → what was seen of it."""
+        result: dict[str, Observation] = {}
+        for each in listed:
+            if each.get("Names"):
+                found = self._one(each)
+                if found is not None:
+                    result[str(each["Names"][0]).lstrip("/")] = found
+        return result
+
+    def forget(self, container: str) -> None:
+        with self._lock:
+            self._kept.pop(container, None)
+
+    def _one(self, listed: Mapping[str, Any]) -> Observation | None:
+        name, state = str(listed["Id"]), str(listed["State"])
+        now = time.monotonic()
+        with self._lock:
+            kept = self._kept.get(name)
+        fresh = "second" in str(listed.get("Status", ""))
+        if kept is not None and kept[0] == state and not fresh and now - kept[1] < _TRUST_SECONDS:
+            observation = kept[2]
+        else:
+            with mapped():
+                try:
+                    inspected = self._clients.get().inspect_container(name)
+                except docker.errors.NotFound:
+                    return None
+            observation = describe(inspected)
+        with self._lock:
+            self._kept[name] = (state, now, observation)
+        return observation
+
+
+def describe(inspected: Mapping[str, Any]) -> Observation:
+    """The observation of an inspected container."""
+    state = inspected["State"]
+    status, code = str(state["Status"]), int(state["ExitCode"])
+    killed = bool(state.get("OOMKilled"))
+    up = status == "running"
+    detail = ""
+    if status == "restarting" and code not in docker_spec.REFUSALS:
+        meaning = ServerState.STARTING
+        detail = f"it ended with code {code} and is being started again"
+    elif up:
+        meaning = ServerState.RUNNING
+    else:
+        meaning = ServerState.STOPPED
+        detail = _reason(status, code, killed=killed, error=str(state.get("Error") or ""))
+    return Observation(
+        state=meaning,
+        ref=str(inspected["Id"]),
+        started_at=time_of(str(state.get("StartedAt") or "")) if up else None,
+        exit_code=None if up or status == "created" else code,
+        oom_killed=killed,
+        detail=detail,
+        spec_hash=str((inspected["Config"].get("Labels") or {}).get(docker_spec.SPEC, "")),
+    )
+
+
+def _reason(status: str, code: int, *, killed: bool, error: str) -> str:
+    if code in docker_spec.REFUSALS:
+        return docker_spec.REFUSALS[code]
+    if killed:
+        return "killed: out of memory"
+    if status == "paused":
+        return "paused outside NovaStack"
+    if status == "created":
+        return "made, but never started"
+    if error:
+        return " ".join(error.split())[:300]
+    if code == 137:
+        return "killed"
+    return f"ended with code {code}" if code else ""
+
+
+def time_of(text: str) -> datetime | None:
+    """Docker's RFC 3339 with nanoseconds; year 1 means never."""
+    if not text or text.startswith("0001"):
+        return None
+    seconds, _, rest = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{seconds}.{(rest + '000000')[:6]}").replace(tzinfo=UTC)

@@ -1,0 +1,131 @@
+"""Pure parts of the Docker runtime: names, labels, the start wrapper, and what a container is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from typing import Any
+
+from projects.domain import Handle, Limits, ServerSpec
+
+INSTALL = "io.novastack.install"
+KIND = "io.novastack.kind"
+SERVER = "io.novastack.server"
+INCARNATION = "io.novastack.incarnation"
+SPEC = "io.novastack.spec"
+NONCE = "io.novastack.nonce"
+EPOCH = "io.novastack.epoch"
+WRITTEN = "io.novastack.written"
+
+FORMAT = 1  # raise it when containers made before must be made again
+CPU_PERIOD = 100_000  # microseconds
+STARTED_LINE = b"novastack: data accepted, starting"
+
+IN_USE, FOREIGN, MISSING, UNFIT = 75, 76, 77, 78
+REFUSALS: Mapping[int, str] = {
+    IN_USE: "another server is using this data",
+    FOREIGN: "the volume holds no data, or data of another server",
+    MISSING: "the volume's data was never initialised, or is gone",
+    UNFIT: "the image has no flock program",
+}
+
+# Runs before the image's own entrypoint, as the server's user, and becomes it (PID 1, signals). The lock's descriptor
+# is inherited by the server and all its children: the lock lives as long as any of them. No engine is known here.
+WRAPPER = f"""set -eu
+mount=$1 data=$2 completed=$3 marker=$4 secrets=$5; shift 5
+own=$mount/.novastack
+refuse() {{ code=$1; shift; echo "novastack: $*" >&2; exit "$code"; }}
+command -v flock >/dev/null || refuse {UNFIT} "{REFUSALS[UNFIT]}"
+[ "$(cat "$own/marker" 2>/dev/null)" = "$marker" ] || refuse {FOREIGN} "{REFUSALS[FOREIGN]}"
+exec 9>>"$own/lock"
+flock -n 9 || refuse {IN_USE} "{REFUSALS[IN_USE]}"
+if [ -e "$data/$completed" ]; then
+  # One-time secrets have done their work. Emptied, not removed: entrypoints want to read these files.
+  rm -f "$own/init"
+  for name in $secrets; do : >"$own/$name"; done
+elif [ -e "$own/init" ]; then
+  # Nobody ever used this data: an attempt that was cut off half-way is begun anew.
+  rm -rf "$data"
+else
+  refuse {MISSING} "{REFUSALS[MISSING]}"
+fi
+echo "{STARTED_LINE.decode()}" >&2
+exec "$@"
+"""
+
+
+def volume_name(handle: Handle) -> str:
+    return f"{handle.name}-data"
+
+
+def marker(handle: Handle) -> str:
+    return f"{handle.server_id}/{handle.incarnation}"
+
+
+def labels(install_id: str, kind: str, handle: Handle | None = None) -> dict[str, str]:
+    """Ids only. `kind` is server, data, tool, secret, network or epoch."""
+    result = {INSTALL: install_id, KIND: kind}
+    if handle is not None:
+        result |= {SERVER: handle.server_id, INCARNATION: str(handle.incarnation)}
+    return result
+
+
+def handle_of(found: Mapping[str, str] | None, ref: str = "") -> Handle | None:
+    """The handle that labels name, if they do."""
+    found = found or {}
+    if not found.get(SERVER) or not found.get(INCARNATION, "").isdigit():
+        return None
+    return Handle(found[SERVER], int(found[INCARNATION]), ref)
+
+
+def spec_hash(spec: ServerSpec) -> str:
+    """What makes a container another one. Limits can be changed on the running one; secrets are no part of it."""
+    parts = [
+        FORMAT, spec.image, spec.port, spec.publish.host, spec.publish.port, spec.mount_path, spec.data_subdir,
+        spec.initialised_file, spec.completed_file, spec.argv, spec.entrypoint, sorted(spec.env.items()), spec.user,
+        sorted(spec.tmpfs.items()), spec.shm_bytes, spec.stop_signal,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def command(spec: ServerSpec) -> list[str]:
+    """Arguments of `sh`: the wrapper, what it needs to know, and the original entrypoint."""
+    return [
+        "-c", WRAPPER, "novastack", spec.mount_path, f"{spec.mount_path}/{spec.data_subdir}",
+        spec.completed_file or spec.initialised_file, marker(spec.handle), " ".join(sorted(spec.secret_files)),
+        *spec.entrypoint, *spec.argv,
+    ]  # fmt: skip
+
+
+def cpu_quota(limits: Limits, *, burst: bool = False) -> int:
+    """Microseconds per period; -1 is unlimited. Not `NanoCpus`: that can't be changed on a running container."""
+    return -1 if burst else max(1000, round(limits.cpus * CPU_PERIOD))
+
+
+def init_files(spec: ServerSpec) -> bytes:
+    """A tar with `.novastack/`: the marker, leave to initialise, and the one-time secrets."""
+    files = {"marker": marker(spec.handle).encode(), "init": b"", **spec.secret_files}
+    return archive({f".novastack/{name}": content for name, content in files.items()}, folder=".novastack")
+
+
+def archive(files: Mapping[str, bytes], folder: str = "", *, owner: int = 0) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        if folder:
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, 0o700, owner, owner
+            tar.addfile(entry)
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode, entry.uid, entry.gid = len(content), 0o600, owner, owner
+            tar.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def limits_of(inspected: Mapping[str, Any]) -> tuple[int, int]:
+    """(memory bytes, CPU quota) that a container has now."""
+    host = inspected["HostConfig"]
+    return int(host.get("Memory") or 0), int(host.get("CpuQuota") or 0)

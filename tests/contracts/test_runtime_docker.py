@@ -1,0 +1,356 @@
+"""The Docker runtime: the runtime contract on a real engine, and what only containers promise."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import docker
+import docker.errors
+import pytest
+
+from projects.domain import (
+    Command,
+    DataMissing,
+    DataPolicy,
+    Handle,
+    ImageMissing,
+    ImageRef,
+    Limits,
+    NovaStackRuntimeError,
+    ServerState,
+)
+from projects.runtimes import docker_spec
+from projects.runtimes.base import Runtime
+from projects.runtimes.docker import DockerRuntime
+from tests.contracts.runtime_contract import ENGINE, MIB, MakeSpec, RuntimeContract, Server, spec_maker
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[docker.APIClient]:
+    """The Docker engine as its own command line sees it; absent is a failure only where it is required."""
+    required = os.environ.get("NOVASTACK_REQUIRE_DOCKER") == "1"
+    try:
+        client = docker.APIClient(version="auto", timeout=30)
+        DockerRuntime("probe").resolve_image(ENGINE.name, DockerContract.version, ENGINE.official_image)
+    except (docker.errors.DockerException, NovaStackRuntimeError) as error:
+        if required:
+            raise
+        pytest.skip(f"no Docker engine with a PostgreSQL image: {error}")
+    yield client
+    client.close()
+
+
+def remove_install(client: docker.APIClient, install_id: str) -> None:
+    wanted = {"label": f"{docker_spec.INSTALL}={install_id}"}
+    for found in client.containers(all=True, filters=wanted):
+        client.remove_container(found["Id"], force=True, v=True)
+    for found in client.volumes(filters=wanted)["Volumes"] or []:
+        client.remove_volume(found["Name"])
+    for found in client.networks(filters=wanted):
+        client.remove_network(found["Id"])
+
+
+class DockerContract(RuntimeContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def runtime(cls, engine: docker.APIClient) -> Iterator[Runtime]:
+        install_id = f"test{uuid.uuid4().hex[:10]}"
+        yield DockerRuntime(install_id)
+        remove_install(engine, install_id)
+
+    @pytest.fixture(autouse=True)
+    def _engine(self, engine: docker.APIClient) -> None:
+        self.engine = engine
+
+    def other_install(self, runtime: Runtime) -> Runtime:
+        return DockerRuntime(f"other{uuid.uuid4().hex[:8]}")
+
+    def unreachable(self) -> Runtime:
+        return DockerRuntime("nobody", base_url="unix:///nonexistent/docker.sock")
+
+    def foreign_data(self, runtime: Runtime, handle: Handle) -> bool:
+        # removed with the install, although nothing else says that it is ours
+        labels = {docker_spec.INSTALL: runtime._install_id}  # type: ignore[attr-defined]
+        self.engine.create_volume(docker_spec.volume_name(handle), labels=labels)
+        return True
+
+    def lose_data(self, runtime: Runtime, handle: Handle) -> bool:
+        self.engine.remove_container(handle.ref, v=False)
+        self.engine.remove_volume(docker_spec.volume_name(handle))
+        return True
+
+    def change_marker(self, runtime: Runtime, handle: Handle) -> bool:
+        self.in_volume(handle, f"echo {handle.server_id}/2 >/v/.novastack/marker")
+        return True
+
+    @contextlib.contextmanager
+    def hold_lock(self, runtime: Runtime, handle: Handle) -> Iterator[object]:
+        holder = self.beside(handle, "exec 9>>/v/.novastack/lock; flock -n 9; echo held; exec sleep 60")
+        try:
+            while b"held" not in self.engine.logs(holder):
+                time.sleep(0.05)
+            yield holder
+        finally:
+            self.engine.remove_container(holder, force=True, v=True)
+
+    # --- a second container on the same volume, made without the runtime ----------------------------------------------
+    def beside(self, handle: Handle, script: str) -> str:
+        image = DockerRuntime("probe").resolve_image(ENGINE.name, self.version, ENGINE.official_image)
+        host = self.engine.create_host_config(binds=[f"{docker_spec.volume_name(handle)}:/v"])
+        made = self.engine.create_container(image.name, entrypoint=["sh", "-c", script], host_config=host, user="root")
+        self.engine.start(made["Id"])
+        return str(made["Id"])
+
+    def in_volume(self, handle: Handle, script: str) -> str:
+        made = self.beside(handle, script)
+        assert self.engine.wait(made)["StatusCode"] == 0
+        said = self.engine.logs(made).decode()
+        self.engine.remove_container(made, force=True, v=True)
+        return said
+
+
+class TestDocker(DockerContract):
+    def test_no_secret_is_seen_by_inspect(self, runtime: Runtime, server: Server, password: str) -> None:
+        container = self.engine.inspect_container(server.handle.ref)
+        volume = self.engine.inspect_volume(docker_spec.volume_name(server.handle))
+        seen = json.dumps([container, volume, self.engine.top(server.handle.ref)]) + str(
+            self.engine.logs(server.handle.ref), "utf-8"
+        )
+        assert password not in seen
+        assert json.dumps(password)[1:-1] not in seen
+        assert password not in repr(server.spec)
+
+    def test_the_container_is_hardened(self, runtime: Runtime, server: Server) -> None:
+        container = self.engine.inspect_container(server.handle.ref)
+        host = container["HostConfig"]
+        assert host["CapDrop"] == ["ALL"]
+        assert host["SecurityOpt"] == ["no-new-privileges"]
+        assert host["ReadonlyRootfs"] is True
+        assert host["PidsLimit"] == server.spec.limits.pids
+        assert host["Memory"] == host["MemorySwap"]
+        assert host["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "3"}
+        assert host["PortBindings"] == {"5432/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(server.endpoint.port)}]}
+        assert not host["Privileged"]
+        assert container["Config"]["User"] == "postgres"
+        processes = self.engine.top(server.handle.ref, "-eo pid,user,args")
+        user = processes["Titles"].index("USER")
+        assert {row[user] for row in processes["Processes"]} & {"root", "0"} == set()
+
+    def test_labels_are_ids_only(self, runtime: Runtime, server: Server) -> None:
+        labels = self.engine.inspect_container(server.handle.ref)["Config"]["Labels"]
+        ours = {name: value for name, value in labels.items() if name.startswith("io.novastack.")}
+        assert ours[docker_spec.SERVER] == server.handle.server_id
+        assert ours[docker_spec.INCARNATION] == "1"
+        assert ours["io.novastack.project"] == server.spec.labels["io.novastack.project"]
+        assert set(ours) == {
+            docker_spec.INSTALL, docker_spec.KIND, docker_spec.SERVER, docker_spec.INCARNATION, docker_spec.SPEC,
+            "io.novastack.project",
+        }  # fmt: skip
+
+    def test_neighbours_are_out_of_reach(
+        self, runtime: Runtime, server: Server, make_spec: MakeSpec, password: str
+    ) -> None:
+        neighbour = self.create(runtime, make_spec(), password)
+        networks = self.engine.inspect_container(neighbour.handle.ref)["NetworkSettings"]["Networks"]
+        address = next(iter(networks.values()))["IPAddress"]
+        script = f"exec 3<>/dev/tcp/{address}/5432"
+        tool = runtime.run_tool(
+            f"nvs-tool-{uuid.uuid4()}", server.spec.image, Command(("timeout", "2", "bash", "-c", script)),
+            beside=server.handle,
+        )  # fmt: skip
+        try:
+            assert tool.wait(20).exit_code != 0
+        finally:
+            tool.kill()
+
+    def test_inside_the_container_nobody_is_trusted(self, runtime: Runtime, server: Server) -> None:
+        """Rule 21: the image's default lets everybody in from 127.0.0.1 and the socket."""
+        for target in ("host=127.0.0.1", "host=/run/postgresql"):
+            made = self.engine.exec_create(
+                server.handle.ref, ["psql", "-w", f"{target} dbname=postgres user=novastack", "-c", "SELECT 1"]
+            )
+            said = self.engine.exec_start(made["Id"]).decode()
+            assert self.engine.exec_inspect(made["Id"])["ExitCode"] != 0
+            assert "no password supplied" in said
+
+    def test_what_can_never_be_changed_later(self, runtime: Runtime, server: Server) -> None:
+        with server.connect() as connection:
+
+            def setting(name: str) -> Any:
+                row = connection.execute("SELECT current_setting(%s)", [name]).fetchone()
+                assert row
+                return row[0]
+
+            assert setting("data_checksums") == "on"
+            assert setting("wal_level") == "logical"
+            assert setting("archive_mode") == "on"
+            assert setting("archive_command") == "/bin/true"
+            assert setting("server_encoding") == "UTF8"
+            row = connection.execute(
+                "SELECT datlocprovider::text, datlocale FROM pg_database WHERE datname = 'template0'"
+            ).fetchone()
+            assert row == ("b", "C.UTF-8")
+
+    def test_one_time_secrets_are_emptied_at_the_next_start(
+        self, runtime: Runtime, make_spec: MakeSpec, password: str
+    ) -> None:
+        server = self.create(runtime, make_spec(), password)
+        runtime.stop(server.handle)
+        runtime.start(server.handle)
+        self.wait_ready(runtime, server)
+        assert self.in_volume(server.handle, "cat /v/.novastack/bootstrap; ls /v/.novastack") == (
+            "bootstrap\nlock\nmarker\n"
+        )
+
+    def test_an_initialisation_that_was_cut_off_is_begun_anew(
+        self, runtime: Runtime, make_spec: MakeSpec, password: str
+    ) -> None:
+        spec = make_spec()
+        handle = runtime.ensure(spec, data=DataPolicy.CREATE)
+        deadline = time.monotonic() + 30
+        place = f"/v/{spec.data_subdir}/PG_VERSION"
+        while self.in_volume(handle, f"test -e {place} && echo yes || true") != "yes\n":
+            assert time.monotonic() < deadline
+        self.engine.kill(handle.ref)
+        self.create(runtime, spec, password)
+
+    def test_data_that_is_gone_is_never_made_again(self, runtime: Runtime, make_spec: MakeSpec, password: str) -> None:
+        server = self.create(runtime, make_spec(), password)
+        runtime.stop(server.handle)
+        runtime.start(server.handle)
+        self.wait_ready(runtime, server)
+        runtime.stop(server.handle)
+        self.in_volume(server.handle, f"rm -rf /v/{server.spec.data_subdir}")
+        with pytest.raises(DataMissing):
+            runtime.start(server.handle)
+        seen = runtime.observe([server.handle])[server.handle]
+        assert (seen.state, seen.exit_code) == (ServerState.STOPPED, docker_spec.MISSING)
+        assert "gone" in seen.detail
+
+    def test_a_crashed_server_comes_back_by_itself_a_stopped_one_does_not(
+        self, runtime: Runtime, make_spec: MakeSpec, password: str
+    ) -> None:
+        server = self.create(runtime, make_spec(), password)
+        pid = self.engine.inspect_container(server.handle.ref)["State"]["Pid"]
+        os.kill(pid, 9)
+        time.sleep(0.5)
+        self.wait_ready(runtime, server)
+        assert self.engine.inspect_container(server.handle.ref)["RestartCount"] == 1
+        runtime.stop(server.handle)
+        time.sleep(1)
+        assert self.state(runtime, server.handle) == ServerState.STOPPED
+
+    def test_a_pinned_image_that_is_gone_has_no_substitute(self, runtime: Runtime, make_spec: MakeSpec) -> None:
+        spec = make_spec(image="sha256:" + "0" * 64)
+        with pytest.raises(ImageMissing):
+            runtime.ensure(spec, data=DataPolicy.CREATE)
+        assert self.state(runtime, spec.handle) == ServerState.ABSENT
+
+    def test_the_official_image_is_preferred_an_override_wins(self, runtime: Runtime, image: ImageRef) -> None:
+        tag = f"novastack-test-{uuid.uuid4().hex[:8]}"
+        self.engine.tag(image.digest, tag, "5")
+        try:
+            assert runtime.resolve_image(ENGINE.name, "5", tag).name == f"{tag}:5"
+            assert runtime.resolve_image(ENGINE.name, self.version, "nosuch", override=f"{tag}:5").name == f"{tag}:5"
+            assert runtime.resolve_image(ENGINE.name, "5", tag).digest == image.digest
+            with pytest.raises(ImageMissing):
+                runtime.resolve_image(ENGINE.name, self.version, "postgres", override="nosuch:1")
+        finally:
+            self.engine.remove_image(f"{tag}:5")
+
+    def test_limits_reach_the_container(self, runtime: Runtime, server: Server) -> None:
+        runtime.update(server.handle, Limits(300 * MIB, 0.5))
+        host = self.engine.inspect_container(server.handle.ref)["HostConfig"]
+        assert (host["Memory"], host["MemorySwap"], host["CpuQuota"]) == (300 * MIB, 300 * MIB, 50_000)
+        runtime.ensure(replace(server.spec, burst=False), data=DataPolicy.MUST_EXIST)
+        host = self.engine.inspect_container(server.handle.ref)["HostConfig"]
+        assert (host["Memory"], host["CpuQuota"]) == (server.spec.limits.memory_bytes, 100_000)
+
+    def test_a_tool_leaves_no_log_and_nothing_behind(self, runtime: Runtime, server: Server) -> None:
+        name = f"nvs-tool-{uuid.uuid4()}"
+        tool = runtime.run_tool(name, server.spec.image, Command(("echo", "data"), secret_files={"word": b"sesame"}))
+        made = self.engine.inspect_container(name)
+        assert made["HostConfig"]["LogConfig"]["Type"] == "none"
+        assert tool.wait(20).exit_code == 0
+        tool.kill()
+        with pytest.raises(docker.errors.NotFound):
+            self.engine.inspect_container(name)
+        with pytest.raises(docker.errors.NotFound):
+            self.engine.inspect_volume(f"{name}-secrets")
+
+    def test_a_tool_works_on_the_server_beside_it(self, runtime: Runtime, server: Server, password: str) -> None:
+        line = f"127.0.0.1:5432:*:novastack:{password}".replace("\\", "\\\\")
+        command = Command(
+            ("psql", "-Atw", "-h", "127.0.0.1", "-U", "novastack", "-d", "postgres", "-c", "SELECT 6 * 7"),
+            env={"PGPASSFILE": "{secret:pgpass}"},
+            secret_files={"pgpass": line.encode()},
+        )
+        tool = runtime.run_tool(f"nvs-tool-{uuid.uuid4()}", server.spec.image, command, beside=server.handle)
+        try:
+            assert tool.stdout is not None
+            assert tool.stdout.read() == b"42\n"
+            assert tool.wait(20).exit_code == 0
+        finally:
+            tool.kill()
+
+    def test_a_tool_streams_megabytes(self, runtime: Runtime, server: Server) -> None:
+        tool = runtime.run_tool(
+            f"nvs-tool-{uuid.uuid4()}", server.spec.image, Command(("head", "-c", "64M", "/dev/zero"))
+        )
+        try:
+            assert tool.stdout is not None
+            size = 0
+            while part := tool.stdout.read(1 << 20):
+                size += len(part)
+            assert size == 64 << 20
+            assert tool.wait(20).exit_code == 0
+        finally:
+            tool.kill()
+
+    def test_memory_is_a_tools_own(self, runtime: Runtime, server: Server) -> None:
+        eat = Command(("sh", "-c", "x=$(head -c 200M /dev/zero | tr '\\0' x); echo ${#x}"))
+        tool = runtime.run_tool(f"nvs-tool-{uuid.uuid4()}", server.spec.image, eat, memory_bytes=64 << 20)
+        try:
+            result = tool.wait(60)
+            assert result.exit_code != 0
+            assert result.oom_killed
+        finally:
+            tool.kill()
+
+
+@pytest.mark.parametrize("version", ["15", "18"])
+class TestVersions:
+    """Oldest and newest: another mount, another provider, other reserved connections."""
+
+    def test_it_starts_stops_and_keeps_data(self, engine: docker.APIClient, version: str) -> None:
+        install_id = f"test{uuid.uuid4().hex[:10]}"
+        runtime = DockerRuntime(install_id)
+        try:
+            image = runtime.resolve_image(ENGINE.name, version, ENGINE.official_image)
+        except ImageMissing as error:
+            pytest.skip(str(error))
+        suite = DockerContract()
+        suite.version, password = version, uuid.uuid4().hex
+        try:
+            server = suite.create(runtime, spec_maker(version, image, password)(), password)
+            with server.connect() as connection:
+                connection.execute("CREATE TABLE kept AS SELECT 1 AS answer")
+            runtime.stop(server.handle)
+            runtime.start(server.handle)
+            suite.wait_ready(runtime, server)
+            with server.connect() as connection:
+                assert connection.execute("SELECT answer FROM kept").fetchone() == (1,)
+                row = connection.execute("SHOW server_version").fetchone()
+                assert row is not None
+                assert str(row[0]).startswith(version)
+        finally:
+            remove_install(engine, install_id)
