@@ -28,7 +28,7 @@ def main() -> int:
     if options.command == "demo":
         from novastack.embedded.demo import demo as run_demo
 
-        return run_demo(keep=options.keep)
+        return int(run_demo(keep=options.keep))
     return one_postgres(options.action, options.home or default_home(), durable=not options.not_durable)
 
 

@@ -76,11 +76,10 @@ class Child:
         return pause
 
     def last_lines(self, count: int = 8) -> Sequence[str]:
-        with contextlib.suppress(OSError):
-            with self.log.open("rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - 8192))
-                return file.read().decode(errors="replace").splitlines()[-count:]
+        with contextlib.suppress(OSError), self.log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 8192))
+            return file.read().decode(errors="replace").splitlines()[-count:]
         return []
 
     def _cap_log(self) -> None:

@@ -46,6 +46,7 @@ class Supervisor:
         self.postgres: EmbeddedPostgres | None = None
         self._stopping = threading.Event()
         self._signals = 0
+        self._open = False  # whether children may begin to work
         self._roster = self.home.run / "children.json"
 
     def say(self, text: str = "") -> None:
@@ -133,6 +134,7 @@ class Supervisor:
         self.first_start = self._read_line(prepare, output, 120) or {}
         if not self.first_start:
             raise StartRefused(self._failure("The first start failed", prepare))
+        self._open = True
         for child in self.children:
             child.open_gate()
         self._lock_file.truncate(0)
@@ -279,16 +281,13 @@ class Supervisor:
             if code is not None and child.process is not None:
                 why = f"signal {-code}" if code < 0 else f"exit code {code}"
                 lines = child.last_lines()
-                gated = child.gate is not None
                 child.open_gate()
                 pause = child.plan_restart()
-                child.gate = -1 if gated else None
                 self.say(f"{child.role} ended ({why}); starting it again in {pause:.0f} s. Its last lines:")
                 for line in lines:
                     self.say(f"    {line[:200]}")
             if child.process is None and child.next_start and time.monotonic() >= child.next_start:
-                gated, child.gate = child.gate == -1, None
-                child.start(gated=gated)
+                child.start(gated=not self._open)
                 changed = True
         if changed:
             remember(self._roster, self.children)

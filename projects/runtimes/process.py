@@ -464,8 +464,10 @@ def end_all_servers(root: Path, *, grace_seconds: float) -> int:
     running = []
     folder = root / "servers"
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if (handle := handle_of(path.name)) and (last := (volume := Volume(root, handle)).last_ref()) and last.alive():
-            running.append((volume, last))
+        handle = handle_of(path.name)
+        last = Volume(root, handle).last_ref() if handle else None
+        if handle and last and last.alive():
+            running.append((Volume(root, handle), last))
     threads = [
         threading.Thread(target=ProcessRuntime._end, args=(volume, ref), kwargs={"grace_seconds": grace_seconds})
         for volume, ref in running
