@@ -6,6 +6,7 @@ observed are brought together by recording operations; what nobody knows is repo
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -13,7 +14,6 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from django.core.cache import cache
 from django.db import transaction
 from django.db.models import F, Q
 
@@ -44,8 +44,15 @@ log = structlog.get_logger(__name__)
 HINT_AGE_SECONDS = 2
 HINT_EVERY_SECONDS = 5
 ORPHAN_EVERY_SECONDS = 60
+EPOCH_EVERY_SECONDS = 30
 MAX_NEW_ORPHANS = 3
 MAX_RECOVERY_DELAY_SECONDS = 300
+
+OBSERVED_FIELDS = (
+    "kind", "incarnation", "runtime_ref", "desired_state", "observed_state", "observed_detail", "observed_at",
+    "started_at", "reconcile", "initialised_at", "recover_after",
+)  # fmt: skip
+_looked: dict[str, float] = {}
 
 
 @dataclass(slots=True)
@@ -94,7 +101,7 @@ def _region(region: Region, install: Install, report: Report) -> None:
         DatabaseServer.objects.filter(region=region)
         .exclude(desired_state=ServerDesired.ABSENT)
         .exclude(runtime_ref="", initialised_at=None)
-        .defer("admin_secret", "admin_pending_secret")
+        .only(*OBSERVED_FIELDS)
     )
     try:
         runtime = wiring.runtime_of(region)
@@ -117,8 +124,17 @@ def _region(region: Region, install: Install, report: Report) -> None:
         report.changed += len(changed)
     if not install.read_only and region.reconcile:
         report.started += _converge(servers)
-    if cache.add(f"orphans:{region.pk}", 1, ORPHAN_EVERY_SECONDS):
+    if _due(f"orphans:{region.pk}", ORPHAN_EVERY_SECONDS):
         report.orphans += find_orphans(region, runtime, install)
+
+
+def _due(what: str, every_seconds: float) -> bool:
+    """Whether this process has not looked at `what` for so long; then it counts as looked at."""
+    moment = time.monotonic()
+    if moment - _looked.get(what, -every_seconds) < every_seconds:
+        return False
+    _looked[what] = moment
+    return True
 
 
 def set_reachable(region: Region, reachable: bool, reason: str) -> None:
@@ -134,8 +150,7 @@ def set_reachable(region: Region, reachable: bool, reason: str) -> None:
 
 def epoch_fits(region: Region, runtime: Runtime, install: Install) -> bool:
     """The runtime's epoch is ours (rule 11). A new region gets it; a mismatch makes the install read-only."""
-    key = f"epoch:{region.pk}:{install.epoch}"
-    if cache.get(key):
+    if not _due(f"epoch:{region.pk}:{install.epoch}", EPOCH_EVERY_SECONDS):
         return True
     try:
         found = runtime.read_epoch()
@@ -144,10 +159,11 @@ def epoch_fits(region: Region, runtime: Runtime, install: Install) -> bool:
             found = str(install.epoch)
     except domain.NovaStackRuntimeError as error:
         log.warning("epoch not read", region=region.slug, error=str(error))
+        _looked.pop(f"epoch:{region.pk}:{install.epoch}", None)
         return True
     if found == str(install.epoch):
-        cache.set(key, 1, 60)
         return True
+    _looked.pop(f"epoch:{region.pk}:{install.epoch}", None)
     make_read_only(
         install,
         f"The runtime of {region.name} was last used by another state of this install (epoch {found[:8]}, "
