@@ -48,6 +48,7 @@ def collect_usage() -> None:
 
 @shared_task(name="projects.janitor")
 def run_janitor() -> None:
+    reconciler.claim_epochs()
     if janitor.delete_due_data():
         for pk in Operation.objects.live().filter(kind="purge", lease_until=None).values_list("pk", flat=True):
             send_hint(pk)
