@@ -143,7 +143,7 @@ class DockerRuntime(Runtime):
         made = self._create(spec)
         try:
             if data is DataPolicy.CREATE:
-                self._put(made, spec.mount_path, docker_spec.init_files(spec))
+                self._put_init_files(made, spec)
             self._start(made)
         except (NovaStackRuntimeError, RuntimeUnreachable):
             with contextlib.suppress(NovaStackRuntimeError):
@@ -428,17 +428,14 @@ class DockerRuntime(Runtime):
                 raise ImageMissing(f"the server's image {spec.image} is not on the host any more") from error
         return made
 
-    def _put(self, container: Container, path: str, archive: bytes) -> None:
-        """Unpack a tar into a volume of a created container, owned by the container's user."""
-        client: Any = self._clients.get()
+    def _put_init_files(self, container: Container, spec: ServerSpec) -> None:
+        """Unpack `.novastack/` into the volume of a created container, owned by the server's user."""
+        client = self._clients.get()
         with mapped():
-            # docker-py's put_archive has no `copyUIDGID`, without which the files would be root's.
-            answer = client._put(
-                client._url("/containers/{0}/archive", container["Id"]),
-                params={"path": path, "copyUIDGID": "true"},
-                data=archive,
-            )
-            client._raise_for_status(answer)
+            # Not `copyUIDGID`: the engine looks the user up in the host's passwd file. The image's own one is right.
+            stream, _ = client.get_archive(container["Id"], "/etc/passwd")
+            owner = docker_spec.user_ids(b"".join(stream), spec.user)
+            client.put_archive(container["Id"], spec.mount_path, docker_spec.init_files(spec, owner))
 
     def _start(self, container: Container) -> None:
         """Start, and watch until the wrapper has accepted or refused the data. A refused container stays stopped."""

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Mapping
 from typing import Any
 
-from projects.domain import Handle, Limits, ServerSpec
+from projects.domain import Handle, ImageMissing, Limits, ServerSpec
 
 INSTALL = "io.novastack.install"
 KIND = "io.novastack.kind"
@@ -105,24 +105,44 @@ def cpu_quota(limits: Limits, *, burst: bool = False) -> int:
     return -1 if burst else max(1000, round(limits.cpus * CPU_PERIOD))
 
 
-def init_files(spec: ServerSpec) -> bytes:
+def init_files(spec: ServerSpec, owner: tuple[int, int]) -> bytes:
     """A tar with `.novastack/`: the marker, leave to initialise, and the one-time secrets."""
     files = {"marker": marker(spec.handle).encode(), "init": b"", **spec.secret_files}
-    return archive({f".novastack/{name}": content for name, content in files.items()}, folder=".novastack")
+    named = {f".novastack/{name}": content for name, content in files.items()}
+    return archive(named, folder=".novastack", owner=owner)
 
 
-def archive(files: Mapping[str, bytes], folder: str = "", *, owner: int = 0) -> bytes:
+def archive(files: Mapping[str, bytes], folder: str = "", *, owner: tuple[int, int]) -> bytes:
+    """A tar of files that only `owner` (user id, group id) can read."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
-        if folder:
-            entry = tarfile.TarInfo(folder)
-            entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, 0o700, owner, owner
-            tar.addfile(entry)
-        for name, content in files.items():
+
+        def add(name: str, kind: bytes, mode: int, content: bytes) -> None:
             entry = tarfile.TarInfo(name)
-            entry.size, entry.mode, entry.uid, entry.gid = len(content), 0o600, owner, owner
+            entry.type, entry.mode, entry.size = kind, mode, len(content)
+            entry.uid, entry.gid = owner
             tar.addfile(entry, io.BytesIO(content))
+
+        if folder:
+            add(folder, tarfile.DIRTYPE, 0o700, b"")
+        for name, content in files.items():
+            add(name, tarfile.REGTYPE, 0o600, content)
     return stream.getvalue()
+
+
+def user_ids(passwd_tar: bytes, user: str) -> tuple[int, int]:
+    """(user id, group id) of `user` ("name", "uid" or "uid:gid") by a tar with the image's passwd file."""
+    name, _, group = user.partition(":")
+    if name.isdigit():
+        return int(name), int(group) if group.isdigit() else int(name)
+    with tarfile.open(fileobj=io.BytesIO(passwd_tar)) as tar:
+        member = tar.extractfile(tar.getmembers()[0])
+        lines = member.read().decode(errors="replace").splitlines() if member else []
+    for line in lines:
+        fields = line.split(":")
+        if len(fields) > 3 and fields[0] == (name or "root"):
+            return int(fields[2]), int(fields[3])
+    raise ImageMissing(f"the image has no user {name}: it is not the one that this engine needs")
 
 
 def limits_of(inspected: Mapping[str, Any]) -> tuple[int, int]:

@@ -125,7 +125,7 @@ class Tool:
         api = self._clients.get()
         with mapped():
             if command.secret_files:
-                api.put_archive(self._id, SECRETS, docker_spec.archive(command.secret_files, owner=NOBODY))
+                api.put_archive(self._id, SECRETS, docker_spec.archive(command.secret_files, owner=(NOBODY, NOBODY)))
             attached = streams.attach_socket(
                 self._id, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1, "logs": 0}
             )
