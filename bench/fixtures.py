@@ -33,9 +33,11 @@ def region(slug: str = "bench", runtime: str = "memory") -> Region:
     )[0]
 
 
-def many_projects(organization: Organization, count: int, *, ready: bool = True) -> list[Project]:
+def many_projects(
+    organization: Organization, count: int, *, where: Region | None = None, ready: bool = True
+) -> list[Project]:
     """Projects with address, server and database, as services make them, but in bulk."""
-    where, size = region(), plan()
+    where, size = where or region(), plan()
     moment = now()
     projects = Project.objects.bulk_create(
         [
