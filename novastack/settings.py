@@ -72,6 +72,9 @@ NOVASTACK_METRICS_TOKEN: str = env("NOVASTACK_METRICS_TOKEN", default="")
 # Data is deleted by the janitor, never by an operation, and not sooner than this after it was given up (rule 3).
 NOVASTACK_DATA_GRACE_SECONDS: int = env.int("NOVASTACK_DATA_GRACE_SECONDS", default=900)
 NOVASTACK_RECYCLE_DAYS: int = env.int("NOVASTACK_RECYCLE_DAYS", default=7)
+# Only workers reach runtimes in production (rule 23): the web asks them for live logs.
+NOVASTACK_WEB_SEES_RUNTIMES: bool = env.bool("NOVASTACK_WEB_SEES_RUNTIMES", default=not PRODUCTION)
+NOVASTACK_WEB_THREADS: int = env.int("NOVASTACK_WEB_THREADS", default=8)  # of the web server: `?wait=` may hold half
 NOVASTACK_TRUSTED_PROXIES: int = env.int("NOVASTACK_TRUSTED_PROXIES", default=0)
 
 # --- Django --------------------------------------------------------------------------------------------------------
@@ -343,6 +346,7 @@ CELERY_TASK_ROUTES = {
     "projects.reconcile": {"queue": "monitoring"},
     "projects.check_health": {"queue": "monitoring"},
     "projects.collect_usage": {"queue": "monitoring"},
+    "projects.read_logs": {"queue": "monitoring"},
     "projects.janitor": {"queue": "maintenance"},
     "projects.purge_due": {"queue": "maintenance"},
     "projects.clean_up": {"queue": "maintenance"},

@@ -7,12 +7,13 @@ from uuid import UUID
 
 import structlog
 from celery import shared_task
+from django.core.cache import cache
 from django.db import transaction
 
 from novastack.common.clock import now
 from novastack.common.models import Heartbeat, Install
-from projects.models import Operation
-from projects.operations import janitor, reconciler, removal, runner, watch
+from projects.models import DatabaseServer, Operation
+from projects.operations import janitor, logs, reconciler, removal, runner, watch
 from projects.operations.queue import send_hint
 
 log = structlog.get_logger(__name__)
@@ -44,6 +45,14 @@ def check_health() -> None:
 @shared_task(name="projects.collect_usage")
 def collect_usage() -> None:
     watch.collect_usage()
+
+
+@shared_task(name="projects.read_logs")
+def read_logs(server_id: str, tail: int, ticket: str) -> None:
+    """For a web process without a way to runtimes (rule 23): the answer waits in the cache under the ticket."""
+    server = DatabaseServer.objects.select_related("region").filter(pk=server_id).first()
+    lines, failure = logs.log_lines(server, tail) if server else ([], "The server is gone.")
+    cache.set(ticket, {"lines": lines, "failure": failure}, 30)
 
 
 @shared_task(name="projects.janitor")

@@ -1,0 +1,97 @@
+"""What can be chosen: engines, regions, plans; and what an organization has used of its quotas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drf_spectacular.utils import extend_schema
+from rest_framework import generics
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.api.organizations import REF, OrganizationScoped
+from accounts.permissions import Capability
+from novastack.common.openapi import problems
+from projects import registry
+from projects.api.filters import Ordering, Search
+from projects.api.outputs import EngineOutput, PlanSerializer, RegionSerializer, UsageOutput
+from projects.engines.base import Engine
+from projects.models import Plan, Region
+from projects.services import usage_of
+
+
+def _describe(engine: Engine, regions: list[Region]) -> dict[str, Any]:
+    offered = [region for region in regions if region.available]
+    reachable = [region for region in offered if region.reachable]
+    if reachable:
+        reason = ""
+    elif offered:
+        reason = offered[0].reason or "The runtime can't be reached now; projects wait for it."
+    else:
+        reason = "No region has a runtime yet."
+    return {
+        "name": engine.name,
+        "title": engine.title,
+        "versions": [
+            {"version": v.version, "end_of_life": v.end_of_life, "default": v.default, "deprecated": v.deprecated}
+            for v in engine.versions
+        ],
+        "default_version": engine.default_version,
+        "default_port": engine.default_port,
+        "capabilities": sorted(str(capability) for capability in engine.capabilities),
+        "runtimes": sorted({region.runtime for region in offered}),
+        "available": bool(reachable),
+        "reason": reason,
+    }
+
+
+@extend_schema(tags=["catalogue"])
+class EngineListView(generics.GenericAPIView[Any]):
+    serializer_class = EngineOutput
+    filter_backends: list[Any] = []
+
+    @extend_schema(operation_id="engines_list", responses={200: EngineOutput(many=True), **problems()})
+    def get(self, request: Request) -> Response:
+        """Engines with their versions. `available`: a project would be made at once; else `reason`."""
+        regions = list(Region.objects.all())
+        rows = [_describe(engine, regions) for _, engine in sorted(registry.engines().items())]
+        page = self.paginate_queryset(rows)  # type: ignore[arg-type]
+        return self.get_paginated_response(page)
+
+
+@extend_schema(tags=["catalogue"])
+@extend_schema(operation_id="regions_list", responses={200: RegionSerializer(many=True), **problems(400)})
+class RegionListView(generics.ListAPIView[Region]):
+    """Where databases may run."""
+
+    queryset = Region.objects.filter(enabled=True)
+    serializer_class = RegionSerializer
+    filter_backends = [Search, Ordering]
+    search_fields = ["name", "slug"]
+    ordering_fields = ["name", "slug"]
+    ordering = "name"
+
+
+@extend_schema(tags=["catalogue"])
+@extend_schema(operation_id="plans_list", responses={200: PlanSerializer(many=True), **problems(400)})
+class PlanListView(generics.ListAPIView[Plan]):
+    """Sizes to choose from. Bytes, cores, days."""
+
+    queryset = Plan.objects.filter(enabled=True)
+    serializer_class = PlanSerializer
+    filter_backends = [Search, Ordering]
+    search_fields = ["name", "slug"]
+    ordering_fields = ["position", "name", "memory_bytes"]
+    ordering = "position"
+
+
+@extend_schema(tags=["organizations"], parameters=[REF])
+class UsageView(OrganizationScoped, generics.GenericAPIView[Any]):
+    serializer_class = UsageOutput
+    filter_backends: list[Any] = []
+    pagination_class = None
+
+    @extend_schema(operation_id="organizations_usage", responses={200: UsageOutput, **problems(404)})
+    def get(self, request: Request, ref: str) -> Response:
+        """Each quota with its limit and what is used of it."""
+        return Response(usage_of(self.organization(Capability.ORG_VIEW)))

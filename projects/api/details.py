@@ -1,0 +1,140 @@
+"""What one project shows: how to connect, status, metrics, logs, activity."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.db.models import QuerySet
+from django_filters.rest_framework import DjangoFilterBackend
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework import generics
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.api.filters import AuditEventFilter
+from accounts.api.pagination import AuditEventPagination
+from accounts.api.serializers import AuditEventSerializer
+from accounts.models import AuditEvent
+from accounts.permissions import Capability
+from novastack.common.api import SecretResponse
+from novastack.common.errors import Invalid
+from novastack.common.openapi import problems
+from projects.api.base import ProjectScoped
+from projects.api.filters import Search
+from projects.api.outputs import (
+    ConnectionOutput,
+    LogsOutput,
+    MetricsOutput,
+    StatusOutput,
+    live_operations,
+    operation_brief,
+)
+from projects.models import Project
+from projects.services import connection_reveal
+from projects.services.connections import render_connection
+from projects.services.readings import LOG_LINES_MAX, RANGES, logs_read, metrics_of, status_of
+
+
+def whole_number(request: Request, name: str, *, default: int, least: int, most: int) -> int:
+    """A query parameter between `least` and `most`; anything else is a 400 that names it."""
+    text = request.query_params.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        raise Invalid.field(name, "out_of_range", f"Give a whole number from {least} to {most}.")
+    return int(text)
+
+
+class DetailView(ProjectScoped, generics.GenericAPIView[Any]):
+    queryset = Project.objects.none()
+    filter_backends: ClassVar[list[Any]] = []
+    pagination_class = None
+
+
+@extend_schema(tags=["projects"])
+class ConnectionView(DetailView):
+    serializer_class = ConnectionOutput
+
+    @extend_schema(
+        operation_id="projects_connection", responses={200: ConnectionOutput, **problems(403, 404, 409)}
+    )  # fmt: skip
+    def get(self, request: Request, pk: UUID) -> Response:
+        """How to connect, with the password. Needs `connect`, is audited, and is never stored on the way."""
+        info = connection_reveal(
+            principal=self.principal, project=self.project(Capability.CONNECT), purpose="api"
+        )  # fmt: skip
+        return SecretResponse(render_connection(info))
+
+
+@extend_schema(tags=["projects"])
+class StatusView(DetailView):
+    serializer_class = StatusOutput
+
+    @extend_schema(operation_id="projects_status", responses={200: StatusOutput, **problems(404)})
+    def get(self, request: Request, pk: UUID) -> Response:
+        """What was asked for and what was seen. `observed_at` says when."""
+        project = self.project()
+        operation = live_operations([project]).get(project.pk)
+        body = {**status_of(project), "operation": operation_brief(operation, request)}
+        return Response(StatusOutput(body).data)
+
+
+@extend_schema(tags=["projects"])
+class MetricsView(DetailView):
+    serializer_class = MetricsOutput
+
+    @extend_schema(
+        operation_id="projects_metrics",
+        parameters=[OpenApiParameter("range", str, enum=list(RANGES), default="1h")],
+        responses={200: MetricsOutput, **problems(400, 404)},
+    )
+    def get(self, request: Request, pk: UUID) -> Response:
+        """Samples, oldest first, averaged per bucket: at most 240 points, so that there is one page."""
+        project = self.project()
+        range_ = request.query_params.get("range", "1h")
+        if range_ not in RANGES:
+            raise Invalid.field("range", "invalid_choice", f"Use one of: {', '.join(RANGES)}.")
+        series = metrics_of(project, range_)
+        body = {"next": None, "previous": None, "range": range_, "bucket_seconds": series.bucket_seconds,
+                "results": series.points}  # fmt: skip
+        return Response(MetricsOutput(body).data)
+
+
+@extend_schema(tags=["projects"])
+class LogsView(DetailView):
+    serializer_class = LogsOutput
+
+    @extend_schema(
+        operation_id="projects_logs",
+        parameters=[OpenApiParameter("tail", int, default=200, description=f"Lines, 1 to {LOG_LINES_MAX}.")],
+        responses={200: LogsOutput, **problems(400, 404, 409, 503)},
+    )
+    def get(self, request: Request, pk: UUID) -> Response:
+        """The server's last log lines, live: 503 when its runtime can't be reached now."""
+        project = self.project()
+        tail = whole_number(request, "tail", default=200, least=1, most=LOG_LINES_MAX)
+        lines = logs_read(principal=self.principal, project=project, tail=tail)
+        return SecretResponse({"next": None, "previous": None, "results": [{"message": line} for line in lines]})
+
+
+@extend_schema(
+    tags=["projects"], operation_id="projects_activity",
+    responses={200: AuditEventSerializer(many=True), **problems(400, 403, 404)},
+)  # fmt: skip
+class ActivityView(ProjectScoped, generics.ListAPIView[AuditEvent]):
+    """Who changed or revealed what of this project, newest first. `?after=<sequence>` polls forward, oldest first."""
+
+    queryset = AuditEvent.objects.none()
+    serializer_class = AuditEventSerializer
+    pagination_class = AuditEventPagination
+    filter_backends: ClassVar[list[Any]] = [DjangoFilterBackend, Search]
+    filterset_class = AuditEventFilter
+    search_fields: ClassVar[list[str]] = ["target", "actor_label", "action"]
+
+    def get_queryset(self) -> QuerySet[AuditEvent]:
+        if getattr(self, "swagger_fake_view", False):
+            return AuditEvent.objects.none()
+        project = self.project(Capability.AUDIT_VIEW)
+        rows: QuerySet[AuditEvent] = AuditEvent.objects.for_organization(project.organization_id).filter(
+            project_id=project.pk
+        )
+        return rows

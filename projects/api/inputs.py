@@ -1,0 +1,109 @@
+"""Bodies of requests. They check shapes and types; what is allowed is decided by the services."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import serializers
+
+from novastack.common.errors import FieldProblem, Invalid
+from projects.api.fields import Cores, Flag, Input, Text, Whole
+from projects.models import Exposure, Placement
+from projects.services import ProjectRequest
+from projects.services.actions import ACTIONS
+
+LONG = 200  # far above what any name may have: the services name the real limit
+
+
+class LimitsInput(Input):
+    memory_bytes = Whole(required=False, help_text="At most the plan's.")
+    cpus = Cores(required=False, help_text="Cores, such as 0.5; at most the plan's.")
+
+
+class ServicesInput(Input):
+    auth = Flag(required=False)
+    realtime = Flag(required=False)
+    storage = Flag(required=False)
+
+
+class ApiKeysInput(Input):
+    count = Whole(required=False, min_value=0, max_value=10)
+    prefix = Text(required=False, max_length=20)
+
+
+class ProjectCreate(Input):
+    name = Text(max_length=LONG, help_text="1 to 63 printable characters; unique in the organization.")
+    engine = Text(required=False, default="postgresql", max_length=LONG, help_text="See `engines/`.")
+    version = Text(required=False, allow_null=True, max_length=LONG, help_text="The engine's default one if missing.")
+    description = Text(required=False, default="", allow_blank=True, max_length=500)
+    region = Text(required=False, allow_null=True, max_length=LONG, help_text="Slug; see `regions/`.")
+    plan = Text(required=False, allow_null=True, max_length=LONG, help_text="Slug; see `plans/`.")
+    organization = Text(
+        required=False, allow_null=True, max_length=LONG,
+        help_text="Slug or id. Missing: the token's, else your default one.",
+    )  # fmt: skip
+    placement = serializers.ChoiceField(
+        choices=Placement.choices, required=False, default=Placement.DEDICATED,
+        help_text="Only `dedicated` is available in this release.",
+    )  # fmt: skip
+    database_name = Text(required=False, allow_null=True, allow_blank=True, max_length=LONG)
+    username = Text(required=False, allow_null=True, allow_blank=True, max_length=LONG)
+    limits = LimitsInput(required=False)
+    labels = serializers.DictField(required=False, child=Text(max_length=LONG, allow_blank=True))
+    exposure = serializers.ChoiceField(choices=Exposure.choices, required=False, default=Exposure.LOCAL)
+    tls_required = Flag(required=False, default=False)
+    deletion_protection = Flag(required=False, default=False)
+    services = ServicesInput(required=False, help_text="The tenant data layer: not available in this release.")
+    api_keys = ApiKeysInput(required=False, help_text="The tenant data layer: not available in this release.")
+    bootstrap_schema = Flag(required=False, help_text="The tenant data layer: not available in this release.")
+
+    def request(self) -> ProjectRequest:
+        """What the service takes. What this release can't give is refused, not forgotten."""
+        values: dict[str, Any] = dict(self.validated_data)
+        values.pop("organization", None)
+        services, keys = values.pop("services", {}), values.pop("api_keys", {})
+        wanted = {f"services.{name}": on for name, on in services.items()}
+        wanted |= {"api_keys.count": keys.get("count", 0) > 0, "bootstrap_schema": values.pop("bootstrap_schema", False)}
+        later = [
+            FieldProblem(name, "not_available", "This is not available in this release; leave it out.")
+            for name, asked in wanted.items() if asked
+        ]  # fmt: skip
+        if later:
+            raise Invalid(later[0].detail, errors=later)
+        return ProjectRequest(**values)
+
+
+class ProjectChange(Input):
+    """What PATCH takes."""
+
+    name = Text(required=False, max_length=LONG)
+    description = Text(required=False, allow_blank=True, max_length=500)
+    labels = serializers.DictField(required=False, child=Text(max_length=LONG, allow_blank=True))
+    limits = LimitsInput(required=False, help_text="New limits start an operation `resize`.")
+    deletion_protection = Flag(required=False)
+
+
+class ProjectReplace(ProjectChange):
+    """What PUT takes: `name` at least. What is left out stays."""
+
+    name = Text(max_length=LONG)
+
+
+class ActionInput(Input):
+    action = serializers.ChoiceField(choices=[(action, action) for action in ACTIONS])
+    name = Text(required=False, max_length=LONG, help_text="`undelete`: a new name, when the old one was taken since.")
+    end_sessions = Flag(
+        required=False, default=False, help_text="`rotate_password`: also end sessions opened with the old one."
+    )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        for field, action in (("name", "undelete"), ("end_sessions", "rotate_password")):
+            if field in self.initial_data and attrs["action"] != action:
+                raise serializers.ValidationError(
+                    {field: serializers.ErrorDetail(f"Only for the action `{action}`.", code="invalid")}
+                )
+        return attrs
+
+
+class Nothing(Input):
+    """An empty body, or none."""

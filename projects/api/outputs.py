@@ -1,0 +1,209 @@
+"""What comes out of projects and the catalogue. The shapes of docs/api: tested against the OpenAPI schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.reverse import reverse
+
+from projects.models import Operation, OperationState, Plan, Project, Region
+
+
+def live_operations(projects: Iterable[Project]) -> dict[UUID, Operation]:
+    """project id → its live operation (of several, the one that holds the project), in one query."""
+    found: dict[UUID, Operation] = {}
+    ids = [project.pk for project in projects]
+    rows = Operation.objects.live().filter(project_uuid__in=ids) if ids else Operation.objects.none()
+    for operation in rows.only("id", "kind", "state", "project_uuid", "created_at").order_by("created_at", "id"):
+        if operation.project_uuid is not None:
+            found.setdefault(operation.project_uuid, operation)
+    return found
+
+
+def operation_brief(operation: Operation | None, request: Request | None = None) -> dict[str, Any] | None:
+    """`{id, kind, state, url}`, or None."""
+    if operation is None:
+        return None
+    url = reverse("operation-detail", kwargs={"pk": operation.pk}, request=request)
+    return {"id": str(operation.pk), "kind": operation.kind, "state": str(operation.state), "url": url}
+
+
+class OperationBrief(serializers.Serializer[Any]):
+    id = serializers.UUIDField()
+    kind = serializers.CharField(help_text="provision, start, stop, restart, rotate_password, resize, delete …")
+    state = serializers.ChoiceField(choices=OperationState.choices)
+    url = serializers.URLField(help_text="Ask it with `?wait=30`.")
+
+
+class Limits(serializers.Serializer[Any]):
+    memory_bytes = serializers.IntegerField()
+    cpus = serializers.FloatField()
+    storage_bytes = serializers.IntegerField(help_text="Soft: measured at most 60 s late.")
+
+
+class ProjectSerializer(serializers.ModelSerializer[Project]):
+    """Give `context["operations"]` from `live_operations`: one query for all rows."""
+
+    organization = serializers.SlugRelatedField(slug_field="slug", read_only=True)
+    region = serializers.SlugRelatedField(slug_field="slug", read_only=True)
+    plan = serializers.SlugRelatedField(slug_field="slug", read_only=True)
+    limits = serializers.SerializerMethodField()
+    labels = serializers.DictField(child=serializers.CharField(), read_only=True)
+    operation = serializers.SerializerMethodField()
+    created_by = serializers.EmailField(source="created_by.email", read_only=True, default=None, allow_null=True)
+
+    class Meta:
+        model = Project
+        fields = [
+            "id", "name", "slug", "description", "organization", "engine", "version", "region", "plan", "placement",
+            "status", "desired_status", "status_detail", "limits", "labels", "exposure", "tls_required",
+            "deletion_protection", "size_bytes", "operation", "created_by", "created_at", "updated_at",
+            "recycle_until",
+        ]  # fmt: skip
+        read_only_fields = fields
+
+    def get_limits(self, project: Project) -> dict[str, Any]:
+        return {
+            "memory_bytes": project.memory_bytes,
+            "cpus": float(project.cpus),
+            "storage_bytes": project.storage_bytes,
+        }
+
+    get_limits.__annotations__["return"] = Limits
+
+    def get_operation(self, project: Project) -> dict[str, Any] | None:
+        return operation_brief(self.context["operations"].get(project.pk), self.context.get("request"))
+
+    get_operation.__annotations__["return"] = OperationBrief | None
+
+
+class RegionSerializer(serializers.ModelSerializer[Region]):
+    available = serializers.SerializerMethodField(help_text="Projects can be made here.")
+    reason = serializers.SerializerMethodField(help_text="Why not available, or what is wrong now.")
+
+    class Meta:
+        model = Region
+        fields = ["id", "slug", "name", "runtime", "available", "reachable", "reason"]
+        read_only_fields = fields
+
+    def get_available(self, region: Region) -> bool:
+        return region.available
+
+    def get_reason(self, region: Region) -> str:
+        if not region.available:
+            return "No runtime is set up here yet."
+        return "" if region.reachable else region.reason or "The runtime can't be reached now."
+
+
+class PlanSerializer(serializers.ModelSerializer[Plan]):
+    cpus = serializers.FloatField(read_only=True)
+
+    class Meta:
+        model = Plan
+        fields = [
+            "id", "slug", "name", "memory_bytes", "cpus", "storage_bytes", "connection_limit", "recycle_days",
+            "is_default",
+        ]  # fmt: skip
+        read_only_fields = fields
+
+
+class EngineVersionOutput(serializers.Serializer[Any]):
+    version = serializers.CharField()
+    end_of_life = serializers.DateField(help_text="By the vendor's policy.")
+    default = serializers.BooleanField()
+    deprecated = serializers.BooleanField()
+
+
+class EngineOutput(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    title = serializers.CharField()
+    versions = EngineVersionOutput(many=True)
+    default_version = serializers.CharField()
+    default_port = serializers.IntegerField()
+    capabilities = serializers.ListField(child=serializers.CharField())
+    runtimes = serializers.ListField(child=serializers.CharField(), help_text="That regions offer now.")
+    available = serializers.BooleanField(help_text="A project of this engine would be made at once.")
+    reason = serializers.CharField(help_text="Why not.")
+
+
+class ServerOutput(serializers.Serializer[Any]):
+    runtime = serializers.CharField()
+    name = serializers.CharField()
+    image = serializers.CharField()
+    started_at = serializers.DateTimeField(allow_null=True)
+    cpu_percent = serializers.FloatField(allow_null=True, help_text="100 is one full core.")
+    memory_bytes = serializers.IntegerField(allow_null=True)
+    memory_limit_bytes = serializers.IntegerField()
+    connections = serializers.IntegerField(allow_null=True)
+    connections_limit = serializers.IntegerField(allow_null=True)
+    size_bytes = serializers.IntegerField(allow_null=True)
+
+
+class StatusOutput(serializers.Serializer[Any]):
+    status = serializers.ChoiceField(choices=Project._meta.get_field("status").choices)
+    desired_status = serializers.ChoiceField(choices=Project._meta.get_field("desired_status").choices)
+    observed_at = serializers.DateTimeField(allow_null=True)
+    health = serializers.ChoiceField(choices=Project._meta.get_field("health").choices)
+    detail = serializers.CharField(help_text="Why it is so, for people.")
+    operation = OperationBrief(allow_null=True)
+    server = ServerOutput(allow_null=True)
+
+
+class ConnectionOutput(serializers.Serializer[Any]):
+    host = serializers.CharField()
+    port = serializers.IntegerField()
+    database = serializers.CharField()
+    username = serializers.CharField()
+    password = serializers.CharField()
+    tls = serializers.BooleanField()
+    uri = serializers.CharField()
+    jdbc_url = serializers.CharField()
+    env = serializers.DictField(child=serializers.CharField())
+    snippets = serializers.DictField(child=serializers.CharField())
+
+
+class Quota(serializers.Serializer[Any]):
+    limit = serializers.IntegerField()
+    used = serializers.IntegerField()
+
+
+class UsageOutput(serializers.Serializer[Any]):
+    """Bytes are those of the projects' limits, not of disks. The recycle bin counts for storage only."""
+
+    projects = Quota()
+    memory_bytes = Quota()
+    storage_bytes = Quota()
+
+
+class Sample(serializers.Serializer[Any]):
+    """Averages of one bucket; null where nothing was measured."""
+
+    at = serializers.DateTimeField()
+    cpu_percent = serializers.FloatField(allow_null=True)
+    memory_bytes = serializers.IntegerField(allow_null=True)
+    size_bytes = serializers.IntegerField(allow_null=True)
+    connections = serializers.IntegerField(allow_null=True)
+
+
+class MetricsOutput(serializers.Serializer[Any]):
+    next = serializers.URLField(allow_null=True)
+    previous = serializers.URLField(allow_null=True)
+    range = serializers.CharField()
+    bucket_seconds = serializers.IntegerField()
+    results = Sample(many=True)
+
+
+class LogLine(serializers.Serializer[Any]):
+    message = serializers.CharField()
+
+
+class LogsOutput(serializers.Serializer[Any]):
+    """Oldest first."""
+
+    next = serializers.URLField(allow_null=True)
+    previous = serializers.URLField(allow_null=True)
+    results = LogLine(many=True)

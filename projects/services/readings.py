@@ -1,0 +1,145 @@
+"""What pages and API show of a running database: status, samples over time, log lines."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from django.conf import settings
+from django.core.cache import cache
+from django.db import connection
+from django.db.models import Avg, DateTimeField, DurationField, F, Func, Max, Value
+
+from accounts.permissions import Capability, Principal, require
+from novastack.common.clock import now
+from novastack.common.errors import ActionNotAllowed, RuntimeNotAvailable
+from projects import tasks
+from projects.models import Database, DatabaseServer, DatabaseSlot, MetricSample, Project
+from projects.operations.logs import log_lines
+
+LOG_LINES_MAX = 5000
+RELAY_SECONDS = 8.0
+# range → (its length, the width of a bucket): at most 240 points each
+RANGES: dict[str, tuple[timedelta, timedelta]] = {
+    "1h": (timedelta(hours=1), timedelta(seconds=30)),
+    "24h": (timedelta(hours=24), timedelta(minutes=6)),
+    "7d": (timedelta(days=7), timedelta(minutes=45)),
+    "30d": (timedelta(days=30), timedelta(hours=3)),
+}
+EPOCH = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
+
+
+def server_of(project: Project) -> DatabaseServer | None:
+    """The server that the project's database is on now, without its secrets."""
+    row = (
+        Database.objects.filter(project=project, slot=DatabaseSlot.CURRENT)
+        .select_related("server", "server__region")
+        .defer("server__admin_secret", "server__admin_pending_secret")
+        .first()
+    )
+    return row.server if row else None
+
+
+def status_of(project: Project) -> dict[str, Any]:
+    """The `status` answer of the API but for `operation`. Everything was observed; null is not known."""
+    server = server_of(project)
+    seen = [moment for moment in (project.health_checked_at, server.observed_at if server else None) if moment]
+    return {
+        "status": project.status,
+        "desired_status": project.desired_status,
+        "observed_at": max(seen, default=None),
+        "health": project.health,
+        "detail": project.status_detail or project.health_detail,
+        "server": None if server is None else {
+            "runtime": server.runtime,
+            "name": server.handle.name,
+            "image": server.image,
+            "started_at": server.started_at,
+            "cpu_percent": server.cpu_percent,
+            "memory_bytes": server.memory_used_bytes,
+            "memory_limit_bytes": server.memory_bytes,
+            "connections": project.connections,
+            "connections_limit": project.connections_limit,
+            "size_bytes": project.size_bytes,
+        },
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    bucket_seconds: int
+    points: list[dict[str, Any]]
+
+
+def metrics_of(project: Project, range_: str) -> Series:
+    """Samples of the last `1h`, `24h`, `7d` or `30d`, oldest first, averaged per bucket (sizes: the largest)."""
+    length, width = RANGES[range_]
+    bucket = Func(
+        Value(width, DurationField()), F("at"), Value(EPOCH), function="date_bin", output_field=DateTimeField()
+    )
+    rows = (
+        MetricSample.objects.filter(project=project, at__gte=now() - length)
+        .annotate(bucket=bucket)
+        .values("bucket")
+        .order_by("bucket")
+        .annotate(
+            cpu=Avg("cpu_percent"), memory=Avg("memory_bytes"), size=Max("size_bytes"), sessions=Avg("connections")
+        )
+    )
+    points = [
+        {
+            "at": row["bucket"],
+            "cpu_percent": None if row["cpu"] is None else round(row["cpu"], 2),
+            "memory_bytes": _whole(row["memory"]),
+            "size_bytes": row["size"],
+            "connections": _whole(row["sessions"]),
+        }
+        for row in rows
+    ]
+    return Series(int(width.total_seconds()), points)
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def logs_read(*, principal: Principal, project: Project, tail: int = 200) -> list[str]:
+    """The last `tail` lines (at most 5,000) of the server's log, oldest first. `RuntimeNotAvailable` if nobody answers.
+
+    Live by nature. Where the web has no way to runtimes (production, rule 23), the monitoring worker reads them for it.
+    """
+    require(principal, project.organization_id, Capability.PROJECT_VIEW)
+    server = server_of(project)
+    if server is None or server.initialised_at is None:
+        raise ActionNotAllowed("The server has not been made yet; there is no log.")
+    tail = max(1, min(tail, LOG_LINES_MAX))
+    if settings.NOVASTACK_WEB_SEES_RUNTIMES:
+        lines, failure = log_lines(server, tail)
+    else:
+        lines, failure = _relayed(server, tail)
+    if failure:
+        raise RuntimeNotAvailable(failure)
+    return lines
+
+
+def _relayed(server: DatabaseServer, tail: int) -> tuple[list[str], str]:
+    """Asks a worker; the answer comes by the cache. Holds no database connection meanwhile."""
+    ticket = f"logs:{uuid4()}"
+    try:
+        tasks.read_logs.apply_async(args=[str(server.pk), tail, ticket], expires=RELAY_SECONDS, retry=False)
+    except Exception:  # every broker has errors of its own
+        return [], "No worker can be asked for the log now."
+    if not connection.in_atomic_block:
+        connection.close()
+    until = time.monotonic() + RELAY_SECONDS
+    while time.monotonic() < until:
+        time.sleep(0.05)
+        answer = cache.get(ticket)
+        if answer is not None:
+            cache.delete(ticket)
+            return list(answer["lines"]), str(answer["failure"])
+    return [], "No worker has answered in time; try again."
+
