@@ -53,6 +53,7 @@ def run(operation_id: UUID, *, owner: str | None = None) -> bool:
 class _Run:
     def __init__(self, operation: Operation, lease: leases.Lease, heartbeat: leases.Heartbeat) -> None:
         self.operation, self.lease, self.heartbeat = operation, lease, heartbeat
+        self._shown = False  # whether the project's status says that this operation is at work
 
     def go(self) -> None:
         definition = base.definition_of(self.operation.kind, self.operation.definition_version)
@@ -62,7 +63,6 @@ class _Run:
             self._end(None, OperationState.FAILED, "definition_changed",
                       "This operation was begun by another version of NovaStack, which knew its steps.", False)  # fmt: skip
             return
-        self._refresh_status()
         if self.lease.crashed and not self._count_crash(definition, rows):
             return
         if not self.operation.undoing:
@@ -90,6 +90,9 @@ class _Run:
             row.deadline_at = now() + timedelta(seconds=seconds)
         row.state, row.started_at, row.finished_at = StepState.RUNNING, row.started_at or now(), None
         self._save_row(row)
+        if not self._shown:
+            self._refresh_status()
+            self._shown = True
         context = self._context(row, definition, seconds)
         self.heartbeat.set_deadline(seconds)
         try:
