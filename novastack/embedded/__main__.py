@@ -22,7 +22,7 @@ def main() -> int:
     postgres.add_argument("--home", type=Path, default=None)
     postgres.add_argument("--not-durable", action="store_true", help="fsync off: for tests")
     options = parser.parse_args()
-    _read_env_file()
+    read_env_file()
     if options.command == "up":
         return up()
     if options.command == "demo":
@@ -58,7 +58,7 @@ def one_postgres(action: str, home: Path, *, durable: bool) -> int:
     return 0
 
 
-def _read_env_file() -> None:
+def read_env_file() -> None:
     """`.env` in the checkout counts here as it does in the settings; what is in the environment wins."""
     import environ
 

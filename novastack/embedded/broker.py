@@ -31,14 +31,13 @@ TRANSPORT_ALIASES["filesystem"] = "novastack.embedded.broker:Transport"
 
 
 def transport_options(home: Path) -> dict[str, Any]:
-    """`CELERY_BROKER_TRANSPORT_OPTIONS` for a home. Makes no folder. `NOVASTACK_BROKER_POLL_SECONDS` in the environment
-    is for workers that are in no hurry."""
+    """`CELERY_BROKER_TRANSPORT_OPTIONS` for a home. Pure: makes no folder."""
     root = Path(home) / "broker"
     return {
         "data_folder_in": str(root / "queues"),
         "data_folder_out": str(root / "queues"),
         "control_folder": str(root / "exchanges"),
-        "polling_interval": float(os.environ.get("NOVASTACK_BROKER_POLL_SECONDS", POLL_SECONDS)),
+        "polling_interval": POLL_SECONDS,
     }
 
 

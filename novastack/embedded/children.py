@@ -1,4 +1,5 @@
-"""The supervisor's children: started, watched, started again with back-off, stopped; taken over after a crash."""
+"""The supervisor's children: adopted from the nursery, watched, started again with back-off, stopped; and what a killed
+supervisor left behind."""
 
 from __future__ import annotations
 
@@ -19,60 +20,59 @@ from projects.runtimes.process_table import ProcessRef, kill_family, stop_family
 LOG_LIMIT_BYTES = 10 << 20
 BACKOFF_SECONDS = (0.2, 1.0, 3.0, 10.0, 30.0)
 STEADY_SECONDS = 60  # a child that ran this long starts again at once
+UNKNOWN_CODE = 255
 
 
 @dataclass(slots=True)
 class Child:
-    """One role. `gate` is our end of the pipe that it waits at before it begins to work."""
+    """One role: a process of ours, started here or forked by the nursery (then we are its reaper)."""
 
     role: str
     log: Path
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     pass_fds: tuple[int, ...] = ()
-    process: subprocess.Popen[bytes] | None = None
     ref: ProcessRef | None = None
-    gate: int | None = None
-    started_at: float = 0.0
+    code: int | None = None
     failures: int = 0
     next_start: float = 0.0
-    stdout: int | None = None
-    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    started_at: float = field(default_factory=time.monotonic)
 
-    def start(self, *, gated: bool) -> None:
+    def start(self, *, stdout: int | None = None, extra_env: Mapping[str, str] | None = None) -> None:
         """Start the process, as a session of its own (Ctrl-C is ours to handle)."""
-        self._cap_log()
-        reader = None
-        env = dict(self.env)
-        pass_fds = self.pass_fds
-        if gated:
-            reader, self.gate = os.pipe()
-            env["NOVASTACK_GATE_FD"] = str(reader)
-            pass_fds = (*pass_fds, reader)
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "novastack.embedded.child", self.role], env=env, stdin=subprocess.DEVNULL,
-                stdout=self.stdout or log, stderr=log, start_new_session=True, pass_fds=pass_fds,
+            process = subprocess.Popen(
+                [sys.executable, "-m", "novastack.embedded.child", self.role], env={**self.env, **(extra_env or {})},
+                stdin=subprocess.DEVNULL, stdout=stdout or log, stderr=log, start_new_session=True,
+                pass_fds=self.pass_fds,
             )  # fmt: skip
-        if reader is not None:
-            os.close(reader)
-        self.ref = ProcessRef.of(self.process.pid)
+        process.returncode = 0  # reaped by us, with everything else that comes to us
+        self.adopt(ProcessRef.of(process.pid))
+
+    def adopt(self, ref: ProcessRef | None) -> None:
+        self.ref = ref
+        self.code = None
         self.started_at = time.monotonic()
 
-    def open_gate(self) -> None:
-        if self.gate is not None:
-            os.close(self.gate)
-            self.gate = None
-
     def ended(self) -> int | None:
-        """The exit code, once it has ended."""
-        return None if self.process is None else self.process.poll()
+        """The exit code (negative: signal; 255: unknown) once it has ended; None while it runs or was never started."""
+        if self.ref is None:
+            return None
+        if self.code is None:
+            with contextlib.suppress(ChildProcessError):
+                pid, status = os.waitpid(self.ref.pid, os.WNOHANG)
+                if pid:
+                    self.code = os.waitstatus_to_exitcode(status)
+            if self.code is None and not self.ref.alive():
+                self.code = UNKNOWN_CODE
+        return self.code
 
     def plan_restart(self) -> float:
         """After an unexpected end: when to start again, in seconds from now."""
         steady = time.monotonic() - self.started_at > STEADY_SECONDS
+        pause = BACKOFF_SECONDS[0 if steady else min(self.failures, len(BACKOFF_SECONDS) - 1)]
         self.failures = 0 if steady else self.failures + 1
-        pause = BACKOFF_SECONDS[min(self.failures, len(BACKOFF_SECONDS) - 1)]
         self.next_start = time.monotonic() + pause
-        self.process = None
+        self.ref = None
         return pause
 
     def last_lines(self, count: int = 8) -> Sequence[str]:
@@ -82,15 +82,13 @@ class Child:
             return file.read().decode(errors="replace").splitlines()[-count:]
         return []
 
-    def _cap_log(self) -> None:
+    def cap_log(self) -> None:
+        """Before a run: put a big log aside. While it runs (it appends): cut a very big one to nothing."""
         with contextlib.suppress(FileNotFoundError):
-            if self.log.stat().st_size > LOG_LIMIT_BYTES:
+            size = self.log.stat().st_size
+            if self.ref is None and size > LOG_LIMIT_BYTES:
                 self.log.replace(self.log.with_suffix(".log.1"))
-
-    def cut_big_log(self) -> None:
-        """While it runs: cut to nothing what became too big (the child appends)."""
-        with contextlib.suppress(FileNotFoundError):
-            if self.log.stat().st_size > 2 * LOG_LIMIT_BYTES:
+            elif size > 2 * LOG_LIMIT_BYTES:
                 os.truncate(self.log, 0)
 
 
@@ -106,23 +104,20 @@ def end_leftovers(path: Path) -> list[str]:
     except (OSError, ValueError):
         return []
     refs = {role: ref for role, text in kept.items() if (ref := ProcessRef.parse(text)) and ref.alive()}
-    for ref in refs.values():
-        ref.send(signal.SIGTERM)
-    deadline = time.monotonic() + 3
-    for ref in refs.values():
-        ref.wait_gone(max(0.0, deadline - time.monotonic()))
-        kill_family(ref)
+    _end(list(refs.values()), grace_seconds=3)
     path.unlink(missing_ok=True)
     return sorted(refs)
 
 
 def stop_all(children: Sequence[Child], *, grace_seconds: float) -> None:
     """SIGTERM to all at once, then SIGKILL for whoever is left after the grace. What they did is resumed later."""
-    refs = [child.ref for child in children if child.ref and child.ended() is None and child.process]
-    for child in children:
-        child.open_gate()
+    _end([child.ref for child in children if child.ref and child.ended() is None], grace_seconds=grace_seconds)
+
+
+def _end(refs: Sequence[ProcessRef], *, grace_seconds: float) -> None:
     for ref in refs:
         ref.send(signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds
     for ref in refs:
         stop_family(ref, polite=signal.SIGTERM, grace_seconds=max(0.0, deadline - time.monotonic()))
+        kill_family(ref)

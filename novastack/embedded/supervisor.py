@@ -22,6 +22,7 @@ from novastack.embedded.children import Child, end_leftovers, remember, stop_all
 from novastack.embedded.install import Home
 from novastack.embedded.postgres import EmbeddedPostgres, EmbeddedPostgresError
 from projects.runtimes.process import end_all_servers
+from projects.runtimes.process_table import ProcessRef
 
 ROLES = ("worker", "web", "worker-monitoring", "beat")
 _PR_SET_CHILD_SUBREAPER = 36
@@ -46,7 +47,9 @@ class Supervisor:
         self.postgres: EmbeddedPostgres | None = None
         self._stopping = threading.Event()
         self._signals = 0
-        self._open = False  # whether children may begin to work
+        self._nursery: Child | None = None
+        self._output: BinaryIO
+        self._gates: dict[str, BinaryIO] = {}
         self._roster = self.home.run / "children.json"
 
     def say(self, text: str = "") -> None:
@@ -112,39 +115,29 @@ class Supervisor:
             self.postgres = EmbeddedPostgres(self.home.path)
             url = self.postgres.reserve()
         env = self.home.environment(database_url=url, bind=self.bind, port=port)
-        prepare, output = self._prepare_child(env)
-        self._make_children(env, listener)
-        if early := (os.cpu_count() or 1) >= 4:  # on few cores, loading code would only slow the database down
-            self._load_children()
+        self._open_nursery(env, listener)
         if self.postgres:
             try:
                 started = self.postgres.start()
             except EmbeddedPostgresError as error:
                 raise StartRefused(str(error)) from error
             if started != url:  # its port was taken between the look and the start
-                stop_all([prepare, *self.children], grace_seconds=1)
+                stop_all(self._everybody(), grace_seconds=1)
                 env = self.home.environment(database_url=started, bind=self.bind, port=port)
-                prepare, output = self._prepare_child(env)
-                self._make_children(env, listener)
-                early = False
-        prepare.open_gate()
-        if not early:
-            self._load_children()
-        self._check_stop()
-        self.first_start = self._read_line(prepare, output, 120) or {}
+                self._open_nursery(env, listener)
+        self._gates.pop("database").close()
+        self._adopt_children()
+        self.first_start = self._read_line(120) or {}
         if not self.first_start:
-            raise StartRefused(self._failure("The first start failed", prepare))
-        self._open = True
-        for child in self.children:
-            child.open_gate()
+            raise StartRefused(self._failure("The first start failed"))
+        self._gates.pop("go").close()
         self._lock_file.truncate(0)
         self._lock_file.write(f"process {os.getpid()}, {self._url(port)}")
         self._lock_file.flush()
         self._greet(port)
         self._wait_web(port)
         if self.first_start.get("project_id"):
-            self._show_first_project(prepare, output)
-        output.close()
+            self._show_first_project()
         self.say("Ctrl-C stops everything.")
 
     def _listen(self) -> socket.socket:
@@ -167,44 +160,59 @@ class Supervisor:
             return listener
         raise StartRefused(f"no free port on {self.bind}")
 
-    def _make_children(self, env: dict[str, str], listener: socket.socket) -> None:
-        self.children = []
-        for role in ROLES:
-            child = Child(role, self.home.logs / f"{role}.log", env=env)
-            if role == "web":
-                child.pass_fds = (listener.fileno(),)
-                child.env = env | {"NOVASTACK_WEB_FD": str(listener.fileno())}
-            if role == "worker-monitoring":
-                child.env = env | {"NOVASTACK_BROKER_POLL_SECONDS": "0.1"}
-            self.children.append(child)
+    def _open_nursery(self, env: dict[str, str], listener: socket.socket) -> None:
+        """Start the process that loads the code and forks the children; both wait at their gates."""
+        env = env | {"NOVASTACK_WEB_FD": str(listener.fileno())}
+        self.children = [
+            Child(role, self.home.logs / f"{role}.log", env, (listener.fileno(),) if role == "web" else ())
+            for role in ROLES
+        ]
+        output, write_output = os.pipe()
+        self._output = os.fdopen(output, "rb", buffering=0)
+        inherited = [listener.fileno()]
+        extra = {"NOVASTACK_ROLES": ",".join(ROLES)}
+        for name, variable in (("database", "NOVASTACK_GATE_FD"), ("go", "NOVASTACK_GO_FD")):
+            reader, writer = os.pipe()
+            self._gates[name] = os.fdopen(writer, "wb")
+            inherited.append(reader)
+            extra[variable] = str(reader)
+        self._nursery = Child("nursery", self.home.logs / "nursery.log", env, tuple(inherited))
+        for child in (*self.children, self._nursery):
+            child.cap_log()
+        self._nursery.start(stdout=write_output, extra_env=extra)
+        for number in (write_output, *inherited[1:]):
+            os.close(number)
+        remember(self._roster, [self._nursery])
 
-    def _load_children(self) -> None:
+    def _adopt_children(self) -> None:
+        """The nursery says whom it forked; from now on they are ours."""
+        found = self._read_line(120)
+        if not found or "children" not in found:
+            raise StartRefused(self._failure("The code could not be loaded"))
         for child in self.children:
-            self._check_stop()
-            child.start(gated=True)
-        remember(self._roster, self.children)
+            child.adopt(ProcessRef.parse(found["children"][child.role]))
+        remember(self._roster, self._everybody())
 
-    def _prepare_child(self, env: dict[str, str]) -> tuple[Child, BinaryIO]:
-        reader, writer = os.pipe()
-        child = Child("prepare", self.home.logs / "prepare.log", env=env, stdout=writer)
-        child.start(gated=True)
-        os.close(writer)
-        self._prepare = child
-        return child, os.fdopen(reader, "rb")
+    def _everybody(self) -> list[Child]:
+        return [child for child in (*self.children, self._nursery) if child]
 
-    def _read_line(self, child: Child, output: BinaryIO, seconds: float) -> dict[str, Any] | None:
-        """The next line of JSON from `prepare`; None when it ended without one, or the time is over."""
+    def _read_line(self, seconds: float) -> dict[str, Any] | None:
+        """The next line of JSON from the nursery; None when it ended without one, or the time is over."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self._check_stop()
-            if select.select([output], [], [], 0.1)[0]:
-                line = output.readline()
-                return json.loads(line) if line.startswith(b"{") else None
-            self._watch_once()
+            if select.select([self._output], [], [], 0.1)[0]:
+                line = self._output.readline()
+                if not line or line.startswith(b"{"):
+                    return json.loads(line) if line else None
+            elif "go" not in self._gates:
+                self._watch_once()
         return None
 
-    def _failure(self, title: str, child: Child) -> str:
-        return "\n".join([f"{title}. The end of {child.log}:", *child.last_lines(20)])
+    def _failure(self, title: str) -> str:
+        if self._nursery is None:
+            return title
+        return "\n".join([f"{title}. The end of {self._nursery.log}:", *self._nursery.last_lines(20)])
 
     # --- telling --------------------------------------------------------------------------------------------------
 
@@ -245,8 +253,8 @@ class Supervisor:
             time.sleep(0.05)
         self.say("The web does not answer yet; see logs/web.log.")
 
-    def _show_first_project(self, prepare: Child, output: BinaryIO) -> None:
-        found = self._read_line(prepare, output, 200)
+    def _show_first_project(self) -> None:
+        found = self._read_line(200)
         if found and found.get("uri"):
             self.say(f"First database, after {self._elapsed()}:\n\n  psql '{found['uri']}'\n")
         elif found:
@@ -265,7 +273,7 @@ class Supervisor:
             if rounds % 300 == 0:
                 broker.drop_messages(self.home.path, older_than_seconds=600)
                 for child in self.children:
-                    child.cut_big_log()
+                    child.cap_log()
             if rounds % 25 == 0 and self.postgres and self.postgres.ref() is None:
                 self.say("The control database ended; starting it again.")
                 try:
@@ -278,27 +286,24 @@ class Supervisor:
         changed = False
         for child in self.children:
             code = child.ended()
-            if code is not None and child.process is not None:
+            if code is not None:
                 why = f"signal {-code}" if code < 0 else f"exit code {code}"
-                lines = child.last_lines()
-                child.open_gate()
                 pause = child.plan_restart()
-                self.say(f"{child.role} ended ({why}); starting it again in {pause:.0f} s. Its last lines:")
-                for line in lines:
+                self.say(f"{child.role} ended ({why}); starting it again in {pause:g} s. Its last lines:")
+                for line in child.last_lines():
                     self.say(f"    {line[:200]}")
-            if child.process is None and child.next_start and time.monotonic() >= child.next_start:
-                child.start(gated=not self._open)
+            if child.ref is None and child.next_start and time.monotonic() >= child.next_start:
+                child.start()
                 changed = True
         if changed:
             remember(self._roster, self.children)
 
     def _reap_strangers(self) -> None:
-        """Zombies of servers whose starter has gone: they come to us. Our own children are left to `subprocess`."""
-        own = {child.process.pid for child in [*self.children, self._prepare] if child.process}
+        """Zombies of servers whose starter has gone come to us; children keep theirs until `ended` asked."""
+        own = {child.ref.pid for child in self.children if child.ref}
         with contextlib.suppress(ChildProcessError):
             while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 if found.si_pid in own:
-                    self._prepare.ended()
                     return
                 os.waitpid(found.si_pid, os.WNOHANG)
 
@@ -306,8 +311,10 @@ class Supervisor:
 
     def _stop(self) -> None:
         began = time.monotonic()
-        everybody = [child for child in [*self.children, getattr(self, "_prepare", None)] if child]
-        stop_all(everybody, grace_seconds=CHILD_GRACE_SECONDS)
+        for gate in self._gates.values():
+            with contextlib.suppress(OSError):
+                gate.close()
+        stop_all(self._everybody(), grace_seconds=CHILD_GRACE_SECONDS)
         self._roster.unlink(missing_ok=True)
         count = end_all_servers(self.home.servers, grace_seconds=5)
         if self.postgres:
