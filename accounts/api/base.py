@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from accounts.permissions import Principal, principal_from
 
 if TYPE_CHECKING:
-    from rest_framework.request import Request
+    from rest_framework.views import APIView as _View
+else:
+    _View = object
 
 
-class PrincipalMixin:
+class PrincipalMixin(_View):
     """`self.principal` of an authenticated view."""
-
-    request: Request
 
     @cached_property
     def principal(self) -> Principal:

@@ -89,7 +89,7 @@ def problem_handler(exc: Exception, context: dict[str, Any]) -> Response | None:
             code = str(getattr(exc.detail, "code", None) or "not_authenticated")
             code = "not_authenticated" if code == "authentication_failed" else code
         if isinstance(exc, exceptions.Throttled):
-            headers["Retry-After"] = str(int(exc.wait or 1) + 1)
+            headers["Retry-After"] = str(int(getattr(exc, "wait", None) or 1) + 1)
         if header := getattr(exc, "auth_header", None):
             headers["WWW-Authenticate"] = header
     elif isinstance(exc, Http404):

@@ -51,7 +51,13 @@ def build(*, json: bool, level: str) -> dict[str, Any]:
         cache_logger_on_first_use=True,
     )
     renderer: Any = (
-        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False, pad_event_to=30)
+        structlog.processors.JSONRenderer()
+        if json
+        else structlog.dev.ConsoleRenderer(
+            colors=False,
+            pad_event_to=30,
+            exception_formatter=structlog.dev.plain_traceback,  # the pretty one prints local variables, so secrets
+        )
     )
     formatter_chain = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if json:

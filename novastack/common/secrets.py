@@ -121,6 +121,9 @@ class EncryptedField(models.TextField):  # type: ignore[type-arg]  # not subscri
     The primary key must be set before saving, which UUIDv7 keys are.
     """
 
+    _pyi_private_set_type: Sealed | None  # type: ignore[assignment]
+    _pyi_private_get_type: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.update(null=True, blank=True, editable=False, default=None)
         super().__init__(*args, **kwargs)

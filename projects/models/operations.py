@@ -4,6 +4,7 @@ outlive them (rule 13)."""
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 from django.conf import settings
 from django.db import models
@@ -63,6 +64,13 @@ class Operation(BaseModel):
     @property
     def live(self) -> bool:
         return self.state in LIVE
+
+    @property
+    def project_key(self) -> UUID:
+        """The project's id; every kind so far is about one project."""
+        if self.project_uuid is None:
+            raise ValueError("this operation is about no project")
+        return self.project_uuid
 
     def error_body(self) -> dict[str, Any] | None:
         return self.error

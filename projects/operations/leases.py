@@ -76,7 +76,7 @@ def extend(lease: Lease) -> bool:
             " WHERE id = %s AND fence = %s AND lease_owner = %s AND lease_until > clock_timestamp()",
             [LEASE_SECONDS, lease.operation_id, lease.fence, lease.owner],
         )
-        return cursor.rowcount == 1
+        return bool(cursor.rowcount == 1)
 
 
 class Heartbeat:

@@ -34,7 +34,7 @@ def resize(ctx: Context) -> None:
 
 
 def started(operation: Operation) -> None:
-    Project.objects.filter(pk=operation.project_uuid).update(
+    Project.objects.filter(pk=operation.project_key).update(
         failure=None, health=Health.HEALTHY, health_detail="", health_checked_at=now(), generation=F("generation") + 1
     )
 
@@ -43,7 +43,7 @@ def failed(operation: Operation) -> None:
     """The reason stays on the project until something succeeds. Being cut short is no failure."""
     if operation.error and operation.error["code"] == "cancelled":
         return
-    Project.objects.filter(pk=operation.project_uuid).update(failure=operation.error)
+    Project.objects.filter(pk=operation.project_key).update(failure=operation.error)
     server = DatabaseServer.objects.filter(project_uuid=operation.project_uuid).first()
     if server is not None:
         server.recover_after = now() + timedelta(seconds=min(300, 5 * 2 ** min(server.recoveries, 6)))
@@ -51,7 +51,7 @@ def failed(operation: Operation) -> None:
 
 
 def stopped(operation: Operation) -> None:
-    Project.objects.filter(pk=operation.project_uuid).update(
+    Project.objects.filter(pk=operation.project_key).update(
         failure=None, health=Health.UNKNOWN, health_detail="", connections=None
     )
 

@@ -82,7 +82,7 @@ def apply_limits(ctx: Context) -> None:
 
 
 def _succeeded(operation: Operation) -> None:
-    Project.objects.filter(pk=operation.project_uuid).update(
+    Project.objects.filter(pk=operation.project_key).update(
         ready_at=now(), failure=None, health=Health.HEALTHY, health_detail="", health_checked_at=now(),
         generation=F("generation") + 1,
     )  # fmt: skip
@@ -90,7 +90,7 @@ def _succeeded(operation: Operation) -> None:
 
 
 def _failed(operation: Operation) -> None:
-    Project.objects.filter(pk=operation.project_uuid).update(failure=operation.error)
+    Project.objects.filter(pk=operation.project_key).update(failure=operation.error)
 
 
 PROVISION = Definition(

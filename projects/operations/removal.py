@@ -47,7 +47,7 @@ def shut_out(ctx: Context) -> None:
 
 
 def recycled(operation: Operation) -> None:
-    project = Project.objects.select_related("plan").get(pk=operation.project_uuid)
+    project = Project.objects.select_related("plan").get(pk=operation.project_key)
     project.recycled_at = project.recycled_at or now()
     project.recycle_until = project.recycled_at + timedelta(days=project.plan.recycle_days)
     project.failure, project.health, project.connections = None, Health.UNKNOWN, None
@@ -114,14 +114,14 @@ def forget(ctx: Context) -> None:
 
 
 def _rows_gone(ctx: Context) -> None:
-    if not Project.objects.filter(pk=ctx.operation.project_uuid).exists():
+    if not Project.objects.filter(pk=ctx.operation.project_key).exists():
         return
     forget(ctx)
 
 
 def _undeleted(operation: Operation) -> None:
     lifecycle.started(operation)
-    Project.objects.filter(pk=operation.project_uuid).update(generation=F("generation") + 1)
+    Project.objects.filter(pk=operation.project_key).update(generation=F("generation") + 1)
 
 
 DATA_RETRY = SERVER_RETRY

@@ -59,7 +59,7 @@ def prove(ctx: Context) -> None:
 
 
 def _done(operation: Operation) -> None:
-    Project.objects.filter(pk=operation.project_uuid).update(generation=F("generation") + 1)
+    Project.objects.filter(pk=operation.project_key).update(generation=F("generation") + 1)
 
 
 register(

@@ -155,7 +155,7 @@ def _refuse_protected(project: Project) -> None:
 
 
 def _project_of(operation: Operation) -> Project:
-    project = Project.objects.filter(pk=operation.project_uuid).first()
+    project = Project.objects.filter(pk=operation.project_key).first()
     if project is None:
         raise NotFound("The project of this operation is gone.")
     return project
@@ -183,7 +183,7 @@ def operation_cancel(*, principal: Principal, operation: Operation) -> Operation
     hint_on_commit(operation.pk)
     audit.record(
         principal, "operation.cancelled", organization_id=operation.organization_id,
-        project_id=operation.project_uuid, project_name=operation.project_name, target=operation.kind,
+        project_id=operation.project_key, project_name=operation.project_name, target=operation.kind,
     )  # fmt: skip
     return operation
 
