@@ -35,11 +35,12 @@ class AccountAdapter(DefaultAccountAdapter):
         super().logout(request)
 
     def authentication_failed(self, request: HttpRequest, **credentials: Any) -> None:
-        """Only for accounts that exist: what strangers type into the field may be anything, a password included."""
+        """One row either way, so that both take the same time. What strangers type may be anything, a password included:
+        only an address that exists is written down."""
         email = str(credentials.get("email") or "").strip().lower()
-        if email and "\0" not in email and User.objects.filter(email=email).exists():
-            record(None, "auth.login_failed", target=email, ip=client_ip(request),
-                   request_id=getattr(request, "request_id", ""))  # fmt: skip
+        known = "\0" not in email and User.objects.filter(email=email).exists()
+        record(None, "auth.login_failed", target=email if known else "unknown address", ip=client_ip(request),
+               request_id=getattr(request, "request_id", ""))  # fmt: skip
 
     def set_password(self, user: AbstractBaseUser, password: str) -> None:
         """Change, set and reset of a password all come here: every other session and token pair ends (rule 48)."""

@@ -59,6 +59,11 @@ def current_organization(request: HttpRequest) -> Organization | None:
     return found
 
 
+def show_organization(request: HttpRequest, organization: Organization) -> None:
+    """A page about something of `organization` shows that one, whichever was chosen; for this request only."""
+    request._current_organization = organization  # type: ignore[attr-defined]
+
+
 def shell(request: HttpRequest) -> dict[str, Any]:
     """`shell` in every template of a signed-in person; absent for strangers."""
     user = getattr(request, "user", None)

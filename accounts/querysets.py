@@ -21,7 +21,8 @@ class OrganizationQuerySet(models.QuerySet[Any]):
         from accounts.models import Membership
 
         role = Membership.objects.filter(organization=OuterRef("pk"), user=principal.user).values("role")
-        return self.annotate(role=Subquery(role[:1]), member_count=Count("memberships", distinct=True))
+        rows = self.annotate(role=Subquery(role[:1]), member_count=Count("memberships", distinct=True))
+        return rows.order_by("name", "id")  # a grouped query forgets the model's ordering
 
     def by_ref(self, ref: str) -> OrganizationQuerySet:
         """By slug or id."""

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
+from django.db.models import ProtectedError
 from django.http import HttpRequest
 
 from accounts.models import Membership, Organization, Role, User
@@ -115,7 +116,10 @@ def organization_delete(*, principal: Principal, organization: Organization) -> 
     for guard in organization_delete_guards:
         guard(locked)
     record(principal, "organization.deleted", organization=locked, target=locked.slug)
-    locked.delete()
+    try:
+        locked.delete()
+    except ProtectedError as error:
+        raise Conflict("It still has projects, perhaps in the recycle bin; remove them first.") from error
     principal.forget_memberships()
 
 

@@ -71,7 +71,7 @@ def token_revoke(*, principal: Principal, token: ApiToken) -> None:
         require_scope(principal, Scope.ADMIN)
         if principal.token is not None and principal.token.organization_id not in (None, token.organization_id):
             raise NotFound
-    locked = ApiToken.objects.select_for_update().select_related("organization").get(pk=token.pk)
+    locked = ApiToken.objects.select_for_update(of=("self",)).select_related("organization").get(pk=token.pk)
     if locked.revoked_at is None:
         locked.revoked_at = now()
         locked.save(update_fields=["revoked_at", "updated_at"])

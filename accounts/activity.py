@@ -1,0 +1,105 @@
+"""The audit log for people: words for actions, days as groups, a cursor instead of pages."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from accounts.models import AuditEvent
+from novastack.common.clock import now
+
+PAGE_SIZE = 50
+MAX_ID = 2**63 - 1
+
+WORDS = {
+    "project.created": "Created project",
+    "project.changed": "Changed settings",
+    "project.start": "Started",
+    "project.stop": "Stopped",
+    "project.restart": "Restarted",
+    "project.rotate_password": "Rotated password",
+    "project.retry": "Retried",
+    "project.deleted": "Deleted project",
+    "project.undelete": "Restored from the bin",
+    "project.purged": "Removed for good",
+    "operation.cancelled": "Cancelled operation",
+    "credentials.revealed": "Saw the password",
+    "token.created": "Created API token",
+    "token.revoked": "Revoked API token",
+    "member.invited": "Invited",
+    "member.joined": "Joined",
+    "member.left": "Left",
+    "member.removed": "Removed member",
+    "member.role_changed": "Changed role",
+    "member.invitation_withdrawn": "Withdrew invitation",
+    "organization.created": "Created organization",
+    "organization.renamed": "Renamed organization",
+    "organization.deleted": "Deleted organization",
+    "user.registered": "Registered",
+    "auth.login": "Signed in",
+    "auth.logout": "Signed out",
+    "auth.login_failed": "Failed to sign in",
+    "auth.password_changed": "Changed password",
+    "profile.updated": "Changed profile",
+}
+# What the filter offers → the actions' beginnings
+KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "projects": ("Projects", ("project.", "operation.")),
+    "secrets": ("Secrets", ("credentials.", "token.", "project.rotate_password")),
+    "members": ("Members", ("member.", "organization.")),
+    "sign-in": ("Sign-in", ("auth.", "user.", "profile.")),
+}
+
+
+def words(action: str) -> str:
+    return WORDS.get(action) or action.replace(".", " ").replace("_", " ").capitalize()
+
+
+def detail(event: AuditEvent) -> str:
+    """The second line: what of the data helps a reader."""
+    data = event.data or {}
+    if event.action == "project.created":
+        return " ".join(str(data.get(key, "")) for key in ("engine", "version")) + f", {data.get('plan', '')}"
+    if event.action == "member.role_changed":
+        return f"{data.get('before', '')} to {data.get('after', '')}".capitalize()
+    if event.action == "credentials.revealed":
+        return f"User {event.target}, {data.get('purpose', '')}".rstrip(", ")
+    if event.action == "token.created":
+        return "Scopes " + ", ".join(data.get("scopes", []))
+    if event.action == "organization.renamed":
+        return f"{data.get('before', '')} to {data.get('after', '')}"
+    if "fields" in data:
+        return ", ".join(data["fields"]).replace("_", " ")
+    if "role" in data:
+        return f"As {data['role']}"
+    return f"Request {event.request_id[:12]}" if event.project_id and not event.actor_id else ""
+
+
+def feed(events: QuerySet[AuditEvent], *, before: str = "", size: int = PAGE_SIZE) -> dict[str, Any]:
+    """One page before the cursor: `days` as groups of events, newest first, and `older`, the next cursor."""
+    if before.isdecimal() and int(before) <= MAX_ID:
+        events = events.filter(pk__lt=int(before))
+    rows = list(events.order_by("-id")[: size + 1])
+    older = rows[size - 1].pk if len(rows) > size else None
+    today = timezone.localdate(now())
+    days: list[dict[str, Any]] = []
+    for event in rows[:size]:
+        event.words, event.detail = words(event.action), detail(event)  # type: ignore[attr-defined]
+        event.subject = event.project_name or event.target  # type: ignore[attr-defined]
+        event.bad = event.action == "auth.login_failed"  # type: ignore[attr-defined]
+        day = _day(timezone.localdate(event.created_at), today)
+        if not days or days[-1]["label"] != day:
+            days.append({"label": day, "events": []})
+        days[-1]["events"].append(event)
+    return {"days": days, "older": older}
+
+
+def _day(day: date, today: date) -> str:
+    if day == today:
+        return "Today"
+    if day == today - timedelta(days=1):
+        return "Yesterday"
+    return f"{day:%-d %B}" if day.year == today.year else f"{day:%-d %B %Y}"
