@@ -40,6 +40,10 @@ class Runtime(ABC):
         """Choose what to run, in design.md's order: override, official on the host, ours on the host, official pulled
         (only if `pull`, may take minutes). `ImageMissing` says what to do. The process runtime looks for binaries."""
 
+    def can_pull(self, official: str, version: str, override: str = "") -> bool:
+        """Whether the image that is not here could be pulled now; asks the registry, pulls nothing, takes seconds."""
+        return False
+
     @abstractmethod
     def ensure(self, spec: ServerSpec, *, data: DataPolicy) -> Handle:
         """The server as described is started (not necessarily ready). Returns the handle with its `ref`.

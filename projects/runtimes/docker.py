@@ -40,7 +40,7 @@ from projects.domain import (
 )
 from projects.runtimes import docker_spec
 from projects.runtimes.base import Runtime
-from projects.runtimes.docker_client import PULL_TIMEOUT_SECONDS, DockerClients, mapped
+from projects.runtimes.docker_client import PULL_TIMEOUT_SECONDS, REGISTRY_TIMEOUT_SECONDS, DockerClients, mapped
 from projects.runtimes.docker_observe import Observer, time_of
 from projects.runtimes.docker_tools import Tool
 from projects.runtimes.docker_usage import UsageReader
@@ -67,12 +67,18 @@ class DockerRuntime(Runtime):
     )
 
     def __init__(
-        self, install_id: str, *, base_url: str = "", network_name: str = "", tls: TLSConfig | None = None
+        self, install_id: str, *, base_url: str = "", network_name: str = "", tls: Mapping[str, str] | None = None
     ) -> None:
-        """`base_url` empty: this machine's socket. Nothing is contacted before the first call."""
+        """`base_url` empty: this machine's socket. `tls` names the files `ca`, `cert` and `key` for an engine behind TLS;
+        its certificate is always checked. Nothing is contacted before the first call."""
         self._install_id = install_id
         self._network_name = network_name or f"nvs-{install_id}"
-        self._clients = DockerClients(base_url, tls)
+        files = (
+            TLSConfig(client_cert=(tls["cert"], tls["key"]), ca_cert=tls["ca"], verify=True)
+            if tls is not None
+            else None
+        )
+        self._clients = DockerClients(base_url, files)
         self._observer = Observer(self._clients)
         self._usage = UsageReader(self._clients)
 
@@ -84,7 +90,7 @@ class DockerRuntime(Runtime):
     def resolve_image(
         self, engine: str, version: str, official: str, override: str = "", *, pull: bool = False
     ) -> ImageRef:
-        tagged = official if ":" in official.rpartition("/")[2] else f"{official}:{version}"
+        tagged = _tagged(official, version)
         candidates = [override] if override else [tagged, f"novastack-{engine}:{version}"]
         for candidate in candidates:
             found = self._image(candidate)
@@ -96,6 +102,15 @@ class DockerRuntime(Runtime):
                 " `make images`, or name one in NOVASTACK_IMAGES"
             )
         return self._pulled(candidates[0])
+
+    def can_pull(self, official: str, version: str, override: str = "") -> bool:
+        client = self._clients.new(REGISTRY_TIMEOUT_SECONDS)
+        try:
+            with mapped():
+                client.inspect_distribution(override or _tagged(official, version))  # type: ignore[no-untyped-call]
+        except NovaStackRuntimeError:
+            return False
+        return True
 
     def _image(self, name: str) -> ImageRef | None:
         with mapped():
@@ -385,6 +400,16 @@ class DockerRuntime(Runtime):
                     )
                 return
 
+    def remove_network(self) -> None:
+        """Remove the install's network; in use or absent is success. For uninstalling and tests."""
+        with mapped():
+            client = self._clients.get()
+            for found in client.networks(names=[self._network_name]):
+                labels = found.get("Labels") or {}
+                if labels.get(docker_spec.INSTALL) == self._install_id:
+                    with contextlib.suppress(docker.errors.APIError):
+                        client.remove_network(found["Id"])
+
     def _create(self, spec: ServerSpec) -> Container:
         memory, quota = _limits(spec)
         client = self._clients.get()
@@ -506,6 +531,10 @@ def _conflicting(act: Any) -> None:
         if error.status_code == 409:
             raise _Conflict from error
         raise
+
+
+def _tagged(official: str, version: str) -> str:
+    return official if ":" in official.rpartition("/")[2] else f"{official}:{version}"
 
 
 def _limits(spec: ServerSpec) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from projects.domain import (
 DEFAULT_URL = "unix:///var/run/docker.sock"
 TIMEOUT_SECONDS = 12  # below the lease of 20 s
 PULL_TIMEOUT_SECONDS = 600
+REGISTRY_TIMEOUT_SECONDS = 6
 
 _PORT = re.compile(r"port is already allocated|address already in use|Ports are not available")
 _CAPACITY = re.compile(

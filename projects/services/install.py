@@ -50,14 +50,15 @@ def choose_runtime(setting: str, config: dict[str, Any]) -> RuntimeChoice:
         return RuntimeChoice(setting, f"NOVASTACK_RUNTIME is {setting}")
     engine = registry.engine("postgresql")
     version = engine.default_version
+    override = registry.image_override(engine.name, version)
     try:
         docker = registry.runtime("docker", install_id=wiring.install_id(), config=config)
         docker.ping()
-        docker.resolve_image(
-            engine.name, version, engine.official_image, registry.image_override(engine.name, version), pull=False
-        )
+        docker.resolve_image(engine.name, version, engine.official_image, override, pull=False)
     except domain.ImageMissing as error:
-        return RuntimeChoice("process", f"Docker answers, but has no PostgreSQL image and can't get one: {error}")
+        if docker.can_pull(engine.official_image, version, override):
+            return RuntimeChoice("docker", f"Docker answers; the first database pulls its image ({version})")
+        return RuntimeChoice("process", f"Docker answers, but has no PostgreSQL image and can't pull one: {error}")
     except domain.NovaStackRuntimeError as error:
         return RuntimeChoice("process", f"No Docker: {error}")
     return RuntimeChoice("docker", "Docker answers and a PostgreSQL image is there")
