@@ -17,11 +17,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import httpx
 import psycopg
+import requests
 
 from bench import stats
 
@@ -70,7 +71,7 @@ def _port() -> int:
 
 
 @contextmanager
-def _instance() -> Iterator[httpx.Client]:
+def _instance() -> Iterator[Client]:
     """A throw-away embedded install on Docker, signed in."""
     port = _port()
     with tempfile.TemporaryDirectory() as folder:
@@ -82,58 +83,74 @@ def _instance() -> Iterator[httpx.Client]:
         }  # fmt: skip
         env.pop("DATABASE_URL", None)
         env.pop("BROKER_URL", None)
-        log = open(f"{folder}/bench.log", "wb")  # noqa: SIM115 - lives as long as the process
+        log = (Path(folder) / "bench.log").open("wb")
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "novastack.embedded", "up"], env=env, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            with httpx.Client(base_url=f"http://localhost:{port}/api/v1/", timeout=60) as client:
-                _await_web(client, supervisor, f"{folder}/bench.log")
-                answer = client.post("auth/login/", json={"email": "bench@example.com", "password": PASSWORD})
-                client.headers["Authorization"] = f"Bearer {answer.raise_for_status().json()['access']}"
-                yield client
+            client = Client(f"http://localhost:{port}/")
+            _await_web(client, supervisor, Path(folder) / "bench.log")
+            answer = client.call("POST", "auth/login/", {"email": "bench@example.com", "password": PASSWORD})
+            client.session.headers["Authorization"] = f"Bearer {answer['access']}"
+            yield client
         finally:
             supervisor.send_signal(signal.SIGINT)
             supervisor.wait(timeout=60)
             log.close()
 
 
-def _await_web(client: httpx.Client, supervisor: subprocess.Popen[bytes], log: str) -> None:
+class Client:
+    """The API, as a script would call it."""
+
+    def __init__(self, base: str) -> None:
+        self.base, self.session = base, requests.Session()
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The JSON answer; an error stops the benchmark with the problem document."""
+        answer = self.session.request(method, f"{self.base}api/v1/{path}", json=body, timeout=60)
+        if not answer.ok:
+            raise SystemExit(f"{method} {path}: {answer.status_code} {answer.text[:500]}")
+        return dict(answer.json()) if answer.content else {}
+
+    def status(self, path: str) -> int:
+        return self.session.get(f"{self.base}{path}", timeout=10).status_code
+
+
+def _await_web(client: Client, supervisor: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(600):
         if supervisor.poll() is not None:
             break
         try:
-            if client.get("/readyz").status_code == 200:
+            if client.status("readyz") == 200:
                 return
-        except httpx.TransportError:
+        except requests.ConnectionError:
             pass
         time.sleep(0.1)
-    with open(log) as lines:  # noqa: PTH123
-        raise SystemExit("the instance did not start:\n" + lines.read()[-2000:])
+    raise SystemExit("the instance did not start:\n" + log.read_text()[-2000:])
 
 
-def _ours(client: httpx.Client, number: int) -> float:
+def _ours(client: Client, number: int) -> float:
     begun = perf_counter()
-    made: dict[str, Any] = client.post("projects/", json={"name": f"bench {number}"}).raise_for_status().json()
+    made = client.call("POST", "projects/", {"name": f"bench {number}"})
     operation = made["operation"]["id"]
     while True:
-        state = client.get(f"operations/{operation}/?wait=30").raise_for_status().json()
+        state = client.call("GET", f"operations/{operation}/?wait=30")
         if state["state"] not in {"queued", "running"}:
             break
     if state["state"] != "succeeded":
         raise SystemExit(f"provisioning ended {state['state']}: {state['error']}")
-    info = client.get(f"projects/{made['id']}/connection/").raise_for_status().json()
+    info = client.call("GET", f"projects/{made['id']}/connection/")
     with psycopg.connect(info["uri"]) as session:
         session.execute("SELECT 1")
     taken = perf_counter() - begun
-    client.delete(f"projects/{made['id']}/?purge=true&confirm={made['slug']}").raise_for_status()
+    client.call("DELETE", f"projects/{made['id']}/?purge=true&confirm={made['slug']}")
     _await_gone(client, made["id"])
     return taken
 
 
-def _await_gone(client: httpx.Client, project: str) -> None:
+def _await_gone(client: Client, project: str) -> None:
     for _ in range(300):
-        if client.get(f"projects/{project}/").status_code == 404:
+        if client.status(f"api/v1/projects/{project}/") == 404:
             return
         time.sleep(0.2)
     raise SystemExit("a purge took more than a minute")
