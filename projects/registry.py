@@ -22,11 +22,16 @@ ENGINES: dict[str, Engine] = {engine.name: engine for engine in (PostgreSQL(),)}
 def _docker(install_id: str, config: Mapping[str, Any]) -> Runtime:
     from projects.runtimes.docker import DockerRuntime  # docker-py is slow to import; only who needs it pays
 
-    return DockerRuntime(install_id, base_url=config.get("base_url") or settings.NOVASTACK_DOCKER_URL or None)
+    return DockerRuntime(
+        install_id,
+        base_url=config.get("base_url") or settings.NOVASTACK_DOCKER_URL,
+        network_name=config.get("network", ""),
+        tls=config.get("tls"),
+    )
 
 
 def _process(install_id: str, config: Mapping[str, Any]) -> Runtime:
-    root = Path(config.get("root") or settings.NOVASTACK_HOME / "servers")
+    root = Path(config.get("root") or settings.NOVASTACK_SERVERS_ROOT)
     return ProcessRuntime(install_id, root)
 
 

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
+import psycopg
+
 from projects.domain import (
     Capability,
     ConnectionInfo,
@@ -21,7 +23,7 @@ from projects.domain import (
 from projects.engines import postgresql_names, postgresql_snippets
 from projects.engines.base import Engine, EngineAdmin
 from projects.engines.postgresql_admin import RESERVED_CONNECTIONS, SUPERUSER_CONNECTIONS, PostgreSQLAdmin
-from projects.engines.postgresql_session import RoleFull, connect, translated
+from projects.engines.postgresql_session import OWN_LIMITS, RoleFull, connect, translated
 
 MIB = 1024**2
 SECRET = "bootstrap"  # noqa: S105 - the name of a file
@@ -111,7 +113,11 @@ class PostgreSQL(Engine):
     def probe(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 3) -> None:
         try:
             with connect(endpoint, credentials, timeout_seconds=timeout_seconds) as connection, translated():
-                connection.execute("SELECT 1")
+                try:
+                    connection.execute("SELECT 1")
+                except psycopg.Error as error:
+                    if error.sqlstate not in OWN_LIMITS:
+                        raise
         except RoleFull:
             return  # the password was checked, and the server is up: its login is just busy
 

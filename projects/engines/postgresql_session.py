@@ -39,6 +39,10 @@ _STATES = {
 }
 
 
+# What a tenant's own settings on its login do to a statement; the login itself was good.
+OWN_LIMITS = frozenset({"57014", "57P05", "25P03", "25P04"})
+
+
 class RoleFull(ServerBusy):
     """The login was accepted, then refused for its own connection limit."""
 
@@ -117,6 +121,8 @@ def connect(
         "statement_timeout": str(milliseconds),
         "lock_timeout": str(min(milliseconds, 5000)),
         "idle_in_transaction_session_timeout": "60000",
+        "idle_session_timeout": "0",
+        "local_preload_libraries": "",  # a library that is not there would refuse the login
         "default_transaction_read_only": "off",
         "client_min_messages": "warning",
         **(settings or {}),

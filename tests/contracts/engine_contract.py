@@ -1,0 +1,274 @@
+"""What every engine promises, as one abstract suite on a real server. A subclass overrides the fixture `server`."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+from projects.domain import (
+    ConnectionInfo,
+    Credentials,
+    Endpoint,
+    Handle,
+    Limits,
+    LoginRefused,
+    ServerNotReady,
+    ServerRequest,
+    TenantNames,
+)
+from projects.engines.base import Engine
+
+HOSTILE = "p@ss:w/o?r#d%20 '\"$`\\&{}é"
+SNIPPETS = {"cli", "env", "django", "sqlalchemy", "node", "prisma", "go", "jdbc", "compose"}
+
+
+@dataclass(frozen=True)
+class LiveServer:
+    """A ready server and its administrative login. `logs` reads what it has logged so far."""
+
+    endpoint: Endpoint
+    admin: Credentials
+    logs: object = None
+
+    def log_text(self) -> str:
+        return self.logs() if callable(self.logs) else ""
+
+
+@dataclass(frozen=True)
+class Tenant:
+    names: TenantNames
+    password: str
+    control_password: str
+
+    @property
+    def login(self) -> Credentials:
+        return Credentials(self.names.login, self.password, self.names.database)
+
+    @property
+    def control(self) -> Credentials:
+        return Credentials(self.names.control, self.control_password, self.names.database)
+
+
+def new_names(connection_limit: int = 20) -> TenantNames:
+    part = uuid.uuid4().hex[:8]
+    return TenantNames(
+        f"shop_{part}", f"nvs_o_{part}", f"nvs_g_{part}", f"app_{part}", f"nvs_c_{part}", connection_limit
+    )
+
+
+def request(engine: Engine, version: str, password: str) -> ServerRequest:
+    return ServerRequest(
+        handle=Handle(str(uuid.uuid4()), 1),
+        version=version,
+        image="image",
+        publish=Endpoint("127.0.0.1", 20000),
+        limits=Limits(512 << 20, 0.5),
+        max_connections=40,
+        admin=Credentials(engine.bootstrap_username, password),
+    )
+
+
+class EngineContract:
+    engine: Engine
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls) -> Iterator[LiveServer]:
+        raise NotImplementedError("override the class-scoped fixture `server`")
+
+    @pytest.fixture
+    def tenant(self, server: LiveServer) -> Iterator[Tenant]:
+        tenant = self.make(server, new_names())
+        yield tenant
+        self.drop(server, tenant.names)
+
+    def make(self, server: LiveServer, names: TenantNames) -> Tenant:
+        tenant = Tenant(names, f"t'{uuid.uuid4().hex}\"\\", f"c{uuid.uuid4().hex}")
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.harden()
+            admin.create_tenant(names, login_password=tenant.password, control_password=tenant.control_password)
+        return tenant
+
+    def drop(self, server: LiveServer, names: TenantNames) -> None:
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.drop_tenant(names)
+
+    # --- the catalogue ------------------------------------------------------------------------------------------------
+    def test_the_catalogue(self) -> None:
+        assert sum(version.default for version in self.engine.versions) == 1
+        assert self.engine.default_version == self.engine.versions[0].version
+        for version in self.engine.versions:
+            date.fromisoformat(version.end_of_life)
+        assert len(self.engine.short) == 2
+
+    @pytest.mark.parametrize("secret", ["sesame-sesame", "it's \"$open\\"])
+    def test_a_spec_holds_its_secret_in_files_only(self, secret: str) -> None:
+        for version in self.engine.versions:
+            asked = request(self.engine, version.version, secret)
+            spec = self.engine.server_spec(asked)
+            assert spec == self.engine.server_spec(asked)
+            assert secret.encode() in b"".join(spec.secret_files.values())
+            bare = dataclasses.replace(spec, secret_files={})
+            assert secret not in repr(dataclasses.asdict(bare))
+            assert secret not in repr(spec)
+            assert spec.mount_path.startswith("/")
+            assert not spec.data_subdir.startswith("/")
+            assert spec.user not in {"", "root", "0"}
+            assert spec.process is None or secret not in " ".join([*spec.process.init, *spec.process.run])
+
+    # --- names --------------------------------------------------------------------------------------------------------
+    @pytest.mark.parametrize("name", ["shop", "my_app_2", "_x", "a" * 63])
+    def test_names_that_are_fine(self, name: str) -> None:
+        assert self.engine.validate_identifier(name) == name
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "",
+            "Shop",
+            "my-app",
+            "2fast",
+            "a" * 64,
+            "sh op",
+            "shop;",
+            'a"b',
+            "a'b",
+            "naïve",
+            "shop\n",
+            "novastack",
+            "nvs_1",
+        ],
+    )
+    def test_names_that_are_refused_with_a_reason(self, name: str) -> None:
+        with pytest.raises(ValueError, match=r"Use|reserved|Choose"):
+            self.engine.validate_identifier(name)
+
+    def test_reserved_names(self) -> None:
+        assert self.engine.reserved_names()
+        for name in self.engine.reserved_names():
+            with pytest.raises(ValueError, match=r"\w"):
+                self.engine.validate_identifier(name)
+
+    # --- how to connect -----------------------------------------------------------------------------------------------
+    @pytest.mark.parametrize("host", ["db.example.org", "127.0.0.1", "::1"])
+    def test_urls_survive_hostile_characters(self, host: str) -> None:
+        info = ConnectionInfo(self.engine.name, host, 20001, "shop", "app", HOSTILE)
+        uri = urlsplit(self.engine.urls(info)["uri"])
+        assert (uri.hostname, uri.port, unquote(uri.username or "")) == (host, 20001, "app")
+        assert unquote(uri.password or "") == HOSTILE
+        assert unquote(uri.path) == "/shop"
+        jdbc = urlsplit(self.engine.urls(info)["jdbc_url"].removeprefix("jdbc:"))
+        assert (jdbc.hostname, jdbc.port) == (host, 20001)
+        assert parse_qs(jdbc.query)["password"] == [HOSTILE]
+        assert self.engine.env(info)["DATABASE_URL"] == self.engine.urls(info)["uri"]
+
+    def test_there_is_a_snippet_for_everybody(self) -> None:
+        info = ConnectionInfo(self.engine.name, "127.0.0.1", 20001, "shop", "app", HOSTILE)
+        found = self.engine.snippets(info)
+        assert set(found) == SNIPPETS
+        assert all("20001" in text for text in found.values())
+        assert HOSTILE not in repr(info)
+
+    # --- logins -------------------------------------------------------------------------------------------------------
+    def test_probe(self, server: LiveServer) -> None:
+        self.engine.probe(server.endpoint, server.admin)
+
+    def test_a_wrong_password_is_refused(self, server: LiveServer) -> None:
+        wrong = dataclasses.replace(server.admin, password="wrong")
+        with pytest.raises(LoginRefused) as error:
+            self.engine.probe(server.endpoint, wrong)
+        assert "wrong" not in str(error.value)
+        with (
+            pytest.raises(LoginRefused),
+            self.engine.admin(server.endpoint, Credentials("nobody_here", "wrong")) as admin,
+        ):
+            admin.ping()
+
+    def test_nobody_listens(self) -> None:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            port = closed.getsockname()[1]
+        with pytest.raises(ServerNotReady):
+            self.engine.probe(Endpoint("127.0.0.1", port), Credentials("a", "b"))
+
+    def test_a_frozen_server_does_not_hold_us(self) -> None:
+        """It accepts, since the kernel does, and never says a word."""
+        with socket.socket() as frozen:
+            frozen.bind(("127.0.0.1", 0))
+            frozen.listen()
+            began = time.monotonic()
+            with pytest.raises(ServerNotReady):
+                self.engine.probe(Endpoint(*frozen.getsockname()), Credentials("a", "b"), timeout_seconds=2)
+            assert time.monotonic() - began < 5
+
+    # --- the server ---------------------------------------------------------------------------------------------------
+    def test_the_system_identifier_stays(self, server: LiveServer) -> None:
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.ping()
+            first = admin.system_identifier()
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            assert admin.system_identifier() == first != ""
+
+    def test_harden_twice(self, server: LiveServer) -> None:
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.harden()
+            admin.harden()
+
+    # --- tenants ------------------------------------------------------------------------------------------------------
+    def test_a_tenant_can_log_in_and_write(self, server: LiveServer, tenant: Tenant) -> None:
+        version = self.engine.verify_tenant(server.endpoint, tenant.names, tenant.password)
+        assert version[0].isdigit()
+        self.engine.probe(server.endpoint, tenant.login)
+        self.engine.probe(server.endpoint, tenant.control)
+
+    def test_making_a_tenant_again_changes_nothing_but_passwords(self, server: LiveServer, tenant: Tenant) -> None:
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.create_tenant(tenant.names, login_password="again", control_password=tenant.control_password)
+        self.engine.verify_tenant(server.endpoint, tenant.names, "again")
+        with pytest.raises(LoginRefused):
+            self.engine.probe(server.endpoint, tenant.login)
+
+    def test_a_new_password_replaces_the_old_and_reaches_no_log(self, server: LiveServer, tenant: Tenant) -> None:
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.set_password(tenant.names.login, "rotated-and-secret")
+        self.engine.probe(server.endpoint, dataclasses.replace(tenant.login, password="rotated-and-secret"))
+        with pytest.raises(LoginRefused):
+            self.engine.probe(server.endpoint, tenant.login)
+        assert "rotated-and-secret" not in server.log_text()
+        assert tenant.password not in server.log_text()
+
+    def test_a_locked_tenant_is_out_until_it_is_unlocked(self, server: LiveServer, tenant: Tenant) -> None:
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.lock_tenant(tenant.names, locked=True)
+            admin.lock_tenant(tenant.names, locked=True)
+            with pytest.raises(LoginRefused):
+                self.engine.probe(server.endpoint, tenant.login)
+            self.engine.probe(server.endpoint, tenant.control)
+            admin.lock_tenant(tenant.names, locked=False)
+        self.engine.probe(server.endpoint, tenant.login)
+
+    def test_dropping_twice_is_success(self, server: LiveServer) -> None:
+        tenant = self.make(server, new_names())
+        self.drop(server, tenant.names)
+        self.drop(server, tenant.names)
+        with pytest.raises(LoginRefused):
+            self.engine.probe(server.endpoint, tenant.login)
+        again = self.make(server, tenant.names)
+        self.engine.probe(server.endpoint, again.login)
+        self.drop(server, tenant.names)
+
+    def test_stats(self, server: LiveServer, tenant: Tenant) -> None:
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            stats = admin.stats(tenant.names.database)
+        assert stats.size_bytes > 0
+        assert stats.connections == 0
+        assert stats.connections_limit == tenant.names.connection_limit
+        assert stats.version[0].isdigit()

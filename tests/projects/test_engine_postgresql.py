@@ -1,0 +1,330 @@
+"""PostgreSQL: the engine contract and the tenants' borders, on real servers of each version."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from projects.domain import ConnectionInfo, Credentials, DataPolicy, LoginRefused, NovaStackRuntimeError, TenantNames
+from projects.engines.postgresql import PostgreSQL
+from projects.runtimes.docker import DockerRuntime
+from tests.contracts.engine_contract import HOSTILE, EngineContract, LiveServer, Tenant, new_names
+from tests.contracts.runtime_contract import RuntimeContract, Server, spec_maker
+
+Connection = psycopg.Connection[tuple[object, ...]]
+
+
+def live_server(version: str) -> Iterator[LiveServer]:
+    runtime, password = DockerRuntime(f"test{uuid.uuid4().hex[:10]}"), uuid.uuid4().hex
+    try:
+        image = runtime.resolve_image("postgresql", version, PostgreSQL.official_image)
+    except NovaStackRuntimeError as error:
+        if os.environ.get("NOVASTACK_REQUIRE_DOCKER") == "1":
+            raise
+        pytest.skip(f"no Docker engine with PostgreSQL {version}: {error}")
+    spec = spec_maker(version, image, password)()
+    handle = runtime.ensure(spec, data=DataPolicy.CREATE)
+    try:
+        admin = Credentials(PostgreSQL.bootstrap_username, password)
+        RuntimeContract().wait_ready(runtime, Server(spec, handle, admin))
+        yield LiveServer(spec.publish, admin, lambda: b"\n".join(runtime.logs(handle, tail=5000)).decode())
+    finally:
+        runtime.destroy(handle, delete_data=True)
+        runtime.remove_network()
+
+
+def connect(server: LiveServer, credentials: Credentials, **options: object) -> Connection:
+    return psycopg.connect(
+        host=server.endpoint.host, port=server.endpoint.port, dbname=credentials.database or "postgres",
+        user=credentials.username, password=credentials.password, autocommit=True, connect_timeout=5, **options,
+    )  # type: ignore[call-overload, no-any-return]  # fmt: skip
+
+
+@pytest.mark.docker
+class PostgreSQLContract(EngineContract):
+    engine = PostgreSQL()
+    version = "17"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls) -> Iterator[LiveServer]:
+        yield from live_server(cls.version)
+
+    @contextlib.contextmanager
+    def inside(self, server: LiveServer, tenant: Tenant) -> Iterator[Connection]:
+        with connect(server, tenant.login) as connection:
+            yield connection
+
+    # --- what a tenant may do -----------------------------------------------------------------------------------------
+    @pytest.mark.parametrize("extension", ["pgcrypto", "citext", "hstore", "pg_trgm", "uuid-ossp", "btree_gist"])
+    def test_trusted_extensions_work(self, server: LiveServer, tenant: Tenant, extension: str) -> None:
+        with self.inside(server, tenant) as connection:
+            connection.execute(f'CREATE EXTENSION "{extension}"')
+            connection.execute(f'DROP EXTENSION "{extension}"')
+
+    def test_objects_belong_to_the_group(self, server: LiveServer, tenant: Tenant) -> None:
+        """So a second login can take over from the first."""
+        with self.inside(server, tenant) as connection:
+            connection.execute("CREATE TABLE things AS SELECT 1 AS id")
+            connection.execute("CREATE SCHEMA more")
+            row = connection.execute("SELECT tableowner FROM pg_tables WHERE tablename = 'things'").fetchone()
+            assert row == (tenant.names.group,)
+        second = f"{tenant.names.login}_2"
+        with connect(server, server.admin) as connection:
+            connection.execute(f"CREATE ROLE {second} LOGIN PASSWORD 'second' IN ROLE {tenant.names.group}")
+            connection.execute(
+                f"ALTER ROLE {second} IN DATABASE {tenant.names.database} SET role = '{tenant.names.group}'"
+            )
+        with connect(server, Credentials(second, "second", tenant.names.database)) as connection:
+            connection.execute("ALTER TABLE things ADD note text")
+            connection.execute("DROP TABLE things")
+
+    # --- what it may not ----------------------------------------------------------------------------------------------
+    @pytest.mark.parametrize("as_login", [False, True], ids=["as the group", "as the login"])
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "DROP DATABASE {database}",
+            "ALTER DATABASE {database} CONNECTION LIMIT 0",
+            "ALTER DATABASE {database} IS_TEMPLATE true",
+            "ALTER DATABASE {database} ALLOW_CONNECTIONS false",
+            "ALTER DATABASE {database} RENAME TO mine",
+            "ALTER DATABASE {database} SET statement_timeout = 1",
+            "ALTER DATABASE {database} OWNER TO {login}",
+            "CREATE DATABASE another",
+            "CREATE ROLE another",
+            "ALTER ROLE {login} CONNECTION LIMIT -1",
+            "ALTER ROLE {login} RENAME TO mine",
+            "ALTER ROLE {login} SET temp_file_limit = -1",
+            "SET temp_file_limit = -1",
+            "ALTER ROLE {control} PASSWORD 'mine'",
+            "GRANT {group} TO {control}",
+            "SET ROLE {owner}",
+            "SET ROLE {control}",
+            "SET session_replication_role = replica",
+            "COPY (SELECT 1) TO PROGRAM 'id'",
+            "SELECT pg_read_file('/etc/passwd')",
+            "ALTER SYSTEM SET log_statement = 'all'",
+            "CREATE EXTENSION dblink",
+            "CREATE LANGUAGE plperlu",
+            "CREATE EVENT TRIGGER mine ON ddl_command_start EXECUTE FUNCTION nothing()",
+            "SELECT * FROM pg_authid",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'novastack'",
+        ],
+    )
+    def test_refused(self, server: LiveServer, tenant: Tenant, statement: str, *, as_login: bool) -> None:
+        names = {field.name: getattr(tenant.names, field.name) for field in dataclasses.fields(TenantNames)}
+        watcher = connect(server, server.admin)
+        with self.inside(server, tenant) as connection, watcher:
+            if as_login:
+                connection.execute("RESET ROLE")
+                connection.execute("SET ROLE NONE")
+            connection.execute(
+                "CREATE FUNCTION nothing() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'"
+                if not as_login
+                else "SELECT 1"
+            )
+            # not supported: an extension that is not installed; renaming oneself
+            with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported)):
+                connection.execute(statement.format(**names))
+
+    def test_granting_to_everybody_grants_nothing(self, server: LiveServer, tenant: Tenant) -> None:
+        """PostgreSQL warns and does nothing: the group has its rights without grant option."""
+        stranger = self.make(server, new_names())
+        try:
+            with self.inside(server, tenant) as connection:
+                connection.execute(f"GRANT ALL ON DATABASE {tenant.names.database} TO PUBLIC")
+                connection.execute(f"GRANT CONNECT ON DATABASE {tenant.names.database} TO {stranger.names.login}")
+            for place in (tenant.names.database, "postgres", "template1"):
+                there = dataclasses.replace(stranger.login, database=place)
+                with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+                    connect(server, there)
+        finally:
+            self.drop(server, stranger.names)
+
+    def test_the_control_role_sees_no_rows(self, server: LiveServer, tenant: Tenant) -> None:
+        with self.inside(server, tenant) as connection:
+            connection.execute("CREATE TABLE things AS SELECT 1 AS id")
+        with connect(server, tenant.control) as connection:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("SELECT * FROM public.things")
+            row = connection.execute("SELECT current_setting('search_path')").fetchone()
+            assert row == ("pg_catalog",)
+
+    # --- a tenant in trouble ------------------------------------------------------------------------------------------
+    def test_a_tenant_that_wrecked_its_settings(self, server: LiveServer, tenant: Tenant) -> None:
+        login = tenant.names.login
+        with self.inside(server, tenant) as connection:
+            connection.execute("RESET ROLE")
+            connection.execute("SET ROLE NONE")
+            for setting in (
+                "statement_timeout = 1", "lock_timeout = 1", "default_transaction_read_only = on",
+                "search_path = nowhere", "idle_session_timeout = 1", "datestyle = 'German'", "bytea_output = escape",
+            ):  # fmt: skip
+                connection.execute(f"ALTER ROLE {login} SET {setting}")
+                connection.execute(f"ALTER ROLE {login} IN DATABASE {tenant.names.database} SET {setting}")
+        self.engine.probe(server.endpoint, tenant.control)
+        self.engine.probe(server.endpoint, tenant.login)
+        self.engine.verify_tenant(server.endpoint, tenant.names, tenant.password)
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.set_password(login, "rotated")
+            self.engine.probe(server.endpoint, dataclasses.replace(tenant.login, password="rotated"))
+            assert admin.stats(tenant.names.database).size_bytes > 0
+            admin.lock_tenant(tenant.names, locked=True)
+            admin.drop_tenant(tenant.names)
+
+    @pytest.mark.parametrize("setting", ["transaction_timeout = 1", "local_preload_libraries = 'nosuch'"])
+    def test_a_login_that_harms_itself_can_still_be_proven(
+        self, server: LiveServer, tenant: Tenant, setting: str
+    ) -> None:
+        with self.inside(server, tenant) as connection:
+            connection.execute("SET ROLE NONE")
+            try:
+                connection.execute(f"ALTER ROLE {tenant.names.login} SET {setting}")
+            except psycopg.errors.UndefinedObject:
+                pytest.skip("this version has no such setting")
+        self.engine.probe(server.endpoint, tenant.login)
+        with pytest.raises(LoginRefused):
+            self.engine.probe(server.endpoint, dataclasses.replace(tenant.login, password="wrong"))
+
+    def test_a_busy_tenant_is_healthy(self, server: LiveServer) -> None:
+        tenant = self.make(server, new_names(connection_limit=3))
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(connect(server, tenant.login))
+            with pytest.raises(psycopg.OperationalError, match="too many connections"):
+                connect(server, tenant.login)
+            self.engine.probe(server.endpoint, tenant.control)
+            self.engine.probe(server.endpoint, tenant.login)
+            with self.engine.admin(server.endpoint, server.admin) as admin:
+                assert admin.stats(tenant.names.database).connections == 3
+                admin.drop_tenant(tenant.names)
+
+    def test_sessions_are_ended(self, server: LiveServer, tenant: Tenant) -> None:
+        session = connect(server, tenant.login)
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            assert admin.end_sessions(tenant.names.login) == 1
+            with pytest.raises(psycopg.OperationalError):
+                session.execute("SELECT 1")
+            held = connect(server, tenant.login)
+            admin.lock_tenant(tenant.names, locked=True)
+            with pytest.raises(psycopg.OperationalError):
+                held.execute("SELECT 1")
+            assert admin.end_sessions(tenant.names.login) == 0
+
+    def test_a_full_server_still_lets_us_in(self, server: LiveServer) -> None:
+        """Reserved connections (16+): the tenants took every other one."""
+        tenant = self.make(server, new_names(connection_limit=-1))
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(psycopg.OperationalError):
+                while True:
+                    stack.enter_context(connect(server, tenant.login))
+            with self.engine.admin(server.endpoint, server.admin) as admin:
+                admin.ping()
+            if int(self.version) >= 16:
+                self.engine.probe(server.endpoint, tenant.control)
+        self.drop(server, tenant.names)
+
+    # --- half-made by a crash -----------------------------------------------------------------------------------------
+    @pytest.mark.parametrize("done", ["a role", "roles and a closed database", "an invalid database"])
+    def test_what_a_crash_left_half_made_is_completed(self, server: LiveServer, done: str) -> None:
+        names = new_names()
+        with connect(server, server.admin) as connection:
+            connection.execute(f"CREATE ROLE {names.owner}")
+            if done != "a role":
+                connection.execute(f"CREATE ROLE {names.group}")
+                connection.execute(
+                    f"CREATE DATABASE {names.database} OWNER {names.owner} TEMPLATE template0 CONNECTION LIMIT 0"
+                )
+            if done == "an invalid database":
+                connection.execute("UPDATE pg_database SET datconnlimit = -2 WHERE datname = %s", [names.database])
+        tenant = self.make(server, names)
+        self.engine.verify_tenant(server.endpoint, names, tenant.password)
+        self.drop(server, names)
+
+    def test_before_it_is_opened_nobody_gets_in(self, server: LiveServer) -> None:
+        tenant = self.make(server, new_names())
+        with connect(server, server.admin) as connection:
+            connection.execute(f"ALTER DATABASE {tenant.names.database} CONNECTION LIMIT 0")
+        with pytest.raises(psycopg.OperationalError, match="too many connections for database"):
+            connect(server, tenant.login)
+        self.drop(server, tenant.names)
+
+    def test_a_database_that_was_made_a_template_is_dropped_all_the_same(self, server: LiveServer) -> None:
+        tenant = self.make(server, new_names())
+        with connect(server, server.admin) as connection:
+            connection.execute(f"ALTER DATABASE {tenant.names.database} IS_TEMPLATE true ALLOW_CONNECTIONS true")
+            connection.execute(f"ALTER DATABASE {tenant.names.database} SET statement_timeout = 1")
+        session = connect(server, tenant.login)
+        self.drop(server, tenant.names)
+        session.close()
+        with connect(server, server.admin) as connection:
+            left = connection.execute(
+                "SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)",
+                [[tenant.names.login, tenant.names.group, tenant.names.owner, tenant.names.control]],
+            ).fetchall()
+            assert left == []
+
+    def test_passwords_are_stored_as_scram_only(self, server: LiveServer, tenant: Tenant) -> None:
+        with connect(server, server.admin) as connection:
+            rows = connection.execute("SELECT rolpassword FROM pg_authid WHERE rolpassword IS NOT NULL").fetchall()
+        assert rows
+        assert all(str(row[0]).startswith("SCRAM-SHA-256$") for row in rows)
+
+
+class TestPostgreSQL17(PostgreSQLContract):
+    version = "17"
+
+
+class TestPostgreSQL15(PostgreSQLContract):
+    version = "15"
+
+
+class TestPostgreSQL18(PostgreSQLContract):
+    version = "18"
+
+
+# --- snippets, by the languages that are here ---------------------------------------------------------------------------
+INFO = ConnectionInfo("postgresql", "127.0.0.1", 20001, "shop", "app", HOSTILE)
+
+
+def test_the_shell_gets_the_password_whole() -> None:
+    words = shlex.split(PostgreSQL().snippets(INFO)["cli"])
+    assert words[0] == f"PGPASSWORD={HOSTILE}"
+    assert HOSTILE not in words[2]
+
+
+def test_env_lines_can_be_sourced() -> None:
+    script = f'set -a\n{PostgreSQL().snippets(INFO)["env"]}\nprintf %s "$PGPASSWORD"'
+    assert subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout.decode() == HOSTILE
+
+
+def test_python_snippets_are_python() -> None:
+    names: dict[str, dict[str, dict[str, object]]] = {}
+    exec(PostgreSQL().snippets(INFO)["django"], names)  # noqa: S102
+    assert names["DATABASES"]["default"]["PASSWORD"] == HOSTILE
+    compile(PostgreSQL().snippets(INFO)["sqlalchemy"], "snippet", "exec")
+
+
+def test_compose_does_not_fill_in_variables() -> None:
+    info = dataclasses.replace(INFO, database="a$b")
+    line = PostgreSQL().snippets(info)["compose"].splitlines()[-1].partition(": ")[2]
+    assert "$" not in json.loads(line).replace("$$", "")
+
+
+def test_modules_know_no_django() -> None:
+    code = (
+        "import sys, projects.engines.postgresql, projects.runtimes.docker;"
+        "sys.exit(any(name.partition('.')[0] in {'django', 'celery'} for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
