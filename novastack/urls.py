@@ -7,11 +7,15 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitVie
 from rest_framework.permissions import AllowAny
 
 from novastack.common import health
+from projects.api.health import HealthView
+from projects.api.prometheus import FleetCollector
 
 admin.autodiscover()
 # Rate limits and the second factor hold for operators too.
 admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]
 admin.site.site_header = admin.site.site_title = "NovaStack"
+
+health.registry.register(FleetCollector())
 
 handler400 = "novastack.common.views.bad_request"
 handler403 = "novastack.common.views.permission_denied"
@@ -28,5 +32,7 @@ urlpatterns = [
     path("accounts/", include("allauth.urls")),
     path("api/v1/schema/", SpectacularAPIView.as_view(**_public), name="schema"),
     path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema", **_public), name="api-docs"),
+    path("api/v1/health/", HealthView.as_view(), name="health"),
     path("api/v1/", include("accounts.api.urls")),
+    path("api/v1/", include("projects.api.urls")),
 ]

@@ -12,6 +12,11 @@ from rest_framework.test import APIClient
 
 from accounts.models import ApiToken, Membership, Organization, Role, User
 from accounts.models.tokens import PREFIX_LENGTH, hash_token
+from accounts.permissions import Principal
+from novastack.common.clock import now
+from projects.models import DatabaseServer, Operation, OperationLock, OperationStep, Plan, Project, Region
+from projects.operations import status
+from projects.services import ProjectRequest, project_create
 
 PASSWORD = "correct-horse-battery"
 
@@ -101,3 +106,69 @@ def api_client(user: User | None = None, *, scopes: Iterable[str] | None = None,
     elif user is not None:
         client.credentials(HTTP_AUTHORIZATION=f"Bearer {session_start(user=user).access}")
     return client
+
+
+class RegionFactory(factory.django.DjangoModelFactory):
+    """A region of the memory runtime. Ports differ per region, so that parallel tests do not meet."""
+
+    class Meta:
+        model = Region
+        django_get_or_create = ("slug",)
+
+    slug = "local"
+    name = "This machine"
+    runtime = "memory"
+    port_start = 20000
+    port_end = 29999
+
+
+class PlanFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Plan
+        django_get_or_create = ("slug",)
+
+    slug = "small"
+    name = "Small"
+    is_default = True
+
+
+def make_catalogue() -> tuple[Region, Plan]:
+    """What a project needs to exist: a region and the default plan."""
+    return RegionFactory(), PlanFactory()
+
+
+def make_project(
+    user: User, organization: Organization, name: str = "Shop", *, running: bool = True, **request: Any
+) -> Project:
+    """A project with its rows as the service makes them. `running`: as if provisioning had ended well."""
+    make_catalogue()
+    project = project_create(
+        principal=Principal.of(user), organization=organization, request=ProjectRequest(name=name, **request)
+    )
+    return finish_provisioning(project) if running else project
+
+
+def finish_provisioning(project: Project) -> Project:
+    """What the provisioning's steps and its end write, without any server."""
+    Operation.objects.live().filter(project_uuid=project.pk).update(
+        state="succeeded", started_at=now(), finished_at=now()
+    )
+    OperationStep.objects.filter(operation__project_uuid=project.pk).update(state="succeeded", finished_at=now())
+    OperationLock.objects.filter(operation__project_uuid=project.pk).delete()
+    Project.objects.filter(pk=project.pk).update(ready_at=now(), health="healthy", health_checked_at=now())
+    DatabaseServer.objects.filter(project_uuid=project.pk).update(
+        observed_state="running", observed_at=now(), initialised_at=now(), started_at=now(), image="postgres:17"
+    )
+    status.refresh([project.pk])
+    project.refresh_from_db()
+    return project
+
+
+def set_observed(project: Project, observed: str, *, desired: str | None = None) -> Project:
+    """The server was seen like this; the status follows."""
+    if desired:
+        Project.objects.filter(pk=project.pk).update(desired_status=desired)
+    DatabaseServer.objects.filter(project_uuid=project.pk).update(observed_state=observed, observed_at=now())
+    status.refresh([project.pk])
+    project.refresh_from_db()
+    return project

@@ -142,4 +142,3 @@ def _relayed(server: DatabaseServer, tail: int) -> tuple[list[str], str]:
             cache.delete(ticket)
             return list(answer["lines"]), str(answer["failure"])
     return [], "No worker has answered in time; try again."
-

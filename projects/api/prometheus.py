@@ -1,0 +1,34 @@
+"""The install's figures for Prometheus, read from the database at each scrape. No tenant is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+
+from projects.services import fleet
+
+
+class FleetCollector:
+    """Registered once, in `novastack.urls`."""
+
+    def collect(self) -> Iterator[Metric]:
+        figures = fleet.figures()
+        yield InfoMetricFamily("novastack", "This install", value={"version": figures["version"]})
+        yield _counts("novastack_projects", "Projects", ["engine", "status"], figures["projects"])
+        yield _counts("novastack_servers", "Database servers", ["engine", "state"], figures["servers"])
+        yield _counts("novastack_operations", "Operations on record", ["kind", "state"], figures["operations"])
+        yield GaugeMetricFamily("novastack_database_size_bytes", "All databases", value=figures["size_bytes"])
+        yield GaugeMetricFamily("novastack_connections", "Sessions on all databases", value=figures["connections"])
+        regions = {(slug,): int(reachable) for slug, reachable in figures["regions"].items()}
+        yield _counts("novastack_region_reachable", "1 when the runtime answers", ["region"], regions)
+        beats = {(name,): at.timestamp() for name, at in figures["heartbeats"].items()}
+        yield _counts("novastack_heartbeat_timestamp_seconds", "Last sign of life", ["process"], beats)
+
+
+def _counts(name: str, text: str, labels: list[str], values: Mapping[tuple[str, ...], float]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in sorted(values.items()):
+        family.add_metric(key, value)
+    return family

@@ -1,0 +1,34 @@
+"""`/api/v1/`: catalogue, projects, operations, health."""
+
+from django.urls import include, path
+
+from projects.api import catalogue, details, health, operations, overview, projects
+
+project = [
+    path("", projects.ProjectView.as_view(), name="project-detail"),
+    path("action/", projects.ActionView.as_view(), name="project-action"),
+    path("connection/", details.ConnectionView.as_view(), name="project-connection"),
+    path("status/", details.StatusView.as_view(), name="project-status"),
+    path("metrics/", details.MetricsView.as_view(), name="project-metrics"),
+    path("logs/", details.LogsView.as_view(), name="project-logs"),
+    path("activity/", details.ActivityView.as_view(), name="project-activity"),
+    path("operations/", operations.ProjectOperationListView.as_view(), name="project-operations"),
+]
+operation = [
+    path("", operations.OperationView.as_view(), name="operation-detail"),
+    path("retry/", operations.OperationRetryView.as_view(), name="operation-retry"),
+    path("cancel/", operations.OperationCancelView.as_view(), name="operation-cancel"),
+]
+
+urlpatterns = [
+    path("engines/", catalogue.EngineListView.as_view(), name="engine-list"),
+    path("regions/", catalogue.RegionListView.as_view(), name="region-list"),
+    path("plans/", catalogue.PlanListView.as_view(), name="plan-list"),
+    path("organizations/<slug:ref>/usage/", catalogue.UsageView.as_view(), name="organization-usage"),
+    path("projects/", projects.ProjectListView.as_view(), name="project-list"),
+    path("projects/stats/overview/", overview.OverviewView.as_view(), name="project-overview"),
+    path("projects/<uuid:pk>/", include(project)),
+    path("operations/", operations.OperationListView.as_view(), name="operation-list"),
+    path("operations/<uuid:pk>/", include(operation)),
+    path("health/", health.HealthView.as_view(), name="api-health"),
+]

@@ -1,0 +1,123 @@
+"""How the whole install does, over all tenants: counts only, for the health answer and for Prometheus."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from celery import current_app
+from django.conf import settings
+from django.db.models import Count, Sum
+
+from novastack.common import health
+from novastack.common.models import Heartbeat, Install
+from projects.models import DatabaseServer, Operation, Project, ProjectStatus, Region
+
+QUEUES = ("provisioning", "monitoring", "maintenance", "backups")
+ENGINES = ("postgresql", "mysql", "mariadb", "mongodb", "ferretdb")
+ILL = {ProjectStatus.UNHEALTHY, ProjectStatus.NOT_AVAILABLE, ProjectStatus.FAILED}
+DISK_WARN_PERCENT = 80
+_BROKER_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class _BrokerState:
+    at: float = -_BROKER_SECONDS
+    ok: bool = False
+
+
+_broker = _BrokerState()
+_broker_lock = threading.Lock()
+
+
+def broker_ok() -> bool:
+    """Whether a message could be sent. Asked at most every 5 s by one thread; the others take the last answer."""
+    if time.monotonic() - _broker.at < _BROKER_SECONDS or not _broker_lock.acquire(blocking=_broker.at < 0):
+        return _broker.ok
+    try:
+        with current_app.connection_for_write() as link:
+            link.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=2)
+        _broker.ok = True
+    except Exception:  # each transport has errors of its own
+        _broker.ok = False
+    finally:
+        _broker.at = time.monotonic()
+        _broker_lock.release()
+    return _broker.ok
+
+
+def checks() -> dict[str, dict[str, Any]]:
+    """Each part's `status` (`healthy` or `degraded`) and `detail`. A part that can't be asked is degraded, never an error."""
+    found = {"api": health.check(True), "database": health.check(health.database_ok())}
+    names = ("broker", "worker", "beat", "runtime", "storage", *ENGINES)
+    if found["database"]["status"] != "healthy":
+        return found | {name: health.check(False, "Unknown: the database does not answer.") for name in names}
+    regions = list(Region.objects.filter(enabled=True))
+    found["broker"] = health.check(broker_ok(), "" if _broker.ok else "No message can be sent.")
+    found["worker"] = _workers()
+    alive = bool(health.fresh_heartbeats("beat"))
+    found["beat"] = health.check(alive, "" if alive else "No sign of life for a minute.")
+    found["runtime"] = _runtimes(regions)
+    found["storage"] = _storage(regions)
+    return found | _engines()
+
+
+def _workers() -> dict[str, Any]:
+    alive = {name.removeprefix("worker:") for name in health.fresh_heartbeats("worker:")}
+    missing = [queue for queue in QUEUES if queue not in alive]
+    return health.check(not missing, f"No sign of life for: {', '.join(missing)}." if missing else "")
+
+
+def _runtimes(regions: list[Region]) -> dict[str, Any]:
+    if Install.load().read_only:
+        return health.check(False, "The install is read-only.")
+    away = [f"{r.slug}: {r.reason or 'not reachable'}" for r in regions if not (r.available and r.reachable)]
+    if not regions:
+        return health.check(False, "There is no region.")
+    return health.check(not away, "; ".join(away))
+
+
+def _storage(regions: list[Region]) -> dict[str, Any]:
+    full = [
+        f"{r.slug}: {r.disk['used_percent']:.0f} % used"
+        for r in regions
+        if r.disk.get("used_percent", 0) >= DISK_WARN_PERCENT
+    ]
+    return health.check(not full, "; ".join(full))
+
+
+def _engines() -> dict[str, dict[str, Any]]:
+    """An engine without databases is healthy: nothing of it is ill."""
+    counts: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in Project.objects.order_by().values("engine", "status").annotate(count=Count("id")):
+        counts[row["engine"]][row["status"]] = row["count"]
+    answer = {}
+    for engine in ENGINES:
+        ill = {status: n for status, n in counts[engine].items() if status in ILL}
+        total = sum(n for status, n in counts[engine].items() if status != ProjectStatus.RECYCLED)
+        detail = ", ".join(f"{n} {status}" for status, n in sorted(ill.items()))
+        answer[engine] = health.check(not ill, detail or (f"{total} databases" if total else "none"))
+    return answer
+
+
+def figures() -> dict[str, Any]:
+    """What Prometheus gets."""
+    sums = Project.objects.aggregate(size=Sum("size_bytes"), connections=Sum("connections"))
+    return {
+        "version": settings.VERSION,
+        "projects": _grouped(Project, "engine", "status"),
+        "servers": _grouped(DatabaseServer, "engine", "observed_state"),
+        "operations": _grouped(Operation, "kind", "state"),
+        "size_bytes": sums["size"] or 0,
+        "connections": sums["connections"] or 0,
+        "regions": {region.slug: region.available and region.reachable for region in Region.objects.all()},
+        "heartbeats": dict(Heartbeat.objects.values_list("name", "at")),
+    }
+
+
+def _grouped(model: Any, *fields: str) -> dict[tuple[str, ...], int]:
+    rows = model.objects.order_by().values(*fields).annotate(count=Count("pk"))
+    return {tuple(row[field] for field in fields): row["count"] for row in rows}
