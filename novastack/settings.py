@@ -114,6 +114,7 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "accounts.middleware.TimeZoneMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
@@ -356,7 +357,11 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     "reconcile": {"task": "projects.reconcile", "schedule": 5.0, "options": {"expires": 5}},
     "health": {"task": "projects.check_health", "schedule": 15.0, "options": {"expires": 15}},
     "usage": {"task": "projects.collect_usage", "schedule": 30.0, "options": {"expires": 30}},
-    "janitor": {"task": "projects.janitor", "schedule": 60.0, "options": {"expires": 60}},
+    "janitor": {
+        "task": "projects.janitor",
+        "schedule": min(60.0, max(2.0, NOVASTACK_DATA_GRACE_SECONDS)),
+        "options": {"expires": 60},
+    },
     "purge-due": {"task": "projects.purge_due", "schedule": 86_400.0, "options": {"expires": 3600}},
     "clean-up": {"task": "projects.clean_up", "schedule": 3600.0, "options": {"expires": 3600}},
     **{
