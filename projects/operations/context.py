@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from novastack.common.clock import now
+from novastack.common.models import Install
 from projects import domain, registry
 from projects.engines.base import Engine
 from projects.models import (
@@ -24,7 +25,7 @@ from projects.models import (
     RoleKind,
 )
 from projects.operations import leases, wiring
-from projects.operations.base import CancelRequested, LeaseLost, StepFailed
+from projects.operations.base import CancelRequested, LeaseLost, StepFailed, Wait
 from projects.runtimes.base import Runtime
 
 log = structlog.get_logger(__name__)
@@ -44,12 +45,12 @@ class Context:
     # --- rows -------------------------------------------------------------------------------------------------
     @cached_property
     def project(self) -> Project:
-        return Project.objects.select_related("region", "plan", "organization").get(pk=self.operation.project_uuid)
+        return Project.objects.select_related("region", "plan", "organization").get(pk=self.operation.project_key)
 
     @cached_property
     def database(self) -> Database:
         return Database.objects.select_related("server", "server__region").get(
-            project_id=self.operation.project_uuid, slot=DatabaseSlot.CURRENT
+            project_id=self.operation.project_key, slot=DatabaseSlot.CURRENT
         )
 
     @cached_property
@@ -58,7 +59,7 @@ class Context:
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        return Endpoint.objects.get(project_id=self.operation.project_uuid)
+        return Endpoint.objects.get(project_id=self.operation.project_key)
 
     def role(self, kind: RoleKind) -> DatabaseRole:
         return DatabaseRole.objects.filter(database=self.database, kind=kind).order_by("created_at")[0]
@@ -78,7 +79,8 @@ class Context:
 
     # --- promises ---------------------------------------------------------------------------------------------
     def guard(self) -> None:
-        """Call right before each side effect: only who holds the live lease may go on (rule 3)."""
+        """Call right before each side effect: only who holds the live lease may go on (rule 3), and a read-only
+        install changes nothing (rule 11)."""
         if self._heartbeat.lost.is_set() or not leases.holds(self.lease):
             raise LeaseLost
         if time.monotonic() > self._deadline:
@@ -88,6 +90,9 @@ class Context:
             and Operation.objects.filter(pk=self.operation.pk, cancel_requested_at__isnull=False).exists()
         ):
             raise CancelRequested
+        install = Install.load()
+        if install.read_only:
+            raise Wait(f"The install is read-only: {install.read_only_reason or 'set by an operator'}.", seconds=30)
 
     def remaining_seconds(self) -> float:
         return self._deadline - time.monotonic()

@@ -109,9 +109,9 @@ def _region(region: Region, install: Install, report: Report) -> None:
         runtime.ping()
     except domain.NovaStackRuntimeError as error:
         report.unreachable.append(region.slug)
-        set_reachable(region, False, str(error))
+        status.set_reachable(region, False, str(error))
         return
-    set_reachable(region, True, "")
+    status.set_reachable(region, True, "")
     if not epoch_fits(region, runtime, install):
         return
     observations = runtime.observe([server.handle for server in servers])
@@ -138,23 +138,14 @@ def _due(what: str, every_seconds: float) -> bool:
     return True
 
 
-def set_reachable(region: Region, reachable: bool, reason: str) -> None:
-    """Record a change of the region's reach, and what it means for its projects."""
-    reason = reason[:500]
-    if region.reachable == reachable and region.reason == reason:
-        return
-    region.reachable, region.reason, region.observed_at = reachable, reason, now()
-    region.save(update_fields=["reachable", "reason", "observed_at", "updated_at"])
-    log.warning("region changed", region=region.slug, reachable=reachable, reason=reason)
-    status.refresh(Project.objects.filter(region=region).values_list("pk", flat=True))
-
-
 def epoch_fits(region: Region, runtime: Runtime, install: Install) -> bool:
     """The runtime's epoch is ours (rule 11). A new region gets it; a mismatch makes the install read-only."""
     if not _due(f"epoch:{region.pk}:{install.epoch}", EPOCH_EVERY_SECONDS):
         return True
     try:
         found = runtime.read_epoch()
+        if not found and install.read_only:
+            return True
         if not found:
             # Monitoring may only read the runtime (rule 23): then `claim_epochs` does it, in another worker.
             with contextlib.suppress(domain.NovaStackRuntimeError):
@@ -178,6 +169,8 @@ def epoch_fits(region: Region, runtime: Runtime, install: Install) -> bool:
 def claim_epochs() -> None:
     """Write our epoch into runtimes that have none. Called where writing to runtimes is allowed."""
     install = Install.load()
+    if install.read_only:
+        return
     for region in Region.objects.filter(enabled=True).exclude(runtime=""):
         with contextlib.suppress(domain.NovaStackRuntimeError):  # the next tick tries again
             runtime = wiring.runtime_of(region)
@@ -186,8 +179,10 @@ def claim_epochs() -> None:
 
 
 def make_read_only(install: Install, reason: str) -> None:
-    """Stop every write to runtimes until an operator decides. Recorded once."""
-    if Install.objects.filter(pk=install.pk, read_only=False).update(read_only=True, read_only_reason=reason[:500]):
+    """Stop every write to runtimes until an operator decides. Recorded once. What was seen under an older epoch does not
+    count: an operator has decided since (`read_only off`)."""
+    mine = Install.objects.filter(pk=install.pk, epoch=install.epoch, read_only=False)
+    if mine.update(read_only=True, read_only_reason=reason[:500]):
         audit.record(None, "install.read_only", data={"reason": reason})
         log.error("install is read-only now", reason=reason)
     install.read_only, install.read_only_reason = True, reason
