@@ -53,6 +53,7 @@ class Home:
             "NOVASTACK_INSTALL_ID": self.install_id, "NOVASTACK_BIND": bind, "NOVASTACK_PORT": str(port),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH", "")])),
         }  # fmt: skip
+        env.setdefault("STATIC_ROOT", str(self._folder("static")))  # stays empty: files are served from where they are
         env.setdefault("BROKER_URL", "filesystem://localhost")
         for name, file in (("SECRET_KEY", "secret-key"), ("NOVASTACK_SECRET_KEYS", "secret-keys")):
             if not env.get(name):
