@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from allauth.mfa.admin import AuthenticatorAdmin
+from allauth.usersessions.admin import UserSessionAdmin
 from django import forms
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
@@ -15,6 +17,11 @@ from accounts.models import ApiToken, AuditEvent, Invitation, Membership, Organi
 from accounts.permissions import Principal, client_ip
 from accounts.services import personal_organization_ensure, record, user_sign_out_everywhere
 from novastack.common.clock import now
+
+# allauth's own pages, for a user model without `username`, and without what proves a second factor.
+UserSessionAdmin.search_fields = ["user__email", "ip"]
+AuthenticatorAdmin.search_fields = ["user__email"]
+AuthenticatorAdmin.exclude = ["data"]
 
 
 def acting(request: HttpRequest) -> Principal:

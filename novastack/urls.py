@@ -7,7 +7,6 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitVie
 from rest_framework.permissions import AllowAny
 
 from novastack.common import health
-from projects.api.health import HealthView
 from projects.api.prometheus import FleetCollector
 
 admin.autodiscover()
@@ -32,7 +31,8 @@ urlpatterns = [
     path("accounts/", include("allauth.urls")),
     path("api/v1/schema/", SpectacularAPIView.as_view(**_public), name="schema"),
     path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema", **_public), name="api-docs"),
-    path("api/v1/health/", HealthView.as_view(), name="health"),
     path("api/v1/", include("accounts.api.urls")),
     path("api/v1/", include("projects.api.urls")),
+    path("", include("accounts.urls")),
+    path("", include("projects.urls")),
 ]
