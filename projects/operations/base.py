@@ -76,6 +76,7 @@ class Step:
     undo: StepFunction | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     deadline_seconds: float = 120
+    back_to: str = ""  # when the server is gone under this step, this earlier one starts it again
 
 
 def _nothing(_operation: Operation) -> None:
@@ -95,6 +96,7 @@ class Definition:
     version: int = 1
     cancellable: bool = False
     yields: bool = False  # a deletion that queues behind may cut it short between side effects
+    insists: bool = False  # never gives up, whatever the error: tried again at the longest back-off (rule 1)
     on_success: Callable[[Operation], None] = _nothing
     on_failure: Callable[[Operation], None] = _nothing
 
@@ -123,6 +125,10 @@ def definition_of(kind: str, version: int) -> Definition | None:
 
 def latest_definition(kind: str) -> Definition:
     return _latest[kind]
+
+
+def latest_of(kind: str) -> Definition | None:
+    return _latest.get(kind)
 
 
 def titles() -> dict[str, str]:

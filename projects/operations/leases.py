@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +15,7 @@ from django.db import connection, connections, transaction
 from novastack.common.clock import DatabaseNow
 from projects.models import Operation, OperationState
 from projects.operations import locks
-from projects.operations.base import HEARTBEAT_SECONDS, LEASE_SECONDS
+from projects.operations.base import HEARTBEAT_SECONDS, LEASE_SECONDS, LeaseLost
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +25,7 @@ class Lease:
     operation_id: UUID
     owner: str
     fence: int
-    crashed: bool  # the one before did not give its lease back
+    crashed_at: datetime | None = None  # when the lease of the one before ran out, if it did not give it back
 
 
 def claim(operation_id: UUID, owner: str) -> Lease | None:
@@ -46,7 +46,7 @@ def claim(operation_id: UUID, owner: str) -> Lease | None:
             return None
         if not locks.grant_waiting(operation):
             return None
-        crashed = operation.lease_until is not None
+        crashed_at = operation.lease_until
         operation.fence += 1
         operation.lease_owner = owner
         operation.lease_until = current + timedelta(seconds=LEASE_SECONDS)
@@ -58,7 +58,7 @@ def claim(operation_id: UUID, owner: str) -> Lease | None:
                 "fence", "lease_owner", "lease_until", "state", "started_at", "next_attempt_at", "updated_at",
             ]
         )  # fmt: skip
-        return Lease(operation_id, owner, operation.fence, crashed)
+        return Lease(operation_id, owner, operation.fence, crashed_at)
 
 
 def holds(lease: Lease) -> bool:
@@ -66,6 +66,14 @@ def holds(lease: Lease) -> bool:
     return Operation.objects.filter(
         pk=lease.operation_id, fence=lease.fence, lease_owner=lease.owner, lease_until__gt=DatabaseNow()
     ).exists()
+
+
+def fenced(lease: Lease) -> Operation:
+    """The operation's row, locked, if nobody claimed it since; else `LeaseLost`. In a transaction."""
+    row = Operation.objects.select_for_update().filter(pk=lease.operation_id, fence=lease.fence).first()
+    if row is None or row.lease_owner != lease.owner:
+        raise LeaseLost
+    return row
 
 
 def extend(lease: Lease) -> bool:

@@ -31,6 +31,13 @@ def conflicting(subject: str, mode: str, *, besides: Operation | None = None) ->
     return held.first()
 
 
+def queued(subject: str) -> OperationLock | None:
+    """The first that waits for this subject: newcomers don't pass it. Call with the subject locked."""
+    return (
+        OperationLock.objects.filter(subject=subject, granted=False).select_related("operation").order_by("pk").first()
+    )
+
+
 def grant_waiting(operation: Operation) -> bool:
     """Grant what this operation queued for, oldest first. True when it holds all its locks. In a transaction."""
     waiting = list(operation.locks.filter(granted=False).order_by("subject"))
@@ -46,11 +53,18 @@ def grant_waiting(operation: Operation) -> bool:
     return True
 
 
-def release(operation: Operation) -> list[UUID]:
-    """Give all locks back. Returns the operations that waited for one of them, to be hinted after the commit."""
-    subjects = list(operation.locks.values_list("subject", flat=True))
-    for subject in sorted(subjects):
+def lock_subjects_of(operation: Operation) -> list[str]:
+    """Lock the subjects of the operation's locks, in one order. Before its row is locked: whoever makes an operation
+    takes the subject first and may then want the row of the one in its way."""
+    subjects = sorted(operation.locks.values_list("subject", flat=True))
+    for subject in subjects:
         lock_subject(subject)
+    return subjects
+
+
+def release(operation: Operation, subjects: list[str]) -> list[UUID]:
+    """Give all locks back. `subjects` are locked. Returns the operations that waited for one of them, to be hinted after
+    the commit."""
     operation.locks.all().delete()
     return list(
         OperationLock.objects.filter(subject__in=subjects, granted=False)

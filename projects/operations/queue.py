@@ -35,6 +35,16 @@ def hint_on_commit(operation_id: UUID) -> None:
     transaction.on_commit(lambda: send_hint(operation_id), robust=True)
 
 
+def _ask_to_yield(subject: str) -> None:
+    """Ask all who hold the subject to make way; those that can't be cut short go on to their end."""
+    holders = list(OperationLock.objects.filter(subject=subject, granted=True).values_list("operation_id", flat=True))
+    Operation.objects.filter(pk__in=holders, cancel_requested_at=None).update(
+        cancel_requested_at=now(), next_attempt_at=None
+    )
+    for holder in holders:
+        hint_on_commit(holder)
+
+
 def operation_create(
     *,
     project: Project,
@@ -49,20 +59,19 @@ def operation_create(
     """Record an operation with its steps and its lock, and hint a worker on commit. Call inside a transaction.
 
     Raises `OperationInProgress` when another one holds the project, unless `queue_behind`: then the running one is
-    asked to cancel and this one waits for it (deletion is always accepted, rule 5).
+    asked to cancel and this one waits for it (deletion is always accepted, rule 5). Nobody passes one that waits.
     """
     definition = base.latest_definition(kind)
     subject = locks.subject_of("project", project.pk)
+    # Project before subject, as in the runner: two orders would deadlock.
+    list(Project.objects.select_for_update(of=("self",)).filter(pk=project.pk).values_list("pk"))
     locks.lock_subject(subject)
-    blocker = locks.conflicting(subject, mode)
+    blocker = locks.conflicting(subject, mode) or locks.queued(subject)
     if blocker is not None:
         if not queue_behind:
             title = base.titles().get(blocker.operation.kind, blocker.operation.kind)
             raise OperationInProgress(f"“{title}” is running; wait for it or cancel it.")
-        Operation.objects.filter(pk=blocker.operation_id, cancel_requested_at=None).update(
-            cancel_requested_at=now(), next_attempt_at=None
-        )
-        hint_on_commit(blocker.operation_id)
+        _ask_to_yield(subject)
     operation = Operation.objects.create(
         kind=kind,
         definition_version=definition.version,

@@ -9,17 +9,24 @@ from datetime import timedelta
 from uuid import UUID
 
 import structlog
-from django.db import DatabaseError, connection, transaction
+from django.db import Error as DatabaseError
+from django.db import connection, transaction
 
 from novastack.common.clock import DatabaseNow, now
 from projects import domain
-from projects.models import OnGiveUp, Operation, OperationState, OperationStep, Region, StepState
+from projects.models import OnGiveUp, Operation, OperationState, OperationStep, Project, StepState
 from projects.operations import base, leases, locks, status
 from projects.operations.base import CancelRequested, Definition, LeaseLost, Step, StepFailed, Wait
 from projects.operations.context import Context
 from projects.operations.queue import hint_on_commit
 
 log = structlog.get_logger(__name__)
+
+DONE = {StepState.SUCCEEDED, StepState.SKIPPED}
+SERVER_LOST = {"server_exited", "server_not_ready"}
+MAX_RESTARTS = 2  # of a server that went away under one step
+MAX_COUNT = 30_000  # a small integer's column; what rolls forward may try for months
+UNREACHABLE = "The runtime can't be reached."
 
 
 def worker_name() -> str:
@@ -47,27 +54,31 @@ def run(operation_id: UUID, *, owner: str | None = None) -> bool:
         # Nothing can be recorded: the lease runs out and the reconciler resumes it.
         log.warning("control database failed mid-operation", error=type(error).__name__)
         connection.close()
+    except Exception as error:
+        # A bug of ours outside of a step. The lease runs out, and resuming counts it as a crash: five of them end it.
+        log.error("unexpected error in the runner", error=type(error).__name__, exc_info=error)
     return True
 
 
 class _Run:
     def __init__(self, operation: Operation, lease: leases.Lease, heartbeat: leases.Heartbeat) -> None:
         self.operation, self.lease, self.heartbeat = operation, lease, heartbeat
+        self.rows = list(operation.steps.all())
         self._shown = False  # whether the project's status says that this operation is at work
 
     def go(self) -> None:
         definition = base.definition_of(self.operation.kind, self.operation.definition_version)
-        rows = list(self.operation.steps.all())
+        rows = self.rows
         known = {step.name: step for step in definition.steps} if definition else {}
         if definition is None or any(row.name not in known for row in rows):
             self._end(None, OperationState.FAILED, "definition_changed",
                       "This operation was begun by another version of NovaStack, which knew its steps.", False)  # fmt: skip
             return
-        if self.lease.crashed and not self._count_crash(definition, rows):
+        if self.lease.crashed_at is not None and not self._count_crash(definition):
             return
         if not self.operation.undoing:
             for row in rows:
-                if row.state in {StepState.SUCCEEDED, StepState.SKIPPED}:
+                if row.state in DONE:
                     continue
                 if not self._step(definition, known[row.name], row):
                     return
@@ -81,13 +92,14 @@ class _Run:
     # --- one step ---------------------------------------------------------------------------------------------
     def _step(self, definition: Definition, step: Step, row: OperationStep) -> bool:
         """True to go on with the next step (or with the undo)."""
-        resumed = row.state == StepState.RUNNING and self.lease.crashed and row.deadline_at is not None
         seconds = step.deadline_seconds
-        if resumed and row.deadline_at is not None:
-            seconds = max(1.0, min(seconds, (row.deadline_at - now()).total_seconds()))
-        else:
-            row.attempt += 0 if row.state == StepState.WAITING else 1
-            row.deadline_at = now() + timedelta(seconds=seconds)
+        if row.state == StepState.RUNNING and self.lease.crashed_at is not None and row.deadline_at is not None:
+            # What was left when the worker died; the time without any worker is not the step's.
+            last_seen = self.lease.crashed_at - timedelta(seconds=base.LEASE_SECONDS)
+            seconds = max(2.0, min(seconds, (row.deadline_at - last_seen).total_seconds()))
+        elif row.state != StepState.WAITING:
+            row.attempt = min(row.attempt + 1, MAX_COUNT)
+        row.deadline_at = now() + timedelta(seconds=seconds)
         row.state, row.started_at, row.finished_at = StepState.RUNNING, row.started_at or now(), None
         self._save_row(row)
         if not self._shown:
@@ -135,34 +147,30 @@ class _Run:
 
     def _unreachable(self, row: OperationStep, context: Context, error: Exception) -> None:
         """Rule 4: no attempt is used, nothing is undone, the project shows `not_available` at once."""
-        reason = str(error)[:500] or "The runtime can't be reached."
-        region = context.project.region
-        if region.reachable:
-            Region.objects.filter(pk=region.pk, reachable=True).update(reachable=False, reason=reason)
+        reason = str(error)[:500] or UNREACHABLE
         self._wait(row, Wait(reason, seconds=5))
-        self._refresh_status()
+        if context.project.region.reachable:
+            status.set_reachable(context.project.region, False, reason)
 
     def _failed(self, definition: Definition, step: Step, row: OperationStep, failure: StepFailed) -> bool:
         log.warning("step failed", step=row.name, attempt=row.attempt, code=failure.code, detail=failure.detail)
         row.error_code, row.detail = failure.code, failure.detail[:500]
         forward = definition.on_give_up == OnGiveUp.ROLL_FORWARD
-        if failure.retryable and (forward or row.attempt < step.retry.attempts):
-            delay = step.retry.delay(row.attempt)
-            row.state = StepState.RETRYING
-            with transaction.atomic():
-                self._save_row(row)
-                self._event("warning", f"{row.title}: {failure.detail} Next try in {delay:.0f} s.")
-                self._release(delay)
+        if failure.retryable and self._start_again(step, row, failure):
+            return False
+        if definition.insists or (failure.retryable and (forward or row.attempt < step.retry.attempts)):
+            delay = step.retry.delay(row.attempt) if failure.retryable else step.retry.cap_seconds
+            self._retry(row, delay, f"{row.title}: {failure.detail} Next try in {delay:.0f} s.")
             return False
         if failure.retryable and self.operation.attempt < base.OPERATION_ATTEMPTS:
-            row.state, row.attempt = StepState.RETRYING, 0
             with transaction.atomic():
-                self._save_row(row)
+                self._rewind(row, self.rows[0].name)
+                row.attempt = 0
                 self.operation.attempt += 1
                 self.operation.error = _error(failure)
                 self.operation.save(update_fields=["attempt", "error", "updated_at"])
-                self._event("warning", f"{row.title}: {failure.detail} The whole operation is tried again in 5 min.")
-                self._release(base.OPERATION_RETRY_SECONDS)
+                text = f"{row.title}: {failure.detail} The whole operation is tried again in 5 min."
+                self._retry(row, base.OPERATION_RETRY_SECONDS, text)
             return False
         if forward:
             row.state, row.finished_at = StepState.FAILED, now()
@@ -171,6 +179,37 @@ class _Run:
             return False
         self._give_up(row, failure.code, failure.detail, retryable=failure.retryable)
         return True
+
+    def _retry(self, row: OperationStep, delay: float, message: str) -> None:
+        row.state = StepState.RETRYING
+        with transaction.atomic():
+            self._save_row(row)
+            self._event("warning", message)
+            self._release(delay)
+
+    def _start_again(self, step: Step, row: OperationStep, failure: StepFailed) -> bool:
+        """A server that went away under a step (its host's runtime was restarted, say) is started again at once: waiting
+        for a server that nobody starts would only use up the attempts."""
+        restarts = int(row.data.get("restarts", 0))
+        if not step.back_to or failure.code not in SERVER_LOST or restarts >= MAX_RESTARTS:
+            return False
+        row.data = {**row.data, "restarts": restarts + 1}
+        with transaction.atomic():
+            self._rewind(row, step.back_to)
+            delay = step.retry.delay(restarts + 1)
+            self._retry(row, delay, f"{row.title}: {failure.detail} The server is started again in {delay:.0f} s.")
+        return True
+
+    def _rewind(self, until: OperationStep, first: str) -> None:
+        """The steps from `first` to before `until` are run again: each is idempotent. In a transaction."""
+        begun = False
+        for row in self.rows:
+            begun = begun or row.name == first
+            if row.pk == until.pk:
+                return
+            if begun and row.state == StepState.SUCCEEDED:
+                row.state, row.attempt, row.finished_at = StepState.PENDING, 0, None
+                self._save_row(row)
 
     def _give_up(self, row: OperationStep, code: str, detail: str, *, retryable: bool) -> None:
         """Turn round: from here on the operation undoes what it did, in reverse."""
@@ -184,16 +223,18 @@ class _Run:
 
     # --- undo -------------------------------------------------------------------------------------------------
     def _undo(self, definition: Definition, known: dict[str, Step], rows: list[OperationStep]) -> None:
+        undoable = any(step.undo for step in definition.steps)
         for row in reversed(rows):
             step = known[row.name]
-            began = row.attempt > 0 or row.state not in {StepState.PENDING, StepState.UNDONE}
-            if not began or row.state == StepState.UNDONE or row.data.get("_undone"):
+            if row.started_at is None or row.data.get("_undone"):
                 continue
             if step.undo is not None and not self._undo_step(definition, step, row):
                 return
-            failed_here = row.state == StepState.FAILED or bool(row.error_code)
             row.data = {**row.data, "_undone": True}
-            row.state = StepState.FAILED if failed_here else StepState.UNDONE
+            if row.error_code:
+                row.state = StepState.FAILED
+            elif undoable:
+                row.state = StepState.UNDONE
             self._save_row(row)
         error = self.operation.error or {"code": "failed", "detail": "", "retryable": False}
         ended = OperationState.CANCELLED if error["code"] == "cancelled" else OperationState.FAILED
@@ -202,18 +243,23 @@ class _Run:
     def _undo_step(self, definition: Definition, step: Step, row: OperationStep) -> bool:
         assert step.undo is not None  # noqa: S101 - for the type checker
         tries = int(row.data.get("_undo_tries", 0)) + 1
-        if row.state != StepState.FAILED:
-            row.state = StepState.UNDOING
+        row.state = StepState.UNDOING
         self._save_row(row)
         context = self._context(row, definition, step.deadline_seconds)
         self.heartbeat.set_deadline(step.deadline_seconds)
         try:
             step.undo(context)
         except (Wait, domain.RuntimeUnreachable) as error:
+            reason = f"Undo of “{row.title}” waits: {error}"[:500]
             with transaction.atomic():
-                self._event("warning", f"Undo of “{row.title}” waits: {error}")
+                if row.data.get("_undo_waits") != reason:  # said once, not every five seconds for a week
+                    row.data = {**row.data, "_undo_waits": reason}
+                    self._event("warning", reason)
+                row.state = StepState.WAITING
+                self._save_row(row)
                 self._release(getattr(error, "seconds", 5))
-            self._refresh_status()
+            if isinstance(error, domain.RuntimeUnreachable) and context.project.region.reachable:
+                status.set_reachable(context.project.region, False, str(error) or UNREACHABLE)
             return False
         except (LeaseLost, DatabaseError):
             raise
@@ -221,10 +267,7 @@ class _Run:
             failure = _as_failure(error)
             row.data = {**row.data, "_undo_tries": tries}
             if tries < base.UNDO_ATTEMPTS:
-                with transaction.atomic():
-                    self._save_row(row)
-                    self._event("warning", f"Undo of “{row.title}” failed: {failure.detail} It is tried again.")
-                    self._release(min(60, 2**tries))
+                self._retry(row, min(60, 2**tries), f"Undo of “{row.title}” failed: {failure.detail} It is tried again.")
                 return False
             # What can't be taken back is named, not hidden: the reconciler reports it as an orphan.
             row.data = {**row.data, "undo_failed": failure.code}
@@ -234,11 +277,9 @@ class _Run:
         return True
 
     # --- crashes ----------------------------------------------------------------------------------------------
-    def _count_crash(self, definition: Definition, rows: list[OperationStep]) -> bool:
+    def _count_crash(self, definition: Definition) -> bool:
         """Count a crash for the step that was at work; after five the operation is poison (rule 2). True to go on."""
-        row = next((r for r in rows if r.state in {StepState.RUNNING, StepState.UNDOING}), None)
-        if row is None:
-            return True
+        row = self._at_work()
         row.crashes += 1
         self._save_row(row)
         self._event("warning", f"A worker died during “{row.title}”; resumed by another one.")
@@ -246,7 +287,7 @@ class _Run:
             return True
         text = f"“{row.title}” ended its worker {row.crashes} times."
         if self.operation.undoing or definition.on_give_up == OnGiveUp.ROLL_FORWARD:
-            row.state, row.finished_at = StepState.FAILED, now()
+            row.state, row.finished_at, row.error_code = StepState.FAILED, now(), "poison"
             self._save_row(row)
             self._end(definition, OperationState.FAILED, "poison", text, True)
             return False
@@ -254,24 +295,33 @@ class _Run:
         self._give_up(row, "poison", text, retryable=True)
         return True
 
+    def _at_work(self) -> OperationStep:
+        """The step that was running or being undone; between two steps the one that was next; after them the last."""
+        for row in self.rows:
+            if row.state in {StepState.RUNNING, StepState.UNDOING}:
+                return row
+        if self.operation.undoing:
+            return next((r for r in reversed(self.rows) if r.started_at and not r.data.get("_undone")), self.rows[0])
+        return next((r for r in self.rows if r.state not in DONE), self.rows[-1])
+
     # --- writing ----------------------------------------------------------------------------------------------
     def _save_row(self, row: OperationStep) -> None:
-        row.save(
-            update_fields=[
-                "state", "attempt", "crashes", "detail", "error_code", "data", "started_at", "deadline_at",
-                "finished_at", "updated_at",
-            ]
-        )  # fmt: skip
+        """Fenced: whoever lost the lease while away writes nothing over what its successor wrote."""
+        with transaction.atomic():
+            self._fenced()
+            row.save(
+                update_fields=[
+                    "state", "attempt", "crashes", "detail", "error_code", "data", "started_at", "deadline_at",
+                    "finished_at", "updated_at",
+                ]
+            )  # fmt: skip
 
     def _event(self, level: str, message: str) -> None:
         self.operation.events.create(at=now(), level=level, message=message[:500])
 
     def _fenced(self) -> Operation:
         """The row, locked, if our fence is still the newest; else `LeaseLost`. In a transaction."""
-        row = Operation.objects.select_for_update().filter(pk=self.operation.pk, fence=self.lease.fence).first()
-        if row is None or row.lease_owner != self.lease.owner:
-            raise LeaseLost
-        return row
+        return leases.fenced(self.lease)
 
     def _release(self, seconds: float) -> None:
         """Give the worker back until `seconds` from now. In a transaction, with the rows that say why."""
@@ -282,7 +332,12 @@ class _Run:
         )
 
     def _end(self, definition: Definition | None, state: str, code: str, detail: str, retryable: bool) -> None:
+        project_uuid = self.operation.project_uuid
         with transaction.atomic():
+            # Project, then subjects, then the operation: the order of everybody who makes operations.
+            if project_uuid is not None:
+                list(Project.objects.select_for_update(of=("self",)).filter(pk=project_uuid).values_list("pk"))
+            subjects = locks.lock_subjects_of(self.operation)
             row = self._fenced()
             row.state, row.finished_at, row.lease_until, row.lease_owner = state, now(), None, ""
             row.next_attempt_at = None
@@ -292,13 +347,32 @@ class _Run:
                     "state", "finished_at", "lease_until", "lease_owner", "next_attempt_at", "error", "updated_at",
                 ]
             )  # fmt: skip
-            if definition is not None:
-                (definition.on_success if state == OperationState.SUCCEEDED else definition.on_failure)(row)
-            for waiting in locks.release(row):
+            state = self._hook(definition, row)
+            for waiting in locks.release(row, subjects):
                 hint_on_commit(waiting)
-            if row.project_uuid is not None:
-                status.refresh([row.project_uuid])
+            if project_uuid is not None:
+                status.refresh([project_uuid])
         log.info("operation ended", state=state, code=code)
+
+    def _hook(self, definition: Definition | None, row: Operation) -> str:
+        """What the end means for the project. A hook that breaks makes a success a failure, and never keeps the
+        operation from ending. Returns the state it ended in."""
+        known = definition or base.latest_of(row.kind)
+        try:
+            with transaction.atomic():
+                if row.state == OperationState.SUCCEEDED and known is not None:
+                    known.on_success(row)
+                elif known is not None:
+                    known.on_failure(row)
+        except DatabaseError:
+            raise
+        except Exception as error:
+            log.error("the end of an operation broke", kind=row.kind, error=type(error).__name__, exc_info=error)
+            if row.state == OperationState.SUCCEEDED:
+                row.state, row.error = OperationState.FAILED, _error(_as_failure(error))
+                row.save(update_fields=["state", "error", "updated_at"])
+                return self._hook(definition, row)
+        return str(row.state)
 
     def _refresh_status(self) -> None:
         if self.operation.project_uuid is not None:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import structlog
+from django.db import transaction
+
+from novastack.common.clock import now
 from projects.models import (
     Database,
     DatabaseServer,
@@ -16,8 +20,11 @@ from projects.models import (
     Operation,
     Project,
     ProjectStatus,
+    Region,
 )
 from projects.operations import base
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,7 @@ def derive(facts: Facts) -> tuple[str, str]:
     if facts.recycled and facts.operation_kind is None and facts.desired == DesiredStatus.RECYCLED:
         return ProjectStatus.RECYCLED, ""
     if facts.desired in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}:
-        return ProjectStatus.DELETING, "" if facts.region_reachable else facts.region_reason
+        return ProjectStatus.DELETING, _why_not_deleted(facts)
     if not facts.region_reachable:
         return ProjectStatus.NOT_AVAILABLE, facts.region_reason
     if facts.operation_kind is not None and facts.operation_while:
@@ -51,6 +58,14 @@ def derive(facts: Facts) -> tuple[str, str]:
     if not facts.ready:
         return ProjectStatus.QUEUED, ""
     return _observed(facts)
+
+
+def _why_not_deleted(facts: Facts) -> str:
+    if not facts.region_reachable:
+        return facts.region_reason
+    if facts.failure and facts.operation_kind is None:
+        return str(facts.failure.get("detail", ""))
+    return ""
 
 
 def _observed(facts: Facts) -> tuple[str, str]:
@@ -71,11 +86,21 @@ def _observed(facts: Facts) -> tuple[str, str]:
 
 
 def refresh(project_ids: Iterable[UUID]) -> int:
-    """Recompute and store the status of these projects; writes only what changed. A constant number of queries."""
+    """Recompute and store the status of these projects; writes only what changed. A constant number of queries.
+
+    The projects are locked before the facts are read: of two at the same time the later one sees the newer facts, so
+    that no stale status is the last one written. Whoever changes a fact calls this afterwards.
+    """
     wanted = list(project_ids)
     if not wanted:
         return 0
-    projects = list(Project.objects.filter(pk__in=wanted).select_related("region"))
+    with transaction.atomic():
+        return _refresh(wanted)
+
+
+def _refresh(wanted: list[UUID]) -> int:
+    locked = Project.objects.select_for_update(of=("self",)).filter(pk__in=wanted).order_by("pk")
+    projects = list(locked.select_related("region"))
     servers: dict[UUID, DatabaseServer] = {
         row.project_id: row.server
         for row in Database.objects.filter(project_id__in=wanted, slot="current").select_related("server")
@@ -93,6 +118,17 @@ def refresh(project_ids: Iterable[UUID]) -> int:
     if changed:
         Project.objects.bulk_update(changed, ["status", "status_detail"])
     return len(changed)
+
+
+def set_reachable(region: Region, reachable: bool, reason: str) -> None:
+    """Record a change of the region's reach, and what it means for its projects."""
+    reason = reason[:500]
+    if region.reachable == reachable and region.reason == reason:
+        return
+    region.reachable, region.reason, region.observed_at = reachable, reason, now()
+    region.save(update_fields=["reachable", "reason", "observed_at", "updated_at"])
+    log.warning("region changed", region=region.slug, reachable=reachable, reason=reason)
+    refresh(Project.objects.filter(region=region).values_list("pk", flat=True))
 
 
 def _facts(project: Project, server: DatabaseServer | None, operation: Operation | None) -> Facts:
