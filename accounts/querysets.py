@@ -31,7 +31,7 @@ class OrganizationQuerySet(models.QuerySet[Any]):
         try:
             return self.filter(Q(pk=uuid.UUID(ref)) | Q(slug=ref))
         except ValueError:
-            return self.filter(slug=ref)
+            return self.filter(slug=ref) if ref.isprintable() else self.none()  # PostgreSQL takes no NUL
 
 
 class AuditEventQuerySet(models.QuerySet[Any]):

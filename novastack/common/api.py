@@ -119,9 +119,28 @@ class JSONParser(parsers.JSONParser):
     def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
         body = stream.body if hasattr(stream, "body") else stream.read()
         try:
-            return super().parse(io.BytesIO(body), media_type, parser_context)
+            data = super().parse(io.BytesIO(body), media_type, parser_context)
+            field = _half_character(data) if b"\\ud" in body.lower() else None
         except RecursionError:
             raise exceptions.ParseError("The JSON is nested too deeply.") from None
+        if field is not None:
+            raise Invalid.field(field, "invalid", "Half of a surrogate pair is no character.")
+        return data
+
+
+def _half_character(data: Any, path: str = "") -> str | None:
+    """Where a text holds a lone surrogate, which neither a database nor an answer can carry; None if nowhere."""
+    if isinstance(data, str):
+        return path if any("\ud800" <= character <= "\udfff" for character in data) else None
+    if isinstance(data, dict):
+        if any(_half_character(str(key), path) is not None for key in data):
+            return path
+        pairs = [(f"{path}.{key}".lstrip("."), value) for key, value in data.items()]
+    elif isinstance(data, list):
+        pairs = [(path, value) for value in data]
+    else:
+        return None
+    return next((found for at, value in pairs if (found := _half_character(value, at)) is not None), None)
 
 
 class PageNumberPagination(pagination.PageNumberPagination):
