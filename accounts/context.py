@@ -55,7 +55,7 @@ def current_organization(request: HttpRequest) -> Organization | None:
         principal = principal_from(request)
         visible = Organization.objects.for_principal(principal)
         request._current_organization = default_organization(principal, visible, request.session)  # type: ignore[attr-defined]
-    found: Organization | None = request._current_organization
+    found: Organization | None = request._current_organization  # type: ignore[attr-defined]
     return found
 
 

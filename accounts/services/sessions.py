@@ -75,7 +75,7 @@ def session_start(*, user: User, ip: str | None = None, user_agent: str = "", re
 
 def _read(refresh: str) -> RefreshToken:
     try:
-        return RefreshToken(refresh)  # type: ignore[arg-type]  (simplejwt annotates its own text argument as Token)
+        return RefreshToken(refresh)  # type: ignore[arg-type]  # simplejwt calls its text argument a Token
     except TokenError as error:
         raise NotAuthenticated("This refresh token is not valid, or has expired; sign in again.") from error
 

@@ -8,7 +8,13 @@ import pytest
 from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
 from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
-from allauth.mfa.totp.internal.auth import TOTP, format_hotp_value, generate_totp_secret, hotp_value, yield_hotp_counters_from_time
+from allauth.mfa.totp.internal.auth import (
+    TOTP,
+    format_hotp_value,
+    generate_totp_secret,
+    hotp_value,
+    yield_hotp_counters_from_time,
+)
 from allauth.usersessions.models import UserSession
 from django.contrib.auth.hashers import identify_hasher
 from django.core import mail
@@ -295,7 +301,7 @@ class TestProfile:
 
 
 class TestPassword:
-    BODY = {"current_password": PASSWORD, "new_password": "quite-another-one"}  # noqa: RUF012
+    BODY = {"current_password": PASSWORD, "new_password": "quite-another-one"}
 
     def test_it_ends_all_token_pairs(self, team: Team) -> None:
         here, there = api_client(team.alice), api_client(team.alice)

@@ -184,9 +184,7 @@ class TestIdempotency:
 
 
 class TestMembers:
-    def test_the_list_takes_a_constant_number_of_queries(
-        self, team: Team, django_assert_max_num_queries: Any
-    ) -> None:
+    def test_the_list_takes_a_constant_number_of_queries(self, team: Team, django_assert_max_num_queries: Any) -> None:
         for _ in range(40):
             MembershipFactory(organization=team.organization)
         client = api_client(team.bob)
@@ -240,7 +238,7 @@ class TestInvitations:
 
     def test_it_is_accepted_by_its_address_once(self, team: Team) -> None:
         dora = UserFactory(email="dora@example.test")
-        body, token = self.invite(team)
+        _, token = self.invite(team)
         assert token not in json.dumps(list(Invitation.objects.values()), default=str)
         accept = "/api/v1/invitations/accept/"
         assert api_client(team.charlie).post(accept, {"token": token}).status_code == 403
@@ -270,7 +268,9 @@ class TestInvitations:
         body, _ = self.invite(team)
         assert api_client(team.charlie).delete(f"{URL}elsewhere/invitations/{body['id']}/").status_code == 404
 
-    @pytest.mark.parametrize("hostile", ["x", "a\0@b.c", "x" * 100_000 + "@b.ch", "a@b.ch\nBcc: c@d.ch", None, [], "é@é"])
+    @pytest.mark.parametrize(
+        "hostile", ["x", "a\0@b.c", "x" * 100_000 + "@b.ch", "a@b.ch\nBcc: c@d.ch", None, [], "é@é"]
+    )
     def test_hostile_addresses(self, team: Team, hostile: Any) -> None:
         body = json.dumps({"email": hostile})
         response = api_client(team.alice).post(f"{URL}acme/invitations/", body, content_type="application/json")
@@ -281,9 +281,7 @@ class TestAuditEvents:
     def test_newest_first_with_a_cursor_and_forward_polling(
         self, team: Team, django_assert_max_num_queries: Any
     ) -> None:
-        events = [
-            record(Principal.of(team.alice), f"project.{i}", organization=team.organization) for i in range(60)
-        ]
+        events = [record(Principal.of(team.alice), f"project.{i}", organization=team.organization) for i in range(60)]
         record(Principal.of(team.charlie), "project.secret", organization=team.elsewhere)
         client = api_client(team.bob)
         with django_assert_max_num_queries(5):
