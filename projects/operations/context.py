@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import structlog
+from django.db import transaction
 
 from novastack.common.clock import now
 from novastack.common.models import Install
@@ -94,6 +97,30 @@ class Context:
         if install.read_only:
             raise Wait(f"The install is read-only: {install.read_only_reason or 'set by an operator'}.", seconds=30)
 
+    @contextlib.contextmanager
+    def fenced(self) -> Iterator[None]:
+        """A transaction for what a side effect led to: it writes nothing if another worker took over meanwhile."""
+        with transaction.atomic():
+            leases.fenced(self.lease)
+            yield
+
+    def adopt(self) -> domain.Observation:
+        """Look at the server, and put down which process or container it is. A worker that was killed between making it
+        and writing that down leaves an older one on the row, which stop and destroy would refuse. Who holds the lease
+        may do this: the name is this incarnation's alone, and nobody else acts on it."""
+        self.guard()
+        seen = self.runtime.observe([self.server.handle])[self.server.handle]
+        if seen.state == domain.ServerState.UNREACHABLE:
+            raise domain.RuntimeUnreachable(seen.detail or "The runtime can't be reached.")
+        if seen.ref and seen.ref != self.server.runtime_ref:
+            self.server.runtime_ref = seen.ref
+            self.save_server("runtime_ref")
+        return seen
+
+    def save_server(self, *fields: str) -> None:
+        with self.fenced():
+            self.server.save(update_fields=[*fields, "updated_at"])
+
     def remaining_seconds(self) -> float:
         return self._deadline - time.monotonic()
 
@@ -108,7 +135,8 @@ class Context:
     def record(self, **data: Any) -> None:
         """Keep facts for later steps and for a resume after a crash. Never secrets."""
         self.row.data = {**self.row.data, **data}
-        OperationStep.objects.filter(pk=self.row.pk).update(data=self.row.data)
+        with self.fenced():
+            OperationStep.objects.filter(pk=self.row.pk).update(data=self.row.data)
 
     def data_of(self, step: str) -> dict[str, Any]:
         return dict(self.operation.steps.get(name=step).data)

@@ -7,17 +7,16 @@ from datetime import timedelta
 from django.db.models import F
 
 from novastack.common.clock import now
+from projects import domain
 from projects.models import DatabaseServer, Health, OnGiveUp, Operation, Project, ProjectStatus
 from projects.operations import steps, wiring
 from projects.operations.base import SERVER_RETRY, Definition, RetryPolicy, Step, register
 from projects.operations.context import Context
 
 RUN = Step("server", "Start the server", steps.run_server, retry=SERVER_RETRY)
-AWAIT = Step("ready", "Wait for a login", steps.await_login, retry=RetryPolicy(attempts=2), deadline_seconds=300)
-IDENTITY = Step(
-    "identity", "Check that the data is its own", steps.check_identity, retry=SERVER_RETRY, deadline_seconds=60
-)
-LOGIN = Step("login", "Verify by a real login", steps.prove_tenant, retry=SERVER_RETRY, deadline_seconds=60)
+AWAIT = Step("ready", "Wait for a login", steps.await_login, None, RetryPolicy(attempts=2), 300, "server")
+IDENTITY = Step("identity", "Check that the data is its own", steps.check_identity, None, SERVER_RETRY, 60, "server")
+LOGIN = Step("login", "Verify by a real login", steps.prove_tenant, None, SERVER_RETRY, 60, "server")
 STOP = Step("stop", "Stop the server", steps.stop_server, retry=SERVER_RETRY)
 
 
@@ -25,8 +24,11 @@ def resize(ctx: Context) -> None:
     """New limits on the running server, without a restart; a stopped one gets them with its next start."""
     server, project = ctx.server, ctx.project
     server.memory_bytes, server.cpus = project.memory_bytes, project.cpus
-    server.save(update_fields=["memory_bytes", "cpus", "updated_at"])
+    ctx.save_server("memory_bytes", "cpus")
     if server.initialised_at is None:
+        return
+    if ctx.adopt().state == domain.ServerState.ABSENT:
+        ctx.explain("There is no server now; they hold from its next start on.")
         return
     ctx.guard()
     ctx.runtime.update(server.handle, wiring.limits_of(server))

@@ -42,7 +42,7 @@ def secure(ctx: Context) -> None:
     server = ctx.server
     if server.admin_pending_secret is None and server.initialised_at is None:
         server.admin_pending_secret = Sealed.of(random_password())
-        server.save(update_fields=["admin_pending_secret", "updated_at"])
+        ctx.save_server("admin_pending_secret")
     with wiring.admin_session(ctx.engine, server) as admin:
         ctx.guard()
         if server.admin_pending_secret is not None:
@@ -53,11 +53,7 @@ def secure(ctx: Context) -> None:
         server.admin_secret = Sealed.of(server.admin_pending_secret.open())
         server.admin_pending_secret = None
     server.initialised_at = server.initialised_at or now()
-    server.save(
-        update_fields=[
-            "admin_secret", "admin_pending_secret", "system_identifier", "initialised_at", "updated_at",
-        ]
-    )  # fmt: skip
+    ctx.save_server("admin_secret", "admin_pending_secret", "system_identifier", "initialised_at")
     ctx.explain("One-time password replaced; PUBLIC shut out")
 
 
@@ -68,13 +64,15 @@ def create_database(ctx: Context) -> None:
     ctx.guard()
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         admin.create_tenant(ctx.names, login_password=login.secret.open(), control_password=control.secret.open())
-    Database.objects.filter(pk=ctx.database.pk, created_in_engine_at=None).update(created_in_engine_at=now())
+    with ctx.fenced():
+        Database.objects.filter(pk=ctx.database.pk, created_in_engine_at=None).update(created_in_engine_at=now())
     ctx.explain(f"{ctx.names.database}, closed to PUBLIC before any credential could reach it")
     ctx.say(f"Database {ctx.names.database}, user {ctx.names.login}, {ctx.names.connection_limit} connections.")
 
 
 def apply_limits(ctx: Context) -> None:
     """Initialising was allowed to burst; from here on the plan holds."""
+    ctx.adopt()
     ctx.guard()
     limits = wiring.limits_of(ctx.server)
     ctx.runtime.update(ctx.server.handle, limits)
@@ -106,13 +104,11 @@ PROVISION = Definition(
         # A pull may take minutes; an image that can't be had is asked for again by the whole operation.
         Step("image", "Find the server's image", steps.find_image, retry=RetryPolicy(attempts=1), deadline_seconds=900),
         Step("server", "Start the server", steps.create_server, steps.discard_server, SERVER_RETRY, 120),
-        Step(
-            "ready", "Wait for the first login", steps.await_login, retry=RetryPolicy(attempts=1), deadline_seconds=180
-        ),
-        Step("secure", "Close the server", secure, retry=DATABASE_RETRY, deadline_seconds=60),
-        Step("database", "Create database and user", create_database, retry=DATABASE_RETRY, deadline_seconds=60),
-        Step("limits", "Apply the plan's limits", apply_limits, retry=SERVER_RETRY, deadline_seconds=60),
-        Step("login", "Verify by a real login", steps.prove_tenant, retry=DATABASE_RETRY, deadline_seconds=60),
+        Step("ready", "Wait for the first login", steps.await_login, None, RetryPolicy(attempts=1), 180, "server"),
+        Step("secure", "Close the server", secure, None, DATABASE_RETRY, 60, "server"),
+        Step("database", "Create database and user", create_database, None, DATABASE_RETRY, 60, "server"),
+        Step("limits", "Apply the plan's limits", apply_limits, None, SERVER_RETRY, 60, "server"),
+        Step("login", "Verify by a real login", steps.verify_tenant, None, DATABASE_RETRY, 60, "server"),
     ),
 )
 register(PROVISION)

@@ -33,7 +33,8 @@ PORT_RESERVED_DAYS = 7
 
 
 def shut_out(ctx: Context) -> None:
-    """Nobody may log in any more. A server that is down is shut by being down."""
+    """Nobody may log in any more. A server that is down is shut by being down; one that refuses even us is shut by the
+    next step, which stops it."""
     server = ctx.server
     if server.initialised_at is None or ctx.project.ready_at is None or server.observed_state != ObservedState.RUNNING:
         ctx.explain("The server is not running.")
@@ -42,8 +43,8 @@ def shut_out(ctx: Context) -> None:
     try:
         with wiring.admin_session(ctx.engine, server) as admin:
             admin.lock_tenant(ctx.names, locked=True)
-    except domain.ServerNotReady:
-        ctx.explain("The server does not answer; stopping it shuts it.")
+    except domain.EngineError as error:
+        ctx.explain(f"Not possible ({error.code}); stopping the server shuts everybody out.")
 
 
 def recycled(operation: Operation) -> None:
@@ -76,17 +77,21 @@ def mark_purging(ctx: Context) -> None:
     """Final: written before the first destructive act (rule 5)."""
     steps.writes_allowed(ctx)
     ctx.guard()
-    Project.objects.filter(pk=ctx.project.pk, purging_at=None).update(purging_at=now())
-    DatabaseServer.objects.filter(pk=ctx.server.pk).update(desired_state=ServerDesired.ABSENT)
+    with ctx.fenced():
+        Project.objects.filter(pk=ctx.project.pk, purging_at=None).update(purging_at=now())
+        DatabaseServer.objects.filter(pk=ctx.server.pk).update(desired_state=ServerDesired.ABSENT)
 
 
 def remove_server(ctx: Context) -> None:
     """The server goes now; its data gets a tombstone."""
+    steps.writes_allowed(ctx)
+    ctx.adopt()
     ctx.guard()
     ctx.runtime.destroy(ctx.server.handle, delete_data=False)
-    steps.entomb(
-        ctx.server, project_name=ctx.project.name, organization_id=ctx.project.organization_id, reason="purged"
-    )
+    with ctx.fenced():
+        steps.entomb(
+            ctx.server, project_name=ctx.project.name, organization_id=ctx.project.organization_id, reason="purged"
+        )
     ctx.explain("Removed")
 
 
@@ -103,20 +108,26 @@ def await_data_gone(ctx: Context) -> None:
 def forget(ctx: Context) -> None:
     """Rows go last. The port stays reserved for a week: old clients still send their passwords to it (rule 14)."""
     ctx.guard()
-    Endpoint.objects.filter(project_id=ctx.project.pk).update(
-        project=None, reserved_until=now() + timedelta(days=PORT_RESERVED_DAYS)
-    )
-    server_ids = list(Database.objects.filter(project_id=ctx.project.pk).values_list("server_id", flat=True))
-    DatabaseRole.objects.filter(database__project_id=ctx.project.pk).delete()
-    Database.objects.filter(project_id=ctx.project.pk).delete()
-    DatabaseServer.objects.filter(pk__in=server_ids, project_uuid=ctx.project.pk).delete()
-    Project.objects.filter(pk=ctx.project.pk).delete()
+    project_id = ctx.project.pk
+    with ctx.fenced():  # all or nothing: half of it would leave rows that nothing points to
+        Endpoint.objects.filter(project_id=project_id).update(
+            project=None, reserved_until=now() + timedelta(days=PORT_RESERVED_DAYS)
+        )
+        DatabaseRole.objects.filter(database__project_id=project_id).delete()
+        Database.objects.filter(project_id=project_id).delete()
+        DatabaseServer.objects.filter(project_uuid=project_id).delete()
+        Project.objects.filter(pk=project_id).delete()
 
 
 def _rows_gone(ctx: Context) -> None:
     if not Project.objects.filter(pk=ctx.operation.project_key).exists():
         return
     forget(ctx)
+
+
+def not_removed(operation: Operation) -> None:
+    """Only after five crashes in one step. The status goes on saying “deleting”, with this reason; it can be retried."""
+    Project.objects.filter(pk=operation.project_key).update(failure=operation.error)
 
 
 def _undeleted(operation: Operation) -> None:
@@ -128,7 +139,7 @@ DATA_RETRY = SERVER_RETRY
 register(
     Definition(
         kind="delete", title="Delete", on_give_up=OnGiveUp.ROLL_FORWARD, while_running=ProjectStatus.DELETING,
-        on_success=recycled,
+        on_success=recycled, on_failure=not_removed, insists=True,
         steps=(
             Step("shut", "Shut everybody out", shut_out, retry=DATABASE_RETRY, deadline_seconds=60),
             Step("stop", "Stop the server", steps.stop_server, retry=SERVER_RETRY),
@@ -138,7 +149,7 @@ register(
 register(
     Definition(
         kind="undelete", title="Undelete", on_give_up=OnGiveUp.ROLL_FORWARD, while_running=ProjectStatus.STARTING,
-        on_success=_undeleted, on_failure=lifecycle.failed,
+        on_success=_undeleted, on_failure=lifecycle.failed, yields=True,
         steps=(
             lifecycle.RUN,
             lifecycle.AWAIT,
@@ -151,6 +162,7 @@ register(
 register(
     Definition(
         kind="purge", title="Delete for good", on_give_up=OnGiveUp.ROLL_FORWARD, while_running=ProjectStatus.DELETING,
+        on_failure=not_removed, insists=True,
         steps=(
             Step("mark", "Make it final", mark_purging, retry=SERVER_RETRY, deadline_seconds=60),
             Step("shut", "Shut everybody out", shut_out, retry=DATABASE_RETRY, deadline_seconds=60),

@@ -23,8 +23,9 @@ def prepare(ctx: Context) -> None:
     role = _login(ctx)
     if role.pending_secret is None and not ctx.row.data.get("prepared"):
         role.pending_secret = Sealed.of(random_password())
-        role.save(update_fields=["pending_secret", "updated_at"])
-        ctx.record(prepared=True)
+        with ctx.fenced():
+            role.save(update_fields=["pending_secret", "updated_at"])
+            ctx.record(prepared=True)
 
 
 def apply(ctx: Context) -> None:
@@ -49,7 +50,8 @@ def prove(ctx: Context) -> None:
     except domain.LoginRefused as error:
         raise StepFailed("rotation_not_proven", "The server refuses the new password; it is applied again.") from error
     role.secret, role.pending_secret, role.rotated_at = Sealed.of(pending), None, now()
-    role.save(update_fields=["secret", "pending_secret", "rotated_at", "updated_at"])
+    with ctx.fenced():
+        role.save(update_fields=["secret", "pending_secret", "rotated_at", "updated_at"])
     if ctx.operation.params.get("end_sessions"):
         with wiring.admin_session(ctx.engine, ctx.server) as admin:
             ended = admin.end_sessions(role.name)

@@ -267,7 +267,9 @@ class _Run:
             failure = _as_failure(error)
             row.data = {**row.data, "_undo_tries": tries}
             if tries < base.UNDO_ATTEMPTS:
-                self._retry(row, min(60, 2**tries), f"Undo of “{row.title}” failed: {failure.detail} It is tried again.")
+                self._retry(
+                    row, min(60, 2**tries), f"Undo of “{row.title}” failed: {failure.detail} It is tried again."
+                )
                 return False
             # What can't be taken back is named, not hidden: the reconciler reports it as an orphan.
             row.data = {**row.data, "undo_failed": failure.code}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from uuid import UUID
 
 from django.conf import settings
-from django.db import IntegrityError, transaction
 
 from novastack.common.clock import now
 from novastack.common.secrets import Sealed, random_password
 from projects import domain, registry
 from projects.models import (
     BlockedPort,
+    Database,
+    DatabaseRole,
     DatabaseServer,
     DataTombstone,
     Endpoint,
@@ -20,7 +22,7 @@ from projects.models import (
     RoleKind,
     ServerDesired,
 )
-from projects.operations import wiring
+from projects.operations import locks, wiring
 from projects.operations.base import StepFailed, Wait
 from projects.operations.context import Context
 
@@ -29,12 +31,14 @@ BLOCKED_PORT_SECONDS = 3600
 
 
 def writes_allowed(ctx: Context) -> None:
-    """Read-only installs and regions without reconciling change nothing in a runtime (rule 11)."""
+    """Read-only installs change nothing in a runtime, nor does anything change a server that is set aside (rule 11)."""
     from novastack.common.models import Install
 
     install = Install.load()
     if install.read_only:
         raise Wait(f"The install is read-only: {install.read_only_reason or 'set by an operator'}.", seconds=30)
+    if not ctx.server.reconcile:
+        raise Wait("An operator has set this server aside: nothing is changed on it.", seconds=30)
 
 
 def find_image(ctx: Context) -> None:
@@ -51,8 +55,7 @@ def find_image(ctx: Context) -> None:
         registry.image_override(ctx.engine.name, server.version), pull=True,
     )  # fmt: skip
     server.runtime, server.image, server.image_digest = region.runtime, image.name, image.digest
-    server.save(update_fields=["runtime", "image", "image_digest", "updated_at"])
-    Region.objects.filter(pk=region.pk, reachable=False).update(reachable=True, reason="")
+    ctx.save_server("runtime", "image", "image_digest")
     ctx.explain(image.name)
     ctx.say(f"Image {image.name}")
 
@@ -61,12 +64,15 @@ def create_server(ctx: Context) -> None:
     """A new server with new data. A taken port is marked and the next one tried: only the start proves it (rule 14)."""
     writes_allowed(ctx)
     server = ctx.server
-    _room(ctx)
+    # Begun again after the data was made (its server was lost under a later step): then it is never made anew.
+    data = domain.DataPolicy.CREATE if server.initialised_at is None else domain.DataPolicy.MUST_EXIST
+    if server.initialised_at is None and not server.runtime_ref:
+        _room(ctx)
     for _ in range(PORT_TRIES):
         ctx.guard()
         spec = ctx.engine.server_spec(wiring.server_request(server, burst=True))
         try:
-            handle = ctx.runtime.ensure(spec, data=domain.DataPolicy.CREATE)
+            handle = ctx.runtime.ensure(spec, data=data)
         except domain.PortTaken:
             taken = server.port
             move_port(ctx)
@@ -74,7 +80,7 @@ def create_server(ctx: Context) -> None:
             continue
         server.runtime_ref = handle.ref
         server.desired_state = ServerDesired.RUNNING
-        server.save(update_fields=["runtime_ref", "desired_state", "updated_at"])
+        ctx.save_server("runtime_ref", "desired_state")
         ctx.explain(f"Listening on {server.bind_address}:{server.port}")
         ctx.say(f"Server {handle.name} started on {server.bind_address}:{server.port}.")
         return
@@ -95,10 +101,12 @@ def discard_server(ctx: Context) -> None:
     project = ctx.project
     if project.credentials_shown_at is not None:
         return  # rule 7
-    ctx.guard()
+    writes_allowed(ctx)
+    ctx.adopt()
     server = ctx.server
+    ctx.guard()
     ctx.runtime.destroy(server.handle, delete_data=False)
-    with transaction.atomic():
+    with ctx.fenced():
         entomb(server, project_name=project.name, organization_id=project.organization_id, reason="provisioning undone")
         server.incarnation += 1
         server.runtime_ref, server.initialised_at, server.system_identifier = "", None, ""
@@ -106,10 +114,11 @@ def discard_server(ctx: Context) -> None:
         server.observed_state, server.observed_detail = ObservedState.ABSENT, ""
         server.admin_secret, server.admin_pending_secret = Sealed.of(random_password()), None
         server.save()
+        Database.objects.filter(server=server).update(created_in_engine_at=None)
     ctx.say("Undone: the server was removed.")
 
 
-def entomb(server: DatabaseServer, *, project_name: str, organization_id: object, reason: str) -> DataTombstone:
+def entomb(server: DatabaseServer, *, project_name: str, organization_id: UUID, reason: str) -> DataTombstone:
     """Give this incarnation's data up; the janitor deletes it after the grace."""
     return DataTombstone.objects.get_or_create(
         server_uuid=server.pk,
@@ -129,21 +138,18 @@ def entomb(server: DatabaseServer, *, project_name: str, organization_id: object
 def move_port(ctx: Context) -> None:
     """Mark the server's port as somebody else's and take the next free one, for endpoint and server alike."""
     server, endpoint = ctx.server, ctx.endpoint
-    BlockedPort.objects.update_or_create(
-        region=server.region, port=server.port, defaults={"until": now() + timedelta(seconds=BLOCKED_PORT_SECONDS)}
-    )
-    for _ in range(10):
+    with ctx.fenced():
+        BlockedPort.objects.update_or_create(
+            region=server.region,
+            port=server.port or 0,
+            defaults={"until": now() + timedelta(seconds=BLOCKED_PORT_SECONDS)},
+        )
+        # Those who create projects choose under the same lock, so nobody is refused for a port that is just taken.
+        locks.lock_subject(locks.subject_of("ports", server.region_id))
         port = free_port(server.region)
-        try:
-            with transaction.atomic():
-                endpoint.port = endpoint.control_port = port
-                endpoint.save(update_fields=["port", "control_port", "updated_at"])
-                server.port = port
-                server.save(update_fields=["port", "updated_at"])
-            return
-        except IntegrityError:
-            continue
-    raise StepFailed("no_free_port", "Other projects took every port that was tried; trying again.")
+        endpoint.port = endpoint.control_port = server.port = port
+        endpoint.save(update_fields=["port", "control_port", "updated_at"])
+        server.save(update_fields=["port", "updated_at"])
 
 
 def free_port(region: Region) -> int:
@@ -162,12 +168,15 @@ def run_server(ctx: Context) -> None:
     server = ctx.server
     if server.initialised_at is None:
         raise StepFailed("data_missing", "This server was never initialised.", retryable=False)
-    DatabaseServer.objects.filter(pk=server.pk).update(desired_state=ServerDesired.RUNNING)
+    # Limits that were changed while it was down, or whose change was cut short, hold from this start on.
+    server.memory_bytes, server.cpus = ctx.project.memory_bytes, ctx.project.cpus
+    server.desired_state = ServerDesired.RUNNING
+    ctx.save_server("desired_state", "memory_bytes", "cpus")
     ctx.guard()
     spec = ctx.engine.server_spec(wiring.server_request(server))
     handle = ctx.runtime.ensure(spec, data=domain.DataPolicy.MUST_EXIST)
     server.runtime_ref = handle.ref
-    server.save(update_fields=["runtime_ref", "updated_at"])
+    ctx.save_server("runtime_ref")
     ctx.explain(f"Listening on {server.bind_address}:{server.port}")
 
 
@@ -184,7 +193,7 @@ def await_login(ctx: Context) -> None:
                 ctx.engine.probe(server.control_endpoint, credentials, timeout_seconds=2)
                 _seen_running(ctx)
                 return
-            except domain.ServerNotReady:
+            except (domain.ServerNotReady, domain.ServerBusy):
                 refused = None
                 break
             except domain.LoginRefused as error:
@@ -194,6 +203,7 @@ def await_login(ctx: Context) -> None:
         polls += 1
         if polls == next_look:
             next_look = polls + 40
+            ctx.guard()
             _fail_if_dead(ctx)
         ctx.sleep(0.03 if polls < 100 else 0.25)
 
@@ -202,7 +212,7 @@ def _seen_running(ctx: Context) -> None:
     server = ctx.server
     server.observed_state, server.observed_detail = ObservedState.RUNNING, ""
     server.observed_at = server.started_at = now()
-    server.save(update_fields=["observed_state", "observed_detail", "observed_at", "started_at", "updated_at"])
+    ctx.save_server("observed_state", "observed_detail", "observed_at", "started_at")
 
 
 def _fail_if_dead(ctx: Context) -> None:
@@ -231,12 +241,14 @@ def stop_server(ctx: Context) -> None:
     """Stop, in slices shorter than the lease, and look that it is so."""
     writes_allowed(ctx)
     server = ctx.server
-    DatabaseServer.objects.filter(pk=server.pk).exclude(desired_state=ServerDesired.ABSENT).update(
-        desired_state=ServerDesired.STOPPED
-    )
+    with ctx.fenced():
+        DatabaseServer.objects.filter(pk=server.pk).exclude(desired_state=ServerDesired.ABSENT).update(
+            desired_state=ServerDesired.STOPPED
+        )
     if server.initialised_at is None and not server.runtime_ref:
         ctx.explain("There is no server.")
         return
+    ctx.adopt()
     ctx.guard()
     ctx.runtime.stop(server.handle, grace_seconds=15)
     seen = ctx.runtime.observe([server.handle])[server.handle]
@@ -246,24 +258,48 @@ def stop_server(ctx: Context) -> None:
         raise StepFailed("not_stopped", "The server still runs after it was told to stop.")
     server.observed_state, server.observed_detail, server.observed_at = seen.state.value, "", now()
     server.started_at = None
-    server.save(update_fields=["observed_state", "observed_detail", "observed_at", "started_at", "updated_at"])
+    ctx.save_server("observed_state", "observed_detail", "observed_at", "started_at")
+
+
+def verify_tenant(ctx: Context) -> None:
+    """The first real login as the tenant, with a look at its rights: only then is the project ready."""
+    login = ctx.role(RoleKind.LOGIN)
+    if login.secret is None:
+        raise StepFailed("internal_error", "The login has no password.", retryable=False)
+    version = ctx.engine.verify_tenant(ctx.server.control_endpoint, ctx.names, login.secret.open())
+    ctx.explain(f"Logged in as {login.name}, server {version}")
+    ctx.say(f"Logged in as {login.name}; server {version}.")
 
 
 def prove_tenant(ctx: Context) -> None:
-    """A real login as the tenant, and one as ourselves; the stored password is the one that works."""
+    """A real login as the tenant of a project that was ready before. What the tenant did inside (its own password,
+    rights, settings) is not our failure: it is said (rule 19). A rotation that was cut short is settled by what works."""
     login = ctx.role(RoleKind.LOGIN)
-    secret = login.secret
-    if secret is None:
-        raise StepFailed("internal_error", "The login has no password.", retryable=False)
-    try:
-        version = ctx.engine.verify_tenant(ctx.server.control_endpoint, ctx.names, secret.open())
-    except domain.LoginRefused:
-        if ctx.project.ready_at is None:
-            raise
-        # A tenant may change its own password (rule 19): that is not our failure, and we say so.
+    refused = None
+    for secret in [s for s in (login.pending_secret, login.secret) if s is not None]:
+        credentials = domain.Credentials(login.name, secret.open(), ctx.database.name)
+        try:
+            ctx.engine.probe(ctx.server.control_endpoint, credentials, timeout_seconds=5)
+        except domain.LoginRefused as error:
+            refused = error
+            continue
+        except domain.ServerBusy:
+            ctx.explain("All connections of the server are in use; it is up.")
+            return
+        if login.pending_secret is not None:
+            _settle(ctx, login, credentials.password)
+        ctx.explain(f"Logged in as {login.name}")
+        return
+    if refused is not None:
         ctx.say("The tenant's password was changed outside of NovaStack; rotate it to get one that is known here.",
                 level="warning")  # fmt: skip
         ctx.explain("The password was changed outside of NovaStack.")
-        return
-    ctx.explain(f"Logged in as {login.name}, server {version}")
-    ctx.say(f"Logged in as {login.name}; server {version}.")
+
+
+def _settle(ctx: Context, login: DatabaseRole, working: str) -> None:
+    """The password that logs in is the one that is shown."""
+    if login.pending_secret is not None and login.pending_secret.open() == working:
+        login.secret, login.rotated_at = Sealed.of(working), now()
+    login.pending_secret = None
+    with ctx.fenced():
+        login.save(update_fields=["secret", "pending_secret", "rotated_at", "updated_at"])
