@@ -52,7 +52,9 @@ class ProfileForm(forms.Form):
 
     @staticmethod
     def zones() -> list[str]:
-        return sorted(zone for zone in time_zone_names() if "/" in zone and not zone.startswith(("Etc/", "posix/", "right/")))
+        return sorted(
+            zone for zone in time_zone_names() if "/" in zone and not zone.startswith(("Etc/", "posix/", "right/"))
+        )
 
 
 def add_problem(form: forms.Form, problem: Problem, *, field: str | None = None) -> None:

@@ -6,6 +6,7 @@ from django.contrib.auth.decorators import login_required
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.utils.http import urlencode
 from django.views.decorators.http import require_GET
 
 from accounts.activity import KINDS, feed
@@ -29,12 +30,15 @@ def activity(request: HttpRequest) -> HttpResponse:
     if chosen["search"]:
         text = chosen["search"]
         events = events.filter(
-            Q(project_name__icontains=text) | Q(target__icontains=text) | Q(actor_label__icontains=text) | Q(ip__icontains=text)
+            Q(project_name__icontains=text)
+            | Q(target__icontains=text)
+            | Q(actor_label__icontains=text)
+            | Q(ip__icontains=text)
         )
     if chosen["actor"] == "people":
-        events = events.filter(token_prefix="").exclude(actor_label="system")  # noqa: S106
+        events = events.filter(token_prefix="").exclude(actor_label="system")
     elif chosen["actor"] == "tokens":
-        events = events.exclude(token_prefix="")  # noqa: S106
+        events = events.exclude(token_prefix="")
     elif chosen["actor"] == "system":
         events = events.filter(actor_label="system")
     if chosen["kind"] in KINDS:
@@ -42,8 +46,13 @@ def activity(request: HttpRequest) -> HttpResponse:
         for start in KINDS[chosen["kind"]][1]:
             wanted |= Q(action__startswith=start)
         events = events.filter(wanted)
-    context = {"section": "activity", "chosen": chosen, "kinds": [(k, v[0]) for k, v in KINDS.items()],
-               "organization": organization, **feed(events, before=request.GET.get("before", ""))}  # fmt: skip
+    kept = {name: value for name, value in chosen.items() if value}
+    context = {
+        "section": "activity", "organization": organization, "chosen": chosen,
+        "kinds": [(key, label) for key, (label, _) in KINDS.items()],
+        "query": urlencode(kept) + "&" if kept else "",
+        **feed(events, before=request.GET.get("before", "")),
+    }  # fmt: skip
     if request.htmx:  # type: ignore[attr-defined]
         older = "before" in request.GET
         return render(request, "accounts/_activity_rows.html" if older else "accounts/_activity_table.html", context)

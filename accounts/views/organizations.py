@@ -32,7 +32,10 @@ from novastack.common.errors import NotFound, PermissionDenied, Problem
 # What each role may do, for people. `accounts.permissions` is the truth; a test compares the two.
 CAPABILITY_ROWS: tuple[tuple[str, tuple[Capability, ...]], ...] = (
     ("See projects, status, logs", (Capability.PROJECT_VIEW,)),
-    ("Create, change, start, stop, rotate", (Capability.PROJECT_CREATE, Capability.PROJECT_CHANGE, Capability.PROJECT_ACT)),
+    (
+        "Create, change, start, stop, rotate",
+        (Capability.PROJECT_CREATE, Capability.PROJECT_CHANGE, Capability.PROJECT_ACT),
+    ),
     ("See passwords", (Capability.CONNECT,)),
     ("Delete into the recycle bin, restore from it", (Capability.PROJECT_DELETE,)),
     ("See the activity", (Capability.AUDIT_VIEW,)),

@@ -1,0 +1,127 @@
+"""A project's and an operation's words, icons and colours. A badge is icon, text and colour; a good state is quiet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import template
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from novastack.common.templatetags.ui import duration_text, icon
+from projects import registry
+from projects.models import Operation, OperationState, OperationStep, ProjectStatus, StepState
+from projects.operations import base
+
+register = template.Library()
+
+S = ProjectStatus
+_RUN = ("run", "")
+_LOOKS: dict[str, tuple[str, str]] = {
+    S.QUEUED: ("", "clock"),
+    S.RUNNING: ("ok", "circle-check"),
+    S.STOPPED: ("", "circle-pause"),
+    S.UNHEALTHY: ("warn", "triangle-alert"),
+    S.NOT_AVAILABLE: ("warn", "unplug"),
+    S.FAILED: ("bad", "circle-x"),
+    S.RECYCLED: ("", "trash-2"),
+}
+
+
+def badge(text: str, look: str, symbol: str, title: str = "") -> SafeString:
+    mark = icon(symbol) if symbol else format_html('<span class="spin" aria-hidden="true"></span>')
+    css = f"badge badge-{look}" if look else "badge"
+    return format_html('<span class="{}" title="{}">{}{}</span>', css, title, mark, text)
+
+
+@register.simple_tag
+def status_badge(project: Any) -> SafeString:
+    """The stored status; its detail in `title`."""
+    look, symbol = _LOOKS.get(project.status, _RUN)
+    return badge(project.get_status_display(), look, symbol, project.status_detail)
+
+
+_OPERATION_LOOKS = {
+    OperationState.QUEUED: ("", "clock"),
+    OperationState.RUNNING: _RUN,
+    OperationState.SUCCEEDED: ("", "circle-check"),
+    OperationState.FAILED: ("bad", "circle-x"),
+    OperationState.CANCELLED: ("", "ban"),
+}
+
+
+@register.simple_tag
+def operation_badge(operation: Operation) -> SafeString:
+    look, symbol = _OPERATION_LOOKS.get(OperationState(operation.state), _RUN)
+    text = "Done" if operation.state == OperationState.SUCCEEDED else operation.get_state_display()
+    return badge(text, look, symbol)
+
+
+_KIND_ICONS = {
+    "provision": "database", "start": "play", "stop": "circle-stop", "restart": "refresh-cw",
+    "rotate_password": "rotate-cw", "resize": "layers", "delete": "trash-2", "undelete": "undo-2", "purge": "trash-2",
+}  # fmt: skip
+
+
+@register.filter
+def operation_icon(operation: Operation) -> str:
+    return _KIND_ICONS.get(operation.kind, "activity")
+
+
+@register.filter
+def operation_title(operation: Operation) -> str:
+    """What the operation does, in words: `Rotate the password`."""
+    return base.titles().get(operation.kind, operation.kind.replace("_", " ").capitalize())
+
+
+@register.filter
+def engine_short(name: str) -> str:
+    """The two letters of an engine's tile."""
+    engine = registry.engines().get(name)
+    return (engine.short if engine else name[:2]).capitalize()
+
+
+@register.filter
+def engine_title(name: str) -> str:
+    engine = registry.engines().get(name)
+    return engine.title if engine else name.capitalize()
+
+
+_STEPS: dict[str, tuple[str, str, str]] = {  # css, icon (empty: spinner, "-": nothing), what a screen reader hears
+    StepState.PENDING: ("wait", "-", "Waiting: "),
+    StepState.RUNNING: ("run", "", "In progress: "),
+    StepState.RETRYING: ("retry", "", "Retrying: "),
+    StepState.WAITING: ("retry", "", "Waiting for the runtime: "),
+    StepState.SUCCEEDED: ("done", "check", "Done: "),
+    StepState.FAILED: ("fail", "x", "Failed: "),
+    StepState.SKIPPED: ("wait", "-", "Skipped: "),
+    StepState.UNDOING: ("run", "", "Being undone: "),
+    StepState.UNDONE: ("undone", "undo-2", "Undone: "),
+}
+
+
+@register.inclusion_tag("_partials/_steps.html")
+def steps(operation: Operation) -> dict[str, Any]:
+    """An operation as named steps with their time."""
+    return {"steps": [_step(step) for step in operation.steps.all()]}
+
+
+def _step(step: OperationStep) -> dict[str, Any]:
+    css, symbol, spoken = _STEPS[step.state]
+    elapsed = ""
+    if step.started_at and step.finished_at:
+        elapsed = duration_text((step.finished_at - step.started_at).total_seconds())
+    running = step.started_at if css in {"run", "retry"} and not step.finished_at else None
+    return {
+        "css": css, "symbol": symbol, "spoken": spoken, "title": step.title, "elapsed": elapsed, "since": running,
+        "detail": step.detail, "attempt": step.attempt if step.attempt > 1 else 0, "code": step.error_code,
+        "failed": css == "fail",
+    }  # fmt: skip
+
+
+@register.filter
+def took(operation: Operation) -> str:
+    """From its beginning to its end; empty before."""
+    if not operation.started_at or not operation.finished_at:
+        return ""
+    return duration_text((operation.finished_at - operation.started_at).total_seconds())

@@ -1,0 +1,33 @@
+"""Pages of projects."""
+
+from django.urls import path
+
+from projects.views import acting, activity, connecting, creating, detail, lists, logs, operator, settings
+
+app_name = "projects"
+_one = "projects/<uuid:project_id>/"
+
+urlpatterns = [
+    path("", lists.home, name="home"),
+    path("projects/", lists.project_list, name="list"),
+    path("projects/new/", creating.project_new, name="new"),
+    path("projects/new/preview/", creating.project_new_preview, name="new-preview"),
+    path("recycle-bin/", lists.recycle_bin, name="bin"),
+    path("search/", lists.search, name="search"),
+    path("operator/", operator.operator, name="operator"),
+    path(_one, detail.project_detail, name="detail"),
+    path(_one + "live/", detail.project_live, name="live"),
+    path(_one + "logs/", logs.project_logs, name="logs"),
+    path(_one + "activity/", activity.project_activity, name="activity"),
+    path(_one + "settings/", settings.project_settings, name="settings"),
+    path(_one + "connect/", connecting.connect, name="connect"),
+    path(_one + "connect/password/", connecting.connect_password, name="connect-password"),
+    path(_one + "connect/secret/", connecting.connect_secret, name="connect-secret"),
+    path(_one + "rotate/", acting.project_rotate, name="rotate"),
+    path(_one + "delete/", acting.project_remove, name="delete"),
+    path(_one + "purge/", acting.project_purge_now, name="purge"),
+    path(_one + "undelete/", acting.project_undelete, name="undelete"),
+    path(_one + "actions/<slug:action>/", acting.project_act, name="act"),
+    path(_one + "operations/<uuid:operation_id>/log/", detail.operation_log, name="operation-log"),
+    path(_one + "operations/<uuid:operation_id>/<slug:action>/", acting.operation_act, name="operation-act"),
+]

@@ -1,0 +1,89 @@
+"""A project's log: the end of it, filtered; polled while somebody looks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils.html import conditional_escape, format_html
+from django.utils.safestring import SafeString, mark_safe
+from django.views.decorators.http import require_GET
+
+from novastack.common.errors import Problem
+from projects.services.readings import LOG_LINES_MAX, logs_read
+from projects.views.common import project_for
+from projects.views.detail import header_context
+
+TAIL = 500
+LEVELS = {"all": "All levels", "warn": "Warnings and up", "error": "Errors only"}
+_LINE = re.compile(
+    r"^(?:\d{4}-\d\d-\d\d[ T](?P<time>\d\d:\d\d:\d\d(?:[.,]\d+)?)\S*\s+(?:UTC|GMT|Z)?\s*)?(?P<rest>.*)$", re.DOTALL
+)
+_LEVEL = re.compile(
+    r"^(?P<before>.{0,80}?)\b(?P<level>LOG|INFO|NOTICE|WARNING|ERROR|FATAL|PANIC|DEBUG\d?|DETAIL|HINT|STATEMENT|CONTEXT):\s+"
+)
+_WEIGHT = {"WARNING": "warn", "ERROR": "err", "FATAL": "err", "PANIC": "err"}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    time: str
+    level: str
+    css: str
+    message: SafeString
+
+
+def parse(text: str, needle: str = "") -> Line:
+    """Time, level and message of a server's line; what isn't recognised stays in the message."""
+    match = _LINE.match(text)
+    assert match is not None  # noqa: S101 - it matches everything
+    rest, level = match["rest"], ""
+    if found := _LEVEL.match(rest):
+        level, rest = found["level"], rest[found.end() :]
+    short = {"WARNING": "WARN", "STATEMENT": "STMT", "CONTEXT": "CTX"}.get(level, level)
+    return Line((match["time"] or "").replace(",", "."), short, _WEIGHT.get(level, ""), _marked(rest, needle))
+
+
+def _marked(text: str, needle: str) -> SafeString:
+    if not needle:
+        return SafeString(conditional_escape(text))
+    pieces = re.split(f"({re.escape(needle)})", text, flags=re.IGNORECASE)
+    parts = [format_html("<mark>{}</mark>", p) if i % 2 else conditional_escape(p) for i, p in enumerate(pieces)]
+    return mark_safe("".join(parts))  # noqa: S308 - each part is escaped
+
+
+@login_required
+@require_GET
+def project_logs(request: HttpRequest, project_id: UUID) -> HttpResponse:
+    """The last 500 lines that match; `download`: up to 5,000 as text."""
+    principal, project = project_for(request, project_id)
+    if "download" in request.GET:
+        lines = logs_read(principal=principal, project=project, tail=LOG_LINES_MAX)
+        response = HttpResponse("\n".join([*lines, ""]), content_type="text/plain; charset=utf-8")
+        response["Content-Disposition"] = f'attachment; filename="{project.slug}.log"'
+        return response
+    context = header_context(principal, project) | {"tab": "logs", "levels": LEVELS.items()}
+    context |= _read(request, principal, project)
+    template = "projects/_logs.html" if request.htmx else "projects/logs.html"  # type: ignore[attr-defined]
+    return render(request, template, context)
+
+
+def _read(request: HttpRequest, principal: Any, project: Any) -> dict[str, Any]:
+    needle = request.GET.get("search", "").replace("\0", "")[:100]
+    level = request.GET.get("level", "all")
+    failure, raw = "", []
+    try:
+        raw = logs_read(principal=principal, project=project, tail=LOG_LINES_MAX if needle or level != "all" else TAIL)
+    except Problem as problem:
+        failure = problem.detail
+    lines = [parse(text, needle) for text in raw if needle.lower() in text.lower()]
+    if level == "warn":
+        lines = [line for line in lines if line.css]
+    elif level == "error":
+        lines = [line for line in lines if line.css == "err"]
+    return {"lines": lines[-TAIL:], "failure": failure, "search": needle, "level": level, "count": len(lines)}
