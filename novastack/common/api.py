@@ -16,7 +16,6 @@ from django.http import Http404
 from rest_framework import exceptions, pagination, parsers, status, throttling
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import set_rollback
 
 from novastack.common.clock import now
 from novastack.common.errors import Conflict, FieldProblem, IdempotencyKeyReused, Invalid, Problem
@@ -66,6 +65,8 @@ def _field_errors(detail: Any, prefix: str = "") -> list[FieldProblem]:
 
 def problem_handler(exc: Exception, context: dict[str, Any]) -> Response | None:
     """DRF's exception handler: every error is `application/problem+json`; the unknown ones are logged whole, shown not."""
+    from rest_framework.views import set_rollback  # its APIView takes its defaults from this very module
+
     request = context["request"]
     request_id = getattr(request._request, "request_id", "")
     headers: dict[str, str] = {}

@@ -1,0 +1,153 @@
+"""Operations over the API: list, wait, retry, cancel."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from django.db import connection
+from rest_framework.test import APIClient
+
+from novastack.common.clock import now
+from projects.api import operations as operations_api
+from projects.models import Operation, Project
+from tests.factories import Team, api_client, make_project, make_team, make_token
+
+OPERATIONS = "/api/v1/operations/"
+FIELDS = {
+    "id", "kind", "title", "state", "project", "project_name", "steps", "error", "attempt", "next_attempt_at",
+    "cancel_requested_at", "cancellable", "created_by", "created_at", "started_at", "finished_at", "url",
+}  # fmt: skip
+
+
+@pytest.fixture
+def waiting(team: Team) -> Project:
+    return make_project(team.bob, team.organization, running=False)
+
+
+@pytest.fixture
+def bob(team: Team) -> APIClient:
+    return api_client(team.bob)
+
+
+def operation_of(project: Project) -> Operation:
+    return Operation.objects.get(project_uuid=project.pk)
+
+
+class TestReading:
+    def test_one(self, bob: APIClient, waiting: Project, team: Team) -> None:
+        operation = operation_of(waiting)
+        body = bob.get(f"{OPERATIONS}{operation.pk}").json()
+        assert set(body) == FIELDS
+        assert body["kind"] == "provision" and body["state"] == "queued" and body["project"] == str(waiting.pk)
+        assert body["created_by"] == team.bob.email and body["cancellable"] is True
+        assert set(body["steps"][0]) == {"name", "title", "state", "attempt", "started_at", "finished_at", "detail"}
+
+    def test_lists_and_filters(self, bob: APIClient, waiting: Project, team: Team) -> None:
+        make_project(team.charlie, team.elsewhere, "Theirs")
+        ready = make_project(team.bob, team.organization, "Ready")
+        assert bob.get(OPERATIONS).json()["count"] == 2
+        assert bob.get(f"{OPERATIONS}?state=queued").json()["count"] == 1
+        assert bob.get(f"{OPERATIONS}?project={ready.pk}&kind=provision&organization=acme").json()["count"] == 1
+        assert bob.get(f"/api/v1/projects/{ready.pk}/operations/").json()["count"] == 1
+        assert bob.get(f"{OPERATIONS}?search=ready").json()["count"] == 1
+
+    @pytest.mark.parametrize(
+        ("query", "status"),
+        [("state=odd", 400), ("kind=odd", 400), ("project=1", 400), ("organization=elsewhere", 404),
+         ("ordering=lease_owner", 400)],
+    )  # fmt: skip
+    def test_what_it_does_not_know(self, bob: APIClient, query: str, status: int) -> None:
+        assert bob.get(f"{OPERATIONS}?{query}").status_code == status
+
+    def test_they_outlive_their_project(self, bob: APIClient, waiting: Project) -> None:
+        operation = operation_of(waiting)
+        Operation.objects.update(project_uuid="01890000-0000-7000-8000-000000000000")
+        assert bob.get(f"{OPERATIONS}{operation.pk}/").status_code == 200
+
+    @pytest.mark.parametrize("size", [1, 40])
+    def test_a_constant_number_of_queries(self, team: Team, size: int, django_assert_max_num_queries: Any) -> None:
+        team.organization.max_projects = 100
+        team.organization.max_memory_bytes = team.organization.max_storage_bytes = 2**50
+        team.organization.save()
+        for number in range(size):
+            make_project(team.bob, team.organization, f"P{number}", running=False)
+        _, clear = make_token(team.bob)
+        client = APIClient(headers={"Authorization": f"Bearer {clear}"})
+        with django_assert_max_num_queries(8):
+            assert len(client.get(f"{OPERATIONS}?page_size=100").json()["results"]) == size
+
+
+class TestRetryAndCancel:
+    def test_cancel(self, bob: APIClient, waiting: Project) -> None:
+        operation = operation_of(waiting)
+        response = bob.post(f"{OPERATIONS}{operation.pk}/cancel", headers={"Idempotency-Key": "c"})
+        assert response.status_code == 202, response.content
+        body = response.json()
+        assert body["id"] == body["operation"]["id"] == str(operation.pk) and body["cancel_requested_at"]
+        again = bob.post(f"{OPERATIONS}{operation.pk}/cancel", headers={"Idempotency-Key": "c"})
+        assert again.status_code == 202 and again["Idempotency-Replayed"] == "true"
+
+    def test_what_has_ended_or_works_can_be_neither(self, bob: APIClient, waiting: Project, team: Team) -> None:
+        assert bob.post(f"{OPERATIONS}{operation_of(waiting).pk}/retry/").json()["code"] == "action_not_allowed"
+        ready = operation_of(make_project(team.bob, team.organization, "Ready"))
+        for call in ("retry", "cancel"):
+            response = bob.post(f"{OPERATIONS}{ready.pk}/{call}/")
+            assert (response.status_code, response.json()["code"]) == (409, "action_not_allowed")
+
+    def test_a_waiting_one_goes_on_at_once(self, bob: APIClient, waiting: Project) -> None:
+        operation = operation_of(waiting)
+        Operation.objects.update(state="running", next_attempt_at=now())
+        response = bob.post(f"{OPERATIONS}{operation.pk}/retry/", {})
+        assert response.status_code == 202 and response.json()["next_attempt_at"] is None
+
+    def test_roles_scopes_and_bodies(self, bob: APIClient, waiting: Project, team: Team) -> None:
+        path = f"{OPERATIONS}{operation_of(waiting).pk}/cancel/"
+        assert api_client(team.vera).post(path).status_code == 403
+        assert api_client(team.charlie).post(path).status_code == 404
+        assert api_client(team.bob, scopes=["read"]).post(path).status_code == 403
+        assert bob.post(path, {"force": True}).status_code == 400
+
+
+class TestWait:
+    @pytest.mark.parametrize("wait", ["31", "-1", "x", "1.5", "%00"])
+    def test_it_takes_0_to_30(self, bob: APIClient, waiting: Project, wait: str) -> None:
+        assert bob.get(f"{OPERATIONS}{operation_of(waiting).pk}/?wait={wait}").status_code == 400
+
+    def test_it_holds_the_answer_for_that_long(self, bob: APIClient, waiting: Project) -> None:
+        begin = time.monotonic()
+        body = bob.get(f"{OPERATIONS}{operation_of(waiting).pk}/?wait=1").json()
+        assert body["state"] == "queued" and 0.9 < time.monotonic() - begin < 3
+
+    def test_when_too_many_wait_it_answers_at_once(
+        self, bob: APIClient, waiting: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        full = threading.BoundedSemaphore(1)
+        full.acquire()
+        monkeypatch.setattr(operations_api, "waiters", full)
+        begin = time.monotonic()
+        assert bob.get(f"{OPERATIONS}{operation_of(waiting).pk}/?wait=30").status_code == 200
+        assert time.monotonic() - begin < 2
+
+    @pytest.mark.django_db(transaction=True)
+    def test_it_answers_when_the_operation_ends_and_holds_no_connection(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        team = make_team()
+        project = make_project(team.bob, team.organization, running=False)
+        pk, client = operation_of(project).pk, api_client(team.bob)
+        held: list[bool] = []
+        naps: list[float] = []
+
+        def nap(seconds: float) -> None:
+            held.append(connection.connection is not None)
+            naps.append(seconds)
+            if len(naps) == 3:
+                Operation.objects.filter(pk=pk).update(state="failed", finished_at=now())
+
+        monkeypatch.setattr(operations_api.time, "sleep", nap)
+        body = client.get(f"{OPERATIONS}{pk}/?wait=30").json()
+        assert body["state"] == "failed" and len(naps) == 3
+        assert held == [False, False, False]

@@ -1,0 +1,225 @@
+"""What a project shows over the API: connection, status, metrics, logs, activity; overview, usage, catalogue."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from rest_framework.test import APIClient
+
+from accounts.models import AuditEvent
+from novastack.common.clock import now
+from projects import domain
+from projects.models import MetricSample, Project, Region
+from projects.operations import wiring
+from projects.services import readings as readings_service
+from tests.factories import RegionFactory, Team, api_client, make_catalogue, make_project, make_token
+
+
+@pytest.fixture
+def project(team: Team) -> Project:
+    return make_project(team.bob, team.organization)
+
+
+@pytest.fixture
+def bob(team: Team) -> APIClient:
+    return api_client(team.bob)
+
+
+def url(project: Project, rest: str = "") -> str:
+    return f"/api/v1/projects/{project.pk}/{rest}"
+
+
+class TestConnection:
+    def test_it_shows_everything_once_ready_and_is_audited(self, bob: APIClient, project: Project) -> None:
+        response = bob.get(url(project, "connection"))
+        assert response.status_code == 200, response.content
+        body = response.json()
+        assert set(body) == {
+            "host", "port", "database", "username", "password", "tls", "uri", "jdbc_url", "env", "snippets",
+        }  # fmt: skip
+        assert body["password"] in body["uri"] and body["port"] == project.endpoint.port
+        assert response["Cache-Control"] == "no-store"
+        event = AuditEvent.objects.get(action="credentials.revealed")
+        assert event.project_id == project.pk and body["password"] not in str(event.data)
+        project.refresh_from_db()
+        assert project.credentials_shown_at is not None
+
+    def test_not_before_it_is_ready(self, bob: APIClient, team: Team) -> None:
+        waiting = make_project(team.bob, team.organization, "Waiting", running=False)
+        response = bob.get(url(waiting, "connection"))
+        assert (response.status_code, response.json()["code"]) == (409, "action_not_allowed")
+
+    def test_it_needs_connect(self, team: Team, project: Project) -> None:
+        assert api_client(team.vera).get(url(project, "connection")).status_code == 403
+        assert api_client(team.bob, scopes=["read", "write"]).get(url(project, "connection")).status_code == 403
+        assert api_client(team.bob, scopes=["connect"]).get(url(project, "connection")).status_code == 200
+        assert api_client(team.charlie).get(url(project, "connection")).status_code == 404
+        assert AuditEvent.objects.filter(action="credentials.revealed").count() == 1
+
+    def test_a_connect_only_token_sees_nothing_else(self, team: Team, project: Project) -> None:
+        client = api_client(team.bob, scopes=["connect"])
+        for path in ("", "status", "metrics", "logs", "activity", "operations"):
+            assert client.get(url(project, path)).status_code == 403, path
+        for path in ("projects", "operations", "projects/stats/overview", "organizations/acme/usage"):
+            assert client.get(f"/api/v1/{path}").status_code == 403, path
+
+
+def test_status(bob: APIClient, project: Project) -> None:
+    body = bob.get(url(project, "status")).json()
+    assert body["status"] == body["desired_status"] == "running" and body["health"] == "healthy"
+    assert body["observed_at"] and body["operation"] is None and body["detail"] == ""
+    assert set(body["server"]) == {
+        "runtime", "name", "image", "started_at", "cpu_percent", "memory_bytes", "memory_limit_bytes", "connections",
+        "connections_limit", "size_bytes",
+    }  # fmt: skip
+    assert body["server"]["runtime"] == "memory" and body["server"]["memory_limit_bytes"] == project.memory_bytes
+
+
+class TestMetrics:
+    def test_samples_are_averaged_per_bucket_oldest_first(self, bob: APIClient, project: Project) -> None:
+        start = now().replace(second=0, microsecond=0) - timedelta(minutes=10)
+        for seconds, cpu in ((0, 10.0), (5, 20.0), (60, 40.0)):
+            MetricSample.objects.create(
+                project=project, at=start + timedelta(seconds=seconds), cpu_percent=cpu, memory_bytes=100, connections=3
+            )
+        body = bob.get(url(project, "metrics")).json()
+        assert body["range"] == "1h" and body["bucket_seconds"] == 30 and body["next"] is None
+        assert [row["cpu_percent"] for row in body["results"]] == [15.0, 40.0]
+        assert body["results"][0]["size_bytes"] is None and body["results"][0]["connections"] == 3
+
+    @pytest.mark.parametrize("range_", ["1h", "24h", "7d", "30d"])
+    def test_every_range_is_bounded(self, bob: APIClient, project: Project, range_: str) -> None:
+        length, width = readings_service.RANGES[range_]
+        assert length / width <= 240
+        assert bob.get(url(project, f"metrics/?range={range_}")).json()["results"] == []
+
+    @pytest.mark.parametrize("range_", ["2h", "", "%00", "1h;drop"])
+    def test_another_range_is_a_400(self, bob: APIClient, project: Project, range_: str) -> None:
+        assert bob.get(url(project, f"metrics/?range={range_}")).status_code == 400
+
+
+class TestLogs:
+    @pytest.fixture
+    def lines(self, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+        written = [b"one", b"two \xff\x1b[31m", b"three"]
+        asked: list[int] = []
+
+        class Runtime:
+            def logs(self, handle: domain.Handle, *, tail: int, since: Any = None) -> Any:
+                asked.append(tail)
+                return iter(written[-tail:])
+
+        monkeypatch.setattr(wiring, "runtime_of", lambda region: Runtime())
+        return written
+
+    def test_the_last_lines_oldest_first(self, bob: APIClient, project: Project, lines: list[bytes]) -> None:
+        response = bob.get(url(project, "logs/?tail=2"))
+        assert response.status_code == 200, response.content
+        assert [line["message"] for line in response.json()["results"]] == ["two ��[31m", "three"]
+        assert response["Cache-Control"] == "no-store"
+
+    def test_unreachable_is_a_503(
+        self, bob: APIClient, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Away:
+            def logs(self, *_: Any, **__: Any) -> Any:
+                raise domain.RuntimeUnreachable("Docker does not answer")
+
+        monkeypatch.setattr(wiring, "runtime_of", lambda region: Away())
+        response = bob.get(url(project, "logs"))
+        assert (response.status_code, response.json()["code"]) == (503, "runtime_unavailable")
+        assert bob.get(url(project)).status_code == 200  # everything else does not mind
+
+    @pytest.mark.parametrize("tail", ["0", "-1", "x", "5001", "1e3", "", "%00", "٣"])
+    def test_other_tails_are_400(self, bob: APIClient, project: Project, tail: str) -> None:
+        assert bob.get(url(project, f"logs/?tail={tail}")).status_code == 400
+
+    def test_where_the_web_sees_no_runtime_a_worker_reads(
+        self, bob: APIClient, project: Project, lines: list[bytes], settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from projects import tasks
+
+        settings.NOVASTACK_WEB_SEES_RUNTIMES = False
+        monkeypatch.setattr(readings_service, "RELAY_SECONDS", 0.2)
+        monkeypatch.setattr(tasks.read_logs, "apply_async", lambda args, **_: tasks.read_logs(*args))
+        assert len(bob.get(url(project, "logs")).json()["results"]) == 3
+        monkeypatch.setattr(tasks.read_logs, "apply_async", lambda args, **_: None)
+        assert bob.get(url(project, "logs")).status_code == 503
+
+
+class TestActivity:
+    def test_events_of_this_project_by_cursor(self, bob: APIClient, team: Team, project: Project) -> None:
+        make_project(team.bob, team.organization, "Other")
+        bob.patch(url(project), {"name": "New"})
+        body = bob.get(url(project, "activity/?page_size=1")).json()
+        assert "count" not in body and body["next"]
+        assert [event["action"] for event in body["results"]] == ["project.changed"]
+        older = bob.get(body["next"]).json()
+        assert [event["action"] for event in older["results"]] == ["project.created"] and older["next"] is None
+
+    def test_a_viewer_may_not(self, team: Team, project: Project) -> None:
+        assert api_client(team.vera).get(url(project, "activity")).status_code == 403
+
+
+class TestOverview:
+    @pytest.mark.parametrize("size", [1, 30])
+    def test_counts_at_a_constant_number_of_queries(
+        self, team: Team, size: int, django_assert_max_num_queries: Any
+    ) -> None:
+        team.organization.max_memory_bytes = team.organization.max_storage_bytes = 2**50
+        team.organization.save()
+        for number in range(size):
+            make_project(team.bob, team.organization, f"P{number}")
+        Project.objects.update(size_bytes=10, connections=2)
+        make_project(team.charlie, team.elsewhere, "Theirs")
+        _, clear = make_token(team.bob)
+        client = APIClient(headers={"Authorization": f"Bearer {clear}"})
+        with django_assert_max_num_queries(6):
+            body = client.get("/api/v1/projects/stats/overview").json()
+        assert body["projects"] == {
+            "total": size, "by_status": {"running": size}, "by_engine": {"postgresql": size},
+            "by_region": {"local": size},
+        }  # fmt: skip
+        assert body["storage_bytes"] == 10 * size and body["connections"] == 2 * size
+        assert len(body["activity"]) == 14 and body["activity"][-1]["count"] >= size
+
+    def test_of_one_organization(self, bob: APIClient, project: Project) -> None:
+        assert bob.get("/api/v1/projects/stats/overview?organization=acme").json()["projects"]["total"] == 1
+        assert bob.get("/api/v1/projects/stats/overview?organization=elsewhere").status_code == 404
+
+
+def test_usage(bob: APIClient, team: Team, project: Project) -> None:
+    body = bob.get("/api/v1/organizations/acme/usage").json()
+    assert body["projects"] == {"limit": team.organization.max_projects, "used": 1}
+    assert body["memory_bytes"]["used"] == project.memory_bytes
+    assert body["storage_bytes"]["used"] == project.storage_bytes
+    assert bob.get(f"/api/v1/organizations/{team.organization.pk}/usage/").status_code == 200
+    assert bob.get("/api/v1/organizations/elsewhere/usage").status_code == 404
+
+
+class TestCatalogue:
+    def test_engines(self, bob: APIClient) -> None:
+        make_catalogue()
+        RegionFactory(slug="later", name="Later", runtime="")
+        body = bob.get("/api/v1/engines").json()
+        engine = next(row for row in body["results"] if row["name"] == "postgresql")
+        assert body["count"] == len(body["results"]) and engine["available"] is True and engine["reason"] == ""
+        assert engine["runtimes"] == ["memory"]
+        assert engine["default_version"] in {version["version"] for version in engine["versions"]}
+
+    def test_an_unreachable_region_says_so(self, bob: APIClient) -> None:
+        make_catalogue()
+        Region.objects.update(reachable=False, reason="Docker does not answer")
+        engine = bob.get("/api/v1/engines/").json()["results"][0]
+        assert engine["available"] is False and engine["reason"] == "Docker does not answer"
+        region = bob.get("/api/v1/regions/").json()["results"][0]
+        assert region["available"] is True and region["reachable"] is False and region["reason"]
+
+    def test_regions_and_plans(self, bob: APIClient) -> None:
+        make_catalogue()
+        RegionFactory(slug="off", name="Off", enabled=False)
+        assert [row["slug"] for row in bob.get("/api/v1/regions/").json()["results"]] == ["local"]
+        plan = bob.get("/api/v1/plans/").json()["results"][0]
+        assert plan["slug"] == "small" and plan["is_default"] is True and plan["cpus"] == 0.5
