@@ -70,13 +70,14 @@ def purge_due() -> None:
     last = install.notes.get("purge_due_at", "")
     if install.read_only or (last and last > (now() - timedelta(hours=20)).isoformat()):
         return
-    install.notes = {**install.notes, "purge_due_at": now().isoformat()}
-    projects, refusal = janitor.due_in_bin()
-    install.notes["purge_due_refused"] = refusal
+    due = janitor.due_in_bin(install.notes.get("purge_due_seen", []))
+    install.notes = {
+        **install.notes, "purge_due_at": now().isoformat(), "purge_due_seen": due.seen, "purge_due_refused": due.refusal,
+    }  # fmt: skip
     install.save(update_fields=["notes"])
-    if refusal:
-        log.error("recycle bin not emptied", reason=refusal)
-    for project in projects:
+    if due.refusal:
+        log.error("recycle bin not emptied", reason=due.refusal)
+    for project in due.projects:
         with transaction.atomic():
             removal.purge_begin(project, created_by_label="recycle bin clean-up")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
@@ -76,18 +78,28 @@ def _delete(tomb: DataTombstone) -> int:
     return 1
 
 
-def due_in_bin() -> tuple[list[Project], str]:
-    """Projects whose time in the recycle bin is over, and why to stop instead (rule 8): a project must be due at two
-    daily looks, and at most max(3, 5 %) of all go at once."""
-    moment = now()
-    due = Project.objects.in_bin().filter(recycle_until__lte=moment, desired_status="recycled")
+@dataclass(frozen=True, slots=True)
+class Due:
+    """`projects` may be purged now; `seen` is what this look found due, for the next one; `refusal` says why nothing is."""
+
+    projects: list[Project]
+    seen: list[str]
+    refusal: str
+
+
+def due_in_bin(seen_before: Collection[str]) -> Due:
+    """Projects whose time in the recycle bin is over (rule 8): due at two daily looks (`seen_before` is what the last one
+    found, so that a clock that jumps deletes nothing), and at most max(3, 5 %) of all at once, else none."""
+    due = Project.objects.in_bin().filter(
+        recycle_until__lte=now(), desired_status="recycled", deletion_protection=False
+    )
     total = Project.objects.count()
     most = max(3, total // 20)
     rows = list(due.order_by("recycle_until"))
+    seen = [str(p.pk) for p in rows]
     if len(rows) > most:
-        return [], f"{len(rows)} of {total} projects are due at once (at most {most}): purge them by hand."
-    seen = {p.pk for p in rows if p.recycle_until is not None and p.recycle_until <= moment - timedelta(hours=20)}
-    return [p for p in rows if p.pk in seen], ""
+        return Due([], seen, f"{len(rows)} of {total} projects are due at once (at most {most}): purge them by hand.")
+    return Due([p for p in rows if str(p.pk) in seen_before], seen, "")
 
 
 def clean_up() -> dict[str, int]:

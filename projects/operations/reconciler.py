@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import structlog
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F, Q
 
 from accounts.services import audit
@@ -66,6 +65,7 @@ class Report:
     started: int = 0
     orphans: int = 0
     unreachable: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
 
 
 def reconcile() -> Report:
@@ -74,7 +74,13 @@ def reconcile() -> Report:
     report.hinted = resend_hints()
     install = Install.load()
     for region in Region.objects.filter(enabled=True).exclude(runtime=""):
-        _region(region, install, report)
+        try:
+            _region(region, install, report)
+        except Exception as error:  # one region that breaks must not keep the others from being looked after
+            if connection.in_atomic_block:
+                raise
+            report.broken.append(region.slug)
+            log.error("region not reconciled", region=region.slug, error=type(error).__name__, exc_info=error)
     return report
 
 
@@ -116,17 +122,30 @@ def _region(region: Region, install: Install, report: Report) -> None:
         return
     observations = runtime.observe([server.handle for server in servers])
     report.observed += len(servers)
+    seen_before = {server.pk: server.observed_at for server in servers}
     changed = [server for server in servers if _take(server, observations[server.handle])]
     if changed:
-        DatabaseServer.objects.bulk_update(
-            changed, ["observed_state", "observed_detail", "observed_at", "started_at"], batch_size=500
-        )
-        status.refresh(_projects_of(changed).values())
-        report.changed += len(changed)
+        stale = _write(changed, seen_before)
+        servers = [server for server in servers if server.pk not in stale]
+        report.changed += len(changed) - len(stale)
     if not install.read_only and region.reconcile:
         report.started += _converge(servers)
     if _due(f"orphans:{region.pk}", ORPHAN_EVERY_SECONDS):
         report.orphans += find_orphans(region, runtime, install)
+
+
+def _write(changed: list[DatabaseServer], seen_before: dict[UUID, datetime | None]) -> set[UUID]:
+    """Store what was seen, except where an operation has looked since: its word is newer than our observation.
+    Returns the servers that were left alone."""
+    with transaction.atomic():
+        rows = DatabaseServer.objects.select_for_update().filter(pk__in=seen_before.keys() & {s.pk for s in changed})
+        current = dict(rows.order_by("pk").values_list("pk", "observed_at"))
+        fresh = [s for s in changed if s.pk in current and current[s.pk] == seen_before[s.pk]]
+        DatabaseServer.objects.bulk_update(
+            fresh, ["observed_state", "observed_detail", "observed_at", "started_at"], batch_size=500
+        )
+    status.refresh(_projects_of(fresh).values())
+    return {s.pk for s in changed} - {s.pk for s in fresh}
 
 
 def _due(what: str, every_seconds: float) -> bool:
@@ -236,7 +255,7 @@ def _converge(servers: list[DatabaseServer]) -> int:
             apart[server.pk] = "stop"
     if not apart:
         return 0
-    wanted = {"recover": DesiredStatus.RUNNING, "stop": DesiredStatus.STOPPED}
+    wanted = {"recover": {DesiredStatus.RUNNING}, "stop": {DesiredStatus.STOPPED, DesiredStatus.RECYCLED}}
     started = 0
     by_project = {project: server for server, project in _projects_of([s for s in servers if s.pk in apart]).items()}
     busy = set(Operation.objects.live().filter(project_uuid__in=by_project).values_list("project_uuid", flat=True))
@@ -244,7 +263,7 @@ def _converge(servers: list[DatabaseServer]) -> int:
         server_id = by_project[project.pk]
         kind = apart[server_id]
         final = project.failure is not None and not project.failure.get("retryable", True)
-        if project.pk in busy or (project.desired_status != wanted[kind]) or final:
+        if project.pk in busy or project.desired_status not in wanted[kind] or final:
             continue
         started += _start_recovery(project, server_id, kind)
     return started
@@ -271,17 +290,15 @@ def _start_recovery(project: Project, server_id: UUID, kind: str) -> int:
 
 def find_orphans(region: Region, runtime: Runtime, install: Install) -> int:
     """Report servers and volumes that carry our label and that no row knows. Nothing is touched (rule 11)."""
-    known: dict[str, set[int]] = defaultdict(set)
-    for pk, incarnation in DatabaseServer.objects.filter(region=region).values_list("pk", "incarnation"):
-        known[str(pk)].add(incarnation)
-    for pk, incarnation in DataTombstone.objects.filter(region=region).values_list("server_uuid", "incarnation"):
-        known[str(pk)].add(incarnation)
+    # Rows are read before and after looking: what is made or removed meanwhile is no orphan.
+    known = _known(region)
     try:
         found = [("server", h) for h in runtime.managed()] + [("data", h) for h in runtime.managed_data()]
     except domain.NovaStackRuntimeError as error:
         log.warning("orphans not looked for", region=region.slug, error=str(error))
         return 0
-    strange = {(kind, h.name) for kind, h in found if h.incarnation not in known.get(h.server_id, set())}
+    known |= _known(region)
+    strange = {(kind, h.name) for kind, h in found if (kind, h.server_id, h.incarnation) not in known}
     open_rows: dict[Any, Orphan] = {(o.kind, o.name): o for o in Orphan.objects.filter(region=region, resolved_at=None)}
     new = strange - set(open_rows)
     for kind, name in sorted(new):
@@ -293,3 +310,11 @@ def find_orphans(region: Region, runtime: Runtime, install: Install) -> int:
     if len(new) > MAX_NEW_ORPHANS and not install.read_only:
         make_read_only(install, f"{len(new)} unknown servers or volumes appeared at once in {region.name}.")
     return len(new)
+
+
+def _known(region: Region) -> set[tuple[str, str, int]]:
+    """(kind, server, incarnation) of what may exist. Given-up data may until it was seen deleted; its server may not."""
+    rows = list(DatabaseServer.objects.filter(region=region).values_list("pk", "incarnation"))
+    tombs = DataTombstone.objects.filter(region=region, deleted_at=None).values_list("server_uuid", "incarnation")
+    known = {(kind, str(pk), number) for pk, number in rows for kind in ("server", "data")}
+    return known | {("data", str(pk), number) for pk, number in tombs}

@@ -62,9 +62,11 @@ def let_in(ctx: Context) -> None:
 
 
 def purge_begin(project: Project, *, created_by: Any = None, created_by_label: str) -> Operation | None:
-    """Want the project absent and record the purge; None if that was done before or it is protected. In a transaction."""
+    """Want the project absent and record the purge; None if one is on its way or the project is protected. In a
+    transaction."""
     locked = Project.objects.select_for_update(of=("self",)).get(pk=project.pk)
-    if locked.desired_status == DesiredStatus.ABSENT or locked.deletion_protection:
+    under_way = Operation.objects.live().filter(project_uuid=project.pk, kind="purge").exists()
+    if under_way or locked.deletion_protection:
         return None
     locked.desired_status = DesiredStatus.ABSENT
     locked.save(update_fields=["desired_status", "updated_at"])

@@ -13,16 +13,18 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from projects.domain import DataExists, DataMissing, Handle, Limits
+from projects.domain import DataExists, DataInUse, DataMissing, Handle, Limits
 from projects.runtimes.process_accounts import Account, ensure_account
 from projects.runtimes.process_table import ProcessRef
 
 _NAME = re.compile(r"nvs-(?P<server>[A-Za-z0-9][A-Za-z0-9_-]{0,62})-(?P<incarnation>\d{1,9})")
 LOG_LIMIT_BYTES = 10 << 20
+HELD_SECONDS = 12.0
 LOG_KEEP_BYTES = 1 << 20
 
 
@@ -49,11 +51,20 @@ class Volume:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """One caller at a time per server, in all processes."""
+        """One caller at a time per server, in all processes. `DataInUse` when another one does not end in time: a call
+        never outlives the lease of who makes it."""
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (folder / self.name).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            deadline = time.monotonic() + HELD_SECONDS
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise DataInUse("another worker is at work on this server") from None
+                    time.sleep(0.02)
             yield
 
     def read(self, name: str) -> dict[str, Any]:

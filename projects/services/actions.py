@@ -18,7 +18,7 @@ from novastack.common.errors import (
     NameTaken,
     NotFound,
 )
-from projects.models import Database, DesiredStatus, Operation, OperationState, Project, ProjectStatus
+from projects.models import DesiredStatus, Operation, OperationState, Project, ProjectStatus
 from projects.operations import base, removal, status
 from projects.operations.queue import hint_on_commit, operation_create
 from projects.services import quotas, validation
@@ -66,6 +66,8 @@ def project_action(
     require(principal, project.organization_id, needed)
     if action not in ALLOWED:
         raise ActionNotAllowed(f"There is no action “{action[:40]}”; use one of: {', '.join(ACTIONS)}.")
+    if action == "undelete":  # its quota is counted under this lock; organization before project, as everywhere
+        Organization.objects.select_for_update().get(pk=project.organization_id)
     project = _locked(project)
     status.refresh([project.pk])
     project.refresh_from_db(fields=["status", "status_detail"])
@@ -98,7 +100,7 @@ def _prepare_retry(project: Project) -> str:
 
 
 def _prepare_undelete(project: Project, new_name: str | None) -> str:
-    organization = Organization.objects.select_for_update().get(pk=project.organization_id)
+    organization = project.organization
     if new_name is not None:
         project.name = validation.clean_name(new_name)
     if not name_is_free(organization, project.name, besides=project.pk):
@@ -123,7 +125,7 @@ def project_delete(*, principal: Principal, project: Project) -> Operation:
     """Into the recycle bin. Always accepted unless protected: a running operation is asked to cancel (rule 5)."""
     require(principal, project.organization_id, Capability.PROJECT_DELETE)
     project = _locked(project)
-    if project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}:
+    if _is_deleted(project):
         raise ActionNotAllowed("The project is deleted already; see the recycle bin.")
     _refuse_protected(project)
     project.desired_status = DesiredStatus.RECYCLED
@@ -147,6 +149,13 @@ def project_purge(*, principal: Principal, project: Project, confirm: str | None
         raise ActionNotAllowed("The project is being removed already.")
     _audit(principal, project, "project.purged", operation)
     return operation
+
+
+def _is_deleted(project: Project) -> bool:
+    """In the bin, on its way there, or further. A deletion that broke for good may be asked for again."""
+    if project.desired_status != DesiredStatus.RECYCLED or project.recycled_at is not None:
+        return project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}
+    return Operation.objects.live().filter(project_uuid=project.pk, kind="delete").exists()
 
 
 def _refuse_protected(project: Project) -> None:
@@ -203,12 +212,16 @@ def operation_retry(*, principal: Principal, operation: Operation) -> Operation:
     if operation.state == OperationState.SUCCEEDED:
         raise ActionNotAllowed("The operation has succeeded.")
     project = _project_of(operation)
+    gone = project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}
     if operation.kind == "purge" and project.desired_status == DesiredStatus.ABSENT:
+        require(principal, project.organization_id, Capability.PROJECT_PURGE)
         return _again(principal, project, "purge")
-    if operation.kind == "delete" and project.desired_status == DesiredStatus.RECYCLED:
-        return _again(principal, project, "delete")
-    if operation.kind in {"rotate_password", "resize"} and Database.objects.filter(project=project).exists():
-        return _again(principal, project, operation.kind)
+    if operation.kind == "delete" and gone and project.recycled_at is None:
+        return project_delete(principal=principal, project=project)
+    if operation.kind == "rotate_password":
+        return project_action(principal=principal, project=project, action="rotate_password")
+    if operation.kind == "resize" and not gone:
+        return _again(principal, project, "resize")
     return project_action(principal=principal, project=project, action="retry")
 
 

@@ -71,6 +71,8 @@ def _set(project: Project, **values: Any) -> list[str]:
 def _limits(project: Project, organization: Organization, limits: Any) -> list[str]:
     if not isinstance(limits, dict):
         raise Invalid.field("limits", "invalid", "Give an object with `memory_bytes` and `cpus`.")
+    if project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}:
+        raise ActionNotAllowed("The project is deleted; undelete it before changing its limits.")
     given = {"memory_bytes": project.memory_bytes, "cpus": project.cpus, **limits}
     memory, cpus = clean_limits(given, project.plan)
     quotas.check(organization, memory_bytes=max(0, memory - project.memory_bytes))

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
-from django.db.models import Q
+from django.db.models import Q, Value
 from django.db.models.functions import Lower
 
 from accounts.models import Organization
@@ -79,7 +79,8 @@ def slug_preview(organization: Organization, name: str) -> str:
 
 def name_is_free(organization: Organization, name: str, *, besides: UUID | None = None) -> bool:
     """Names are unique among the organization's live projects, whatever their case."""
-    rows = Project.objects.live().annotate(low=Lower("name")).filter(organization=organization, low=name.lower())
+    # Both sides lowered by the database: its rules for letters beyond ASCII are the unique index's, Python's are not.
+    rows = Project.objects.live().annotate(low=Lower("name")).filter(organization=organization, low=Lower(Value(name)))
     return not rows.exclude(pk=besides).exists()
 
 

@@ -1,0 +1,172 @@
+"""Bring a control backup back, into an empty database. The install is read-only afterwards: it touches no server and no
+data until an operator says `read_only off` (rules 11 and 53)."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management import call_command
+from django.db import connection, transaction
+from django.db.migrations.loader import MigrationLoader
+
+from accounts.models import RefreshFamily
+from accounts.services import audit
+from novastack.common import vault
+from novastack.common.clock import now
+from novastack.common.models import Heartbeat, Install
+from projects.models import DataTombstone, Operation, Project
+from projects.services import control_database as control
+from projects.services.control_backup import DUMP, FORMAT, KEYS, MANIFEST, NAMES
+from projects.services.control_database import ControlError
+
+# What was due for deletion may have been saved since the backup was made: people get this long to look.
+DATA_GRACE = timedelta(days=1)
+BIN_GRACE = timedelta(days=7)
+
+
+@dataclass(slots=True)
+class Restored:
+    manifest: dict[str, Any]
+    keys: dict[str, Any] = field(repr=False)
+    keys_at: list[Path] = field(default_factory=list)
+    keys_already_here: bool = False
+    live_operations: int = 0
+    migrated: bool = False
+
+
+def control_restore(*, source: Path, passphrase: str | None, keys_to: Path | None) -> Restored:
+    """Check the file, restore it into the empty control database, compare every table with the manifest, put the keys
+    where `keys_to` says (None: nowhere, allowed only when the configured keys are the same), leave it read-only.
+
+    `ControlError`, or `VaultError` from the file. Until the file has been checked nothing is written.
+    """
+    with tempfile.TemporaryDirectory(prefix="novastack-") as scratch:
+        folder = Path(scratch)
+        hashes = vault.read_vault(source, folder, passphrase=passphrase, names=NAMES)
+        manifest = json.loads((folder / MANIFEST).read_text())
+        _check(manifest, hashes)
+        restored = Restored(manifest, json.loads((folder / KEYS).read_text()))
+        same = restored.keys["NOVASTACK_SECRET_KEYS"] == list(settings.NOVASTACK_SECRET_KEYS)
+        restored.keys_already_here = same and restored.keys["SECRET_KEY"] == settings.SECRET_KEY
+        if keys_to is None and not restored.keys_already_here:
+            raise ControlError(
+                "this backup has other keys than those configured here: say where to write them (--keys-to)"
+            )
+        _must_be_empty()
+        _restore(folder / DUMP, manifest)
+    restored.migrated = _migrate()
+    restored.live_operations = _settle(manifest)
+    secrets = control.check_secrets(restored.keys["NOVASTACK_SECRET_KEYS"])
+    if secrets["unreadable"] > manifest["secrets"]["unreadable"]:
+        raise ControlError(
+            f"{secrets['unreadable']} of {secrets['stored']} stored secrets do not open with the keys of the backup"
+        )
+    if not restored.keys_already_here and keys_to is not None:
+        restored.keys_at = write_keys(keys_to, restored.keys, str(manifest["install_id"]))
+    return restored
+
+
+def write_keys(folder: Path, keys: dict[str, Any], install_id: str) -> list[Path]:
+    """`secret-key`, `secret-keys` and `install-id` (0600). Others of that name are kept as `….before-restore`."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    texts = {
+        "secret-key": keys["SECRET_KEY"],
+        "secret-keys": ",".join(keys["NOVASTACK_SECRET_KEYS"]),
+        "install-id": install_id,
+    }
+    made = []
+    for name, text in texts.items():
+        path = folder / name
+        if path.is_file() and path.read_text().strip() != text:
+            path.replace(folder / f"{name}.before-restore")
+        vault.write_private(path, text)
+        made.append(path)
+    return made
+
+
+def _check(manifest: dict[str, Any], hashes: dict[str, str]) -> None:
+    if manifest.get("format") != FORMAT:
+        raise ControlError(f"this backup has format {manifest.get('format')}; this version knows {FORMAT}")
+    for name, expected in manifest["files"].items():
+        if hashes.get(name) != expected["sha256"]:
+            raise ControlError(f"{name} is not what the manifest says: the backup is damaged")
+    known = set(MigrationLoader(None).disk_migrations)
+    if newer := sorted(tuple(pair) for pair in manifest["migrations"] if tuple(pair) not in known):
+        raise ControlError(
+            f"a newer NovaStack ({manifest['novastack']}) made this backup: it has {newer[0][0]}.{newer[0][1]},"
+            f" unknown to {settings.VERSION}"
+        )
+
+
+def _must_be_empty() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN"
+            " ('r', 'p', 'v', 'm', 'S', 'f') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"
+        )
+        if found := cursor.fetchone()[0]:
+            raise ControlError(
+                f"the database is not empty ({found} tables and sequences): restore into a new, empty one"
+            )
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        if others := cursor.fetchone()[0]:
+            raise ControlError(f"{others} other sessions use this database: stop web, workers and beat first")
+
+
+def _restore(dump: Path, manifest: dict[str, Any]) -> None:
+    made_with = int(str(manifest["pg_dump"]).split(".")[0])
+    pg_restore, _ = control.tool("pg_restore", at_least=made_with)
+    control.run_tool([
+        str(pg_restore), "--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges", "--no-password",
+        f"--dbname={connection.settings_dict['NAME']}", str(dump),
+    ])  # fmt: skip
+    with connection.cursor() as cursor:  # before anything else, whatever the version of the tables
+        cursor.execute(
+            f"UPDATE {connection.ops.quote_name(Install._meta.db_table)}"  # noqa: S608 - our own table
+            " SET read_only = true, read_only_reason = 'Being restored from a control backup.'"
+        )
+    counts = control.count_rows(sorted(manifest["tables"]))
+    apart = [name for name, rows in manifest["tables"].items() if counts[name] != rows]
+    if apart or set(control.tables()) != set(manifest["tables"]):
+        raise ControlError(
+            f"the restored database differs from the manifest ({', '.join(apart[:5]) or 'other tables'}): do not use it"
+        )
+
+
+def _migrate() -> bool:
+    """An older backup is brought to this version's tables."""
+    loader = MigrationLoader(connection)
+    behind = set(loader.disk_migrations) - set(loader.applied_migrations)
+    if behind:
+        call_command("migrate", interactive=False, verbosity=0)
+    call_command("createcachetable", verbosity=0)
+    return bool(behind)
+
+
+@transaction.atomic
+def _settle(manifest: dict[str, Any]) -> int:
+    """Nobody is signed in, nothing is due yet, nobody works; read-only with a reason. Returns the live operations."""
+    moment = now()
+    install = Install.load()
+    install.read_only = True
+    install.read_only_reason = (
+        f"Restored from the control backup of {manifest['made_at'][:16]}Z. Look at it, then: manage.py read_only off"
+    )
+    install.notes = {**install.notes, "restored_at": moment.isoformat(), "restored_from": manifest["made_at"]}
+    install.save(update_fields=["read_only", "read_only_reason", "notes"])
+    RefreshFamily.objects.filter(revoked_at=None).update(revoked_at=moment, revoked_reason="control_restore")
+    Heartbeat.objects.all().delete()
+    live = Operation.objects.live()
+    live.update(lease_until=None, lease_owner="", hinted_at=None)
+    DataTombstone.objects.filter(deleted_at=None, due_at__lt=moment + DATA_GRACE).update(due_at=moment + DATA_GRACE)
+    Project.objects.filter(recycle_until__lt=moment + BIN_GRACE).update(recycle_until=moment + BIN_GRACE)
+    audit.record(None, "install.control_restore", data={"made_at": manifest["made_at"]})
+    return live.count()
