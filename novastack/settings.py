@@ -308,7 +308,12 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
-    "ENUM_NAME_OVERRIDES": {},
+    "ENUM_NAME_OVERRIDES": {
+        "ProjectStatusEnum": "projects.models.ProjectStatus",
+        "OperationStateEnum": "projects.models.OperationState",
+        "StepStateEnum": "projects.models.StepState",
+        "InstallStatusEnum": [("healthy", "healthy"), ("degraded", "degraded")],
+    },
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
         "novastack.common.schema.add_problems",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework import generics
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -60,7 +60,9 @@ class EngineListView(generics.GenericAPIView[Any]):
 
 
 @extend_schema(tags=["catalogue"])
-@extend_schema(operation_id="regions_list", responses={200: RegionSerializer(many=True), **problems(400)})
+@extend_schema_view(
+    get=extend_schema(operation_id="regions_list", responses={200: RegionSerializer(many=True), **problems(400)})
+)
 class RegionListView(generics.ListAPIView[Region]):
     """Where databases may run."""
 
@@ -73,7 +75,9 @@ class RegionListView(generics.ListAPIView[Region]):
 
 
 @extend_schema(tags=["catalogue"])
-@extend_schema(operation_id="plans_list", responses={200: PlanSerializer(many=True), **problems(400)})
+@extend_schema_view(
+    get=extend_schema(operation_id="plans_list", responses={200: PlanSerializer(many=True), **problems(400)})
+)
 class PlanListView(generics.ListAPIView[Plan]):
     """Sizes to choose from. Bytes, cores, days."""
 

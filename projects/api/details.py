@@ -7,7 +7,7 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 from django_filters.rest_framework import DjangoFilterBackend
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework import generics
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -116,9 +116,11 @@ class LogsView(DetailView):
         return SecretResponse({"next": None, "previous": None, "results": [{"message": line} for line in lines]})
 
 
-@extend_schema(
-    tags=["projects"], operation_id="projects_activity",
-    responses={200: AuditEventSerializer(many=True), **problems(400, 403, 404)},
+@extend_schema_view(
+    get=extend_schema(
+        tags=["projects"], operation_id="projects_activity",
+        responses={200: AuditEventSerializer(many=True), **problems(400, 403, 404)},
+    )
 )  # fmt: skip
 class ActivityView(ProjectScoped, generics.ListAPIView[AuditEvent]):
     """Who changed or revealed what of this project, newest first. `?after=<sequence>` polls forward, oldest first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.reverse import reverse
 
@@ -46,10 +47,9 @@ class OperationSerializer(serializers.ModelSerializer[Operation]):
     def get_title(self, operation: Operation) -> str:
         return base.titles().get(operation.kind, operation.kind)
 
+    @extend_schema_field(OperationError(allow_null=True))
     def get_error(self, operation: Operation) -> dict[str, Any] | None:
         return operation.error_body()
-
-    get_error.__annotations__["return"] = OperationError | None
 
     def get_cancellable(self, operation: Operation) -> bool:
         definition = base.definition_of(operation.kind, operation.definition_version)

@@ -11,7 +11,7 @@ from uuid import UUID
 from django.conf import settings
 from django.db import connection
 from django.db.models import QuerySet
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework import generics
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -85,17 +85,21 @@ class OperationList(PrincipalMixin, generics.ListAPIView[Operation]):
         return rows
 
 
-@extend_schema(
-    tags=["operations"], operation_id="operations_list",
-    responses={200: OperationSerializer(many=True), **problems(400, 404)},
+@extend_schema_view(
+    get=extend_schema(
+        tags=["operations"], operation_id="operations_list",
+        responses={200: OperationSerializer(many=True), **problems(400, 404)},
+    )
 )  # fmt: skip
 class OperationListView(OperationList):
     """Operations of the caller's organizations, newest first; also of projects that are gone."""
 
 
-@extend_schema(
-    tags=["projects"], operation_id="projects_operations",
-    responses={200: OperationSerializer(many=True), **problems(400, 404)},
+@extend_schema_view(
+    get=extend_schema(
+        tags=["projects"], operation_id="projects_operations",
+        responses={200: OperationSerializer(many=True), **problems(400, 404)},
+    )
 )  # fmt: skip
 class ProjectOperationListView(ProjectScoped, OperationList):
     """Operations of this project, newest first."""

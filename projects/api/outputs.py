@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.reverse import reverse
@@ -66,6 +67,7 @@ class ProjectSerializer(serializers.ModelSerializer[Project]):
         ]  # fmt: skip
         read_only_fields = fields
 
+    @extend_schema_field(Limits)
     def get_limits(self, project: Project) -> dict[str, Any]:
         return {
             "memory_bytes": project.memory_bytes,
@@ -73,12 +75,9 @@ class ProjectSerializer(serializers.ModelSerializer[Project]):
             "storage_bytes": project.storage_bytes,
         }
 
-    get_limits.__annotations__["return"] = Limits
-
+    @extend_schema_field(OperationBrief(allow_null=True))
     def get_operation(self, project: Project) -> dict[str, Any] | None:
         return operation_brief(self.context["operations"].get(project.pk), self.context.get("request"))
-
-    get_operation.__annotations__["return"] = OperationBrief | None
 
 
 class RegionSerializer(serializers.ModelSerializer[Region]):

@@ -55,7 +55,7 @@ def checks() -> dict[str, dict[str, Any]]:
     names = ("broker", "worker", "beat", "runtime", "storage", *ENGINES)
     if found["database"]["status"] != "healthy":
         return found | {name: health.check(False, "Unknown: the database does not answer.") for name in names}
-    regions = list(Region.objects.filter(enabled=True))
+    regions = list(Region.objects.filter(enabled=True).exclude(runtime=""))  # examples without one are no trouble
     found["broker"] = health.check(broker_ok(), "" if _broker.ok else "No message can be sent.")
     found["worker"] = _workers()
     alive = bool(health.fresh_heartbeats("beat"))
