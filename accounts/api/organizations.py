@@ -78,12 +78,15 @@ class OrganizationViewSet(OrganizationScoped, mixins.ListModelMixin, viewsets.Ge
         rows: QuerySet[Organization] = Organization.objects.filter(pk__in=ids).for_lists(self.principal)
         return rows
 
+    def get_object(self) -> Organization:
+        return self.organization(Capability.ORG_VIEW)
+
     def _answer(self, organization: Organization, **kwargs: Any) -> Response:
         self.principal.forget_memberships()
         return Response(OrganizationSerializer(self.get_queryset().get(pk=organization.pk)).data, **kwargs)
 
     def retrieve(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        return self._answer(self.organization(Capability.ORG_VIEW))
+        return self._answer(self.get_object())
 
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         serializer = OrganizationCreateSerializer(data=request.data)

@@ -39,6 +39,7 @@ TABLE = [
     ("post", "acme/invitations/", {"email": "x@example.test", "role": "owner"}, (404, 403, 403, 403, 201)),
     ("delete", "acme/invitations/{invitation}/", None, (404, 403, 403, 204, 204)),
     ("get", "acme/audit-events/", None, (404, 403, 200, 200, 200)),
+    ("options", "acme/", None, (404, 200, 200, 200, 200)),
     ("get", "no-such/members/", None, (404, 404, 404, 404, 404)),
 ]
 
