@@ -96,23 +96,27 @@ class PostgreSQLAdmin(EngineAdmin):
         )
 
     def stats(self, database: str) -> ServerStats:
-        # Logins of a tenant: members of a role that can't log in itself and was granted CONNECT.
+        # Logins of a tenant: members of a role that can't log in itself and was granted CONNECT. Whose session it is can be
+        # seen by everybody, what kind of session only by a superuser: so this works for the control role too.
         row = self._rows(
             """
+            WITH logins AS (
+                SELECT l.oid, l.rolconnlimit
+                  FROM pg_database d, aclexplode(d.datacl) x
+                  JOIN pg_roles g ON g.oid = x.grantee AND NOT g.rolcanlogin
+                  JOIN pg_auth_members m ON m.roleid = g.oid
+                  JOIN pg_roles l ON l.oid = m.member AND NOT l.rolsuper
+                 WHERE d.datname = %(database)s AND x.privilege_type = 'CONNECT' AND g.oid <> d.datdba
+            )
             SELECT pg_database_size(d.oid),
-                   (SELECT count(*) FROM pg_stat_activity a WHERE a.datid = d.oid AND a.backend_type = 'client backend'
-                      AND a.pid <> pg_backend_pid()),
-                   (SELECT CASE WHEN bool_or(l.rolconnlimit < 0) THEN NULL ELSE sum(l.rolconnlimit) END
-                      FROM aclexplode(d.datacl) x
-                      JOIN pg_roles g ON g.oid = x.grantee AND NOT g.rolcanlogin AND g.oid <> d.datdba
-                      JOIN pg_auth_members m ON m.roleid = g.oid
-                      JOIN pg_roles l ON l.oid = m.member AND NOT l.rolsuper
-                     WHERE x.privilege_type = 'CONNECT'),
+                   (SELECT count(*) FROM pg_stat_activity a
+                     WHERE a.datid = d.oid AND a.usesysid IN (SELECT oid FROM logins)),
+                   (SELECT CASE WHEN bool_or(rolconnlimit < 0) THEN NULL ELSE sum(rolconnlimit) END FROM logins),
                    current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,
                    split_part(current_setting('server_version'), ' ', 1)
-              FROM pg_database d WHERE d.datname = %s
+              FROM pg_database d WHERE d.datname = %(database)s
             """,
-            database,
+            database=database,
         )
         if not row:
             raise EngineError("the database does not exist")
@@ -209,9 +213,9 @@ class PostgreSQLAdmin(EngineAdmin):
         with translated():
             self._connection.execute(sql.SQL(statement).format(*filled))  # type: ignore[arg-type]
 
-    def _rows(self, query: str, *parameters: str) -> Sequence[Row]:
+    def _rows(self, query: str, *parameters: str, **named: str) -> Sequence[Row]:
         with translated():
-            return self._connection.execute(query, parameters).fetchall()  # type: ignore[arg-type]
+            return self._connection.execute(query, named or parameters).fetchall()  # type: ignore[arg-type]
 
     def _value(self, query: str, *parameters: str) -> object | None:
         rows = self._rows(query, *parameters)

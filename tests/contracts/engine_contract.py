@@ -268,6 +268,9 @@ class EngineContract:
     def test_stats(self, server: LiveServer, tenant: Tenant) -> None:
         with self.engine.admin(server.endpoint, server.admin) as admin:
             stats = admin.stats(tenant.names.database)
+        with self.engine.admin(server.endpoint, tenant.control) as session:
+            session.ping()
+            assert session.stats(tenant.names.database).connections_limit == stats.connections_limit
         assert stats.size_bytes > 0
         assert stats.connections == 0
         assert stats.connections_limit == tenant.names.connection_limit

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -267,6 +268,34 @@ class TestDocker(DockerContract):
                 runtime.resolve_image(ENGINE.name, self.version, "postgres", override="nosuch:1")
         finally:
             self.engine.remove_image(f"{tag}:5")
+
+    def test_a_pull_that_fails_says_so(self, runtime: Runtime) -> None:
+        with pytest.raises(ImageMissing, match="could not be pulled"):
+            runtime.resolve_image("nosuch", "1", "127.0.0.1:1/nosuch", pull=True)
+
+    def test_a_network_that_was_removed_is_made_again(
+        self, runtime: Runtime, server: Server, make_spec: MakeSpec, password: str
+    ) -> None:
+        lonely = DockerRuntime(f"test{uuid.uuid4().hex[:10]}")
+        try:
+            other = self.create(lonely, make_spec(), password)
+            lonely.stop(other.handle)
+            lonely.remove_network()
+            lonely.start(other.handle)
+            self.wait_ready(lonely, other)
+        finally:
+            self.clean(lonely)
+            lonely.remove_network()
+
+    def test_a_stop_is_known_to_the_daemon_too(self, runtime: Runtime, make_spec: MakeSpec, password: str) -> None:
+        """Else the restart policy would start the server again with the machine."""
+        server = self.create(runtime, make_spec(), password)
+        state = Path(self.engine.info()["DockerRootDir"], "containers", server.handle.ref, "config.v2.json")
+        if not os.access(state, os.R_OK):
+            pytest.skip("the daemon's own files can't be read")
+        assert json.loads(state.read_text())["HasBeenManuallyStopped"] is False
+        runtime.stop(server.handle)
+        assert json.loads(state.read_text())["HasBeenManuallyStopped"] is True
 
     def test_limits_reach_the_container(self, runtime: Runtime, server: Server) -> None:
         runtime.update(server.handle, Limits(300 * MIB, 0.5))

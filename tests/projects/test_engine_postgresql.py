@@ -208,6 +208,8 @@ class PostgreSQLContract(EngineContract):
             self.engine.probe(server.endpoint, tenant.login)
             with self.engine.admin(server.endpoint, server.admin) as admin:
                 assert admin.stats(tenant.names.database).connections == 3
+                with self.engine.admin(server.endpoint, tenant.control) as session:
+                    assert session.stats(tenant.names.database).connections == 3
                 admin.drop_tenant(tenant.names)
 
     def test_sessions_are_ended(self, server: LiveServer, tenant: Tenant) -> None:

@@ -1,0 +1,227 @@
+"""One container from `create` to removal, and the network of the install. Nothing here decides; docker.py does."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import docker.errors
+from docker.types import LogConfig, Mount
+
+from projects.domain import DataInUse, DataMissing, ImageMissing, NovaStackRuntimeError, ServerSpec
+from projects.runtimes import docker_spec
+from projects.runtimes.docker_client import DockerClients, mapped
+from projects.runtimes.docker_observe import time_of
+
+_ACCEPT_SECONDS = 5.0  # how long `start` watches the wrapper; on a slower machine `observe` tells
+_FORCE_SECONDS = 3.0
+_REMOVE_SECONDS = 10.0
+_ISOLATED = "com.docker.network.bridge.enable_icc"
+
+Container = Mapping[str, Any]  # what `inspect` answers
+
+
+class Containers:
+    def __init__(self, clients: DockerClients, install_id: str, network_name: str) -> None:
+        self._clients = clients
+        self._install_id = install_id
+        self._network_name = network_name
+
+    def inspect(self, name: str) -> Container | None:
+        with mapped():
+            try:
+                found: Container = self._clients.get().inspect_container(name)
+            except docker.errors.NotFound:
+                return None
+            return found
+
+    def restart(self, container: Container) -> None:
+        """Start a container that was stopped; it joins the install's network again if that was removed meanwhile."""
+        wanted = self.ensure_network()
+        joined = container["NetworkSettings"]["Networks"].get(self._network_name, {}).get("NetworkID")
+        if joined and joined != wanted:
+            client = self._clients.get()
+            with mapped(), contextlib.suppress(docker.errors.NotFound):
+                client.disconnect_container_from_network(container["Id"], self._network_name, force=True)
+            with mapped(), contextlib.suppress(_Conflict):
+                _conflicting(lambda: client.connect_container_to_network(container["Id"], wanted))
+        self.start(container)
+
+    def ensure_network(self) -> str:
+        """The id of the install's network: a bridge on which containers don't reach each other (rule 23)."""
+        client = self._clients.get()
+        isolated = {_ISOLATED: "false"}
+        labels = docker_spec.labels(self._install_id, "network")
+        with mapped():
+            for _ in range(3):
+                try:
+                    found = client.inspect_network(self._network_name)
+                except docker.errors.NotFound:
+                    with contextlib.suppress(_Conflict):
+                        _conflicting(
+                            lambda: client.create_network(
+                                self._network_name,
+                                driver="bridge",
+                                check_duplicate=True,
+                                options=isolated,
+                                labels=labels,
+                            )
+                        )
+                    continue
+                if found.get("Options", {}).get(_ISOLATED) != "false":
+                    raise NovaStackRuntimeError(
+                        f"the network {self._network_name} lets containers reach each other: remove it or name another"
+                    )
+                return str(found["Id"])
+        raise NovaStackRuntimeError(f"the network {self._network_name} could not be made")
+
+    def remove_network(self) -> None:
+        """Remove the install's network; in use or absent is success. For uninstalling and tests."""
+        with mapped():
+            client = self._clients.get()
+            for found in client.networks(names=[self._network_name]):
+                labels = found.get("Labels") or {}
+                if labels.get(docker_spec.INSTALL) == self._install_id:
+                    with contextlib.suppress(docker.errors.APIError):
+                        client.remove_network(found["Id"])
+
+    def create(self, spec: ServerSpec) -> Container:
+        memory, quota = wanted_limits(spec)
+        client = self._clients.get()
+        with mapped():
+            host = client.create_host_config(
+                mounts=[Mount(spec.mount_path, docker_spec.volume_name(spec.handle), type="volume")],
+                port_bindings={f"{spec.port}/tcp": (spec.publish.host, spec.publish.port)},
+                network_mode=self._network_name,
+                cap_drop=["ALL"],
+                security_opt=["no-new-privileges"],
+                pids_limit=spec.limits.pids,
+                mem_limit=memory,
+                memswap_limit=memory,
+                cpu_period=docker_spec.CPU_PERIOD,
+                cpu_quota=quota,
+                read_only=True,
+                tmpfs=dict(spec.tmpfs),
+                shm_size=spec.shm_bytes,
+                init=False,
+                restart_policy={"Name": "unless-stopped"},
+                log_config=LogConfig(type=LogConfig.types.JSON, config={"max-size": "10m", "max-file": "3"}),
+            )
+            try:
+                made: Container = client.create_container(
+                    spec.image,
+                    name=spec.handle.name,
+                    entrypoint=["sh"],
+                    command=docker_spec.command(spec),
+                    environment=dict(spec.env),
+                    user=spec.user or None,
+                    ports=[(spec.port, "tcp")],
+                    labels={
+                        **spec.labels,
+                        **docker_spec.labels(self._install_id, "server", spec.handle),
+                        docker_spec.SPEC: docker_spec.spec_hash(spec),
+                    },
+                    stop_signal=spec.stop_signal,
+                    host_config=host,
+                )
+            except docker.errors.ImageNotFound as error:
+                raise ImageMissing(f"the server's image {spec.image} is not on the host any more") from error
+        return made
+
+    def put_init_files(self, container: Container, spec: ServerSpec) -> None:
+        """Unpack `.novastack/` into the volume of a created container, owned by the server's user."""
+        client = self._clients.get()
+        with mapped():
+            # Not `copyUIDGID`: the engine looks the user up in the host's passwd file. The image's own one is right.
+            stream, _ = client.get_archive(container["Id"], "/etc/passwd")
+            owner = docker_spec.user_ids(b"".join(stream), spec.user)
+            client.put_archive(container["Id"], spec.mount_path, docker_spec.init_files(spec, owner))
+
+    def start(self, container: Container) -> None:
+        """Start, and watch until the wrapper has accepted or refused the data. A refused container stays stopped."""
+        client, name = self._clients.get(), str(container["Id"])
+        with mapped():
+            client.start(name)
+        deadline = time.monotonic() + _ACCEPT_SECONDS
+        pause = 0.03
+        while time.monotonic() < deadline:
+            with mapped():
+                state = client.inspect_container(name)["State"]
+                code = int(state["ExitCode"])
+                if code in docker_spec.REFUSALS and (not state["Running"] or state["Restarting"]):
+                    client.stop(name, timeout=0)
+                    raise _refusal(code)
+                if state["Status"] == "exited" and code:
+                    return  # the server itself failed: `observe` and the logs say how
+                since = time_of(state["StartedAt"])
+                if since is not None and docker_spec.STARTED_LINE in client.logs(
+                    name, stdout=False, stderr=True, since=since.timestamp() - 0.001, tail=100
+                ):
+                    return
+            time.sleep(pause)
+            pause = min(0.2, pause * 1.5)
+
+    # --- parts: ending ------------------------------------------------------------------------------------------------
+    def stop(self, container: Container, grace_seconds: float) -> None:
+        """The polite signal, then watching in slices, then by force: no single call that outlives a lease."""
+        client, name = self._clients.get(), str(container["Id"])
+        signal = container["Config"].get("StopSignal") or "SIGTERM"
+        deadline = time.monotonic() + grace_seconds
+        if container["State"].get("Restarting") or container["State"].get("Paused") or grace_seconds <= 0:
+            with mapped(), contextlib.suppress(docker.errors.NotFound):
+                client.stop(name, timeout=0)
+        elif container["State"].get("Running"):
+            with mapped(), contextlib.suppress(_Conflict, docker.errors.NotFound):
+                _conflicting(lambda: client.kill(name, signal=signal))
+        while (found := self.inspect(name)) is not None and found["State"]["Running"]:
+            if time.monotonic() > deadline:
+                with mapped(), contextlib.suppress(docker.errors.NotFound):
+                    client.stop(name, timeout=0)
+                deadline += _FORCE_SECONDS
+            if time.monotonic() > deadline + _FORCE_SECONDS:
+                raise NovaStackRuntimeError("the container does not end, not even by force")
+            time.sleep(0.1)
+
+    def remove(self, container: Container) -> None:
+        """Remove the container and wait until it is gone; its named volume stays."""
+        client, name = self._clients.get(), str(container["Id"])
+        with mapped(), contextlib.suppress(_Conflict, docker.errors.NotFound):
+            _conflicting(lambda: client.remove_container(name, force=True, v=False))
+        deadline = time.monotonic() + _REMOVE_SECONDS
+        while self.inspect(name) is not None:
+            if time.monotonic() > deadline:
+                raise NovaStackRuntimeError("the container does not go away")
+            time.sleep(0.1)
+
+
+def wanted_limits(spec: ServerSpec) -> tuple[int, int]:
+    return spec.limits.memory_bytes, docker_spec.cpu_quota(spec.limits, burst=spec.burst)
+
+
+def is_up(container: Container) -> bool:
+    state = container["State"]
+    return bool(state.get("Running")) and not state.get("Restarting") and not state.get("Paused")
+
+
+class _Conflict(Exception):
+    """409: somebody else is doing the same, or it is done already."""
+
+
+def _conflicting(act: Any) -> None:
+    try:
+        act()
+    except docker.errors.APIError as error:
+        if error.status_code == 409:
+            raise _Conflict from error
+        raise
+
+
+def _refusal(code: int) -> NovaStackRuntimeError:
+    text = docker_spec.REFUSALS[code]
+    if code == docker_spec.IN_USE:
+        return DataInUse(text)
+    if code == docker_spec.UNFIT:
+        return ImageMissing(text)
+    return DataMissing(text)

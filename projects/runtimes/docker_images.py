@@ -1,0 +1,70 @@
+"""Which image a server runs on: chosen once, in a fixed order, and known by its digest from then on (rule 12)."""
+
+from __future__ import annotations
+
+import docker.errors
+from docker.utils import parse_repository_tag
+
+from projects.domain import ImageMissing, ImageRef, NovaStackRuntimeError, RuntimeUnreachable
+from projects.runtimes.docker_client import PULL_TIMEOUT_SECONDS, REGISTRY_TIMEOUT_SECONDS, DockerClients, mapped
+
+
+class Images:
+    def __init__(self, clients: DockerClients) -> None:
+        self._clients = clients
+
+    def resolve(self, engine: str, version: str, official: str, override: str = "", *, pull: bool = False) -> ImageRef:
+        """Override; official on the host; ours on the host; official pulled. `ImageMissing` says what to do."""
+        tagged = _tagged(official, version)
+        candidates = [override] if override else [tagged, f"novastack-{engine}:{version}"]
+        for candidate in candidates:
+            found = self._image(candidate)
+            if found is not None:
+                return found
+        if not pull:
+            raise ImageMissing(
+                f"none of these images is on the host: {', '.join(candidates)}. Pull one, build ours with"
+                " `make images`, or name one in NOVASTACK_IMAGES"
+            )
+        return self._pulled(candidates[0])
+
+    def can_pull(self, official: str, version: str, override: str = "") -> bool:
+        """Whether the registry answers that it has the image."""
+        client = self._clients.new(REGISTRY_TIMEOUT_SECONDS)
+        try:
+            with mapped():
+                client.inspect_distribution(override or _tagged(official, version))  # type: ignore[no-untyped-call]
+        except NovaStackRuntimeError:
+            return False
+        return True
+
+    def _image(self, name: str) -> ImageRef | None:
+        with mapped():
+            try:
+                found = self._clients.get().inspect_image(name)  # type: ignore[no-untyped-call]
+            except docker.errors.NotFound:
+                return None
+        # A repository digest can be pulled again elsewhere; an image that was built here only has its id.
+        digests = found.get("RepoDigests") or []
+        return ImageRef(name, str(digests[0] if digests else found["Id"]))
+
+    def _pulled(self, name: str) -> ImageRef:
+        client = self._clients.new(PULL_TIMEOUT_SECONDS)
+        repository, tag = parse_repository_tag(name)
+        try:
+            with mapped():
+                for event in client.pull(repository, tag=tag or "latest", stream=True, decode=True):
+                    if "error" in event:
+                        raise ImageMissing(f"{name} could not be pulled: {str(event['error'])[:200]}")
+        except (RuntimeUnreachable, ImageMissing):
+            raise
+        except NovaStackRuntimeError as error:
+            raise ImageMissing(f"{name} could not be pulled: {error}") from error
+        found = self._image(name)
+        if found is None:
+            raise ImageMissing(f"{name} is not there after pulling it")
+        return found
+
+
+def _tagged(official: str, version: str) -> str:
+    return official if ":" in official.rpartition("/")[2] else f"{official}:{version}"
