@@ -18,6 +18,7 @@ from projects.runtimes.docker_observe import time_of
 _ACCEPT_SECONDS = 5.0  # how long `start` watches the wrapper; on a slower machine `observe` tells
 _FORCE_SECONDS = 3.0
 _REMOVE_SECONDS = 10.0
+_DAEMON_STOP_SECONDS = 60  # what the daemon gives a server when the machine goes down
 _ISOLATED = "com.docker.network.bridge.enable_icc"
 
 Container = Mapping[str, Any]  # what `inspect` answers
@@ -124,6 +125,8 @@ class Containers:
                         docker_spec.SPEC: docker_spec.spec_hash(spec),
                     },
                     stop_signal=spec.stop_signal,
+                    stop_timeout=_DAEMON_STOP_SECONDS,
+                    use_config_proxy=False,
                     host_config=host,
                 )
             except docker.errors.ImageNotFound as error:

@@ -17,6 +17,7 @@ from projects.runtimes.docker_client import DockerClients, mapped
 # A container that has been up for a minute is listed as "Up About a minute"; before that, in seconds. So a restart
 # between two looks can't be missed as long as they are closer together than this.
 _TRUST_SECONDS = 45.0
+_HOPELESS = 4  # restarts by the daemon after which a server that ends at once counts as stopped
 
 
 class Observer:
@@ -67,8 +68,11 @@ def describe(inspected: Mapping[str, Any]) -> Observation:
     up = status == "running"
     detail = ""
     if status == "restarting" and code not in docker_spec.REFUSALS:
-        meaning = ServerState.STARTING
-        detail = f"it ended with code {code} and is being started again"
+        hopeless = int(inspected.get("RestartCount") or 0) >= _HOPELESS
+        meaning = ServerState.STOPPED if hopeless else ServerState.STARTING
+        detail = f"it keeps ending with code {code}" if hopeless else f"it ended with code {code} and is started again"
+        if killed:
+            detail += " (out of memory)"
     elif up:
         meaning = ServerState.RUNNING
     else:

@@ -106,7 +106,7 @@ class Tool:
             )
             made = api.create_container(
                 image, entrypoint=argv[:1], command=argv[1:], name=self._name, environment=env, labels=labels,
-                user=f"{NOBODY}:{NOBODY}", host_config=host, stdin_open=True, working_dir="/tmp",  # noqa: S108
+                user=f"{NOBODY}:{NOBODY}", host_config=host, stdin_open=True, working_dir="/tmp", use_config_proxy=False,  # noqa: S108
             )  # fmt: skip
             self._id = str(made["Id"])
         try:

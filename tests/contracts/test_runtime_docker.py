@@ -251,6 +251,16 @@ class TestDocker(DockerContract):
         time.sleep(1)
         assert self.state(runtime, server.handle) == ServerState.STOPPED
 
+    def test_a_server_that_keeps_ending_is_stopped_with_a_reason(self, runtime: Runtime, make_spec: MakeSpec) -> None:
+        spec = make_spec(argv=("postgres", "-c", "shared_buffers=900GB"))
+        handle = runtime.ensure(spec, data=DataPolicy.CREATE)
+        deadline = time.monotonic() + 60
+        while (seen := runtime.observe([handle])[handle]).state != ServerState.STOPPED:
+            assert time.monotonic() < deadline, seen
+            time.sleep(0.2)
+        assert "keeps ending with code 1" in seen.detail
+        assert any(b"shared memory" in line for line in runtime.logs(handle, tail=500))
+
     def test_a_pinned_image_that_is_gone_has_no_substitute(self, runtime: Runtime, make_spec: MakeSpec) -> None:
         spec = make_spec(image="sha256:" + "0" * 64)
         with pytest.raises(ImageMissing):
