@@ -11,7 +11,7 @@ from django.http import HttpRequest
 
 from accounts.models import User
 from accounts.permissions import Principal, client_ip
-from accounts.services import record, registration_open, user_sign_out_everywhere
+from accounts.services import membership_ensure, record, registration_open, user_sign_out_everywhere
 from accounts.services.invitations import invitation_remembered
 
 
@@ -27,6 +27,8 @@ class AccountAdapter(DefaultAccountAdapter):
 
     def login(self, request: HttpRequest, user: AbstractBaseUser) -> None:
         super().login(request, user)
+        assert isinstance(user, User)  # noqa: S101  (allauth types the base class)
+        membership_ensure(user)
         record(_acting(request, user), "auth.login", target=str(user), data={"via": "browser"})
 
     def logout(self, request: HttpRequest) -> None:

@@ -11,7 +11,7 @@ from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.forms import AdminUserCreationForm, UserChangeForm
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 
 from accounts.models import ApiToken, AuditEvent, Invitation, Membership, Organization, RefreshFamily, User
 from accounts.permissions import Principal, client_ip
@@ -95,6 +95,15 @@ class UserAdmin(DjangoUserAdmin):
             user_sign_out_everywhere(user=obj, reason="deactivated")
         action = "user.changed_by_operator" if change else "user.created"
         record(acting(request), action, target=obj.email, data={"fields": sorted(form.changed_data)})
+
+    def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:
+        response = super().user_change_password(request, id, form_url)
+        if request.method == "POST" and response.status_code == 302:
+            user = User.objects.get(pk=id)
+            if user != request.user:
+                user_sign_out_everywhere(user=user, reason="password_changed")
+            record(acting(request), "auth.password_changed", target=user.email, data={"by_operator": True})
+        return response
 
     @admin.action(description="Sign out everywhere")
     def sign_out(self, request: HttpRequest, queryset: QuerySet[User]) -> None:

@@ -101,6 +101,7 @@ class LoginView(PublicView):
         self._second_factor(user, fields["code"].strip())
         if settings.ACCOUNT_EMAIL_VERIFICATION == "mandatory" and not has_verified_email(user):
             raise PermissionDenied("Confirm your address first: the link is in your mail.", code="email_not_verified")
+        services.membership_ensure(user)
         return SecretResponse({**_pair(_start(request, user)), "user": UserSerializer(user).data})
 
     def _authenticate(self, request: Request, email: str, password: str) -> User:

@@ -34,6 +34,7 @@ from accounts.models import AuditEvent, Invitation, Membership, Organization
 from accounts.permissions import Capability, require
 from novastack.common.api import SecretResponse, idempotent
 from novastack.common.errors import NotFound
+from novastack.common.openapi import IDEMPOTENCY_KEY
 
 REF = OpenApiParameter("ref", str, OpenApiParameter.PATH, description="Slug or id.")
 
@@ -56,7 +57,8 @@ class OrganizationScoped(PrincipalMixin):
 @extend_schema(tags=["organizations"], parameters=[REF])
 @extend_schema_view(
     list=extend_schema(parameters=[OpenApiParameter("ref", exclude=True, location=OpenApiParameter.PATH)]),
-    create=extend_schema(parameters=[OpenApiParameter("ref", exclude=True, location=OpenApiParameter.PATH)],
+    create=extend_schema(parameters=[OpenApiParameter("ref", exclude=True, location=OpenApiParameter.PATH),
+                                     IDEMPOTENCY_KEY],
                          request=OrganizationCreateSerializer, responses={201: OrganizationSerializer}),
     update=extend_schema(request=OrganizationUpdateSerializer, responses={200: OrganizationSerializer}),
     partial_update=extend_schema(request=OrganizationUpdateSerializer, responses={200: OrganizationSerializer}),
@@ -182,8 +184,8 @@ class InvitationListView(OrganizationScoped, ListAPIView[Invitation]):
             "invited_by"
         )
 
-    @extend_schema(operation_id="organizations_invitations_create", request=InvitationCreateSerializer,
-                   responses={201: InvitationCreatedSerializer})  # fmt: skip
+    @extend_schema(operation_id="organizations_invitations_create", parameters=[IDEMPOTENCY_KEY],
+                   request=InvitationCreateSerializer, responses={201: InvitationCreatedSerializer})  # fmt: skip
     def post(self, request: Request, ref: str) -> Response:
         """Invite an address. `link` is in this answer only; with SMTP it is mailed as well."""
         organization = self.organization(Capability.MEMBER_MANAGE)

@@ -16,13 +16,14 @@ from accounts.api.serializers import ApiTokenCreatedSerializer, ApiTokenCreateSe
 from accounts.models import ApiToken, Scope
 from accounts.permissions import Capability, require_scope
 from novastack.common.api import SecretResponse, idempotent
+from novastack.common.openapi import IDEMPOTENCY_KEY
 
 
 @extend_schema_view(
     list=extend_schema(tags=["auth"], operation_id="tokens_list"),
     retrieve=extend_schema(tags=["auth"], operation_id="tokens_retrieve"),
-    create=extend_schema(tags=["auth"], operation_id="tokens_create", request=ApiTokenCreateSerializer,
-                         responses={201: ApiTokenCreatedSerializer}),
+    create=extend_schema(tags=["auth"], operation_id="tokens_create", parameters=[IDEMPOTENCY_KEY],
+                         request=ApiTokenCreateSerializer, responses={201: ApiTokenCreatedSerializer}),
     destroy=extend_schema(tags=["auth"], operation_id="tokens_revoke"),
 )  # fmt: skip
 class ApiTokenViewSet(

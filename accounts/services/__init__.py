@@ -22,6 +22,8 @@ from accounts.services.organizations import (
 from accounts.services.sessions import TokenPair, session_end, session_refresh, session_start
 from accounts.services.tokens import token_create, token_revoke
 from accounts.services.users import (
+    clean_up,
+    membership_ensure,
     password_change,
     personal_organization_ensure,
     profile_update,
@@ -33,6 +35,7 @@ from accounts.services.users import (
 
 __all__ = [
     "TokenPair",
+    "clean_up",
     "invitation_accept",
     "invitation_by_token",
     "invitation_remember",
@@ -41,6 +44,7 @@ __all__ = [
     "member_change_role",
     "member_invite",
     "member_remove",
+    "membership_ensure",
     "organization_create",
     "organization_delete",
     "organization_delete_guards",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from allauth.account.models import EmailAddress
 from allauth.usersessions.models import UserSession
 from django.conf import settings
 from django.contrib.auth import password_validation
+from django.contrib.sessions.models import Session
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 from django.http import HttpRequest
 
-from accounts.models import Invitation, Organization, RefreshFamily, Theme, User
+from accounts.models import Invitation, Membership, Organization, RefreshFamily, Theme, User
 from accounts.models.users import time_zone_names
 from accounts.permissions import Principal, require_scope
 from accounts.services.audit import record
@@ -57,6 +59,12 @@ def personal_organization_ensure(*, user: User, name: str = "") -> Organization:
         user.default_organization = found
         user.save(update_fields=["default_organization", "updated_at"])
     return found
+
+
+def membership_ensure(user: User) -> None:
+    """Nobody signs in to nothing: who belongs to no organization (`createsuperuser`, or left all) gets a personal one."""
+    if not Membership.objects.filter(user=user).exists():
+        personal_organization_ensure(user=user)
 
 
 @transaction.atomic
@@ -183,6 +191,19 @@ def password_change(
     principal.user.password = user.password
     user_sign_out_everywhere(user=user, keep_session_key=keep_session_key, reason="password_changed")
     record(principal, "auth.password_changed", target=user.email)
+
+
+def clean_up() -> dict[str, int]:
+    """Rows that time has made worthless; the janitor calls it. Returns how many of each."""
+    moment = now()
+    ended = Session.objects.filter(expire_date__lt=moment)
+    orphans = UserSession.objects.exclude(session_key__in=Session.objects.values("session_key"))
+    return {
+        "refresh_families": RefreshFamily.objects.filter(expires_at__lt=moment).delete()[0],
+        "invitations": Invitation.objects.filter(expires_at__lt=moment - timedelta(days=30)).delete()[0],
+        "sessions": ended.delete()[0],
+        "user_sessions": orphans.filter(created_at__lt=moment - timedelta(hours=1)).delete()[0],
+    }
 
 
 @transaction.atomic

@@ -11,6 +11,7 @@ from django.db import transaction
 from django.db.models import Q
 
 from accounts.services import audit
+from accounts.services import clean_up as accounts_clean_up
 from novastack.common.clock import now
 from novastack.common.models import IdempotencyRecord, Install
 from projects import domain
@@ -109,6 +110,7 @@ def clean_up() -> dict[str, int]:
         "endpoints": Endpoint.objects.filter(project=None, reserved_until__lt=moment).delete()[0],
         "blocked_ports": BlockedPort.objects.filter(until__lt=moment).delete()[0],
         "idempotency": IdempotencyRecord.objects.filter(created_at__lt=moment - timedelta(hours=24)).delete()[0],
+        **accounts_clean_up(),
         "samples": MetricSample.objects.filter(at__lt=moment - timedelta(days=30)).delete()[0],
         "events": OperationEvent.objects.filter(
             Q(at__lt=moment - timedelta(days=30)), operation__finished_at__isnull=False

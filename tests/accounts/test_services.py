@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import AnonymousUser
+from django.contrib.sessions.models import Session
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connection
 from django.test import Client, RequestFactory
 
 from accounts.context import shell
-from accounts.models import ApiToken, AuditEvent, Membership, Organization, User
+from accounts.models import ApiToken, AuditEvent, Membership, Organization, RefreshFamily, User
 from accounts.permissions import Capability, Principal
 from accounts.services import (
+    clean_up,
     organization_for,
     organization_select,
     personal_organization_ensure,
+    session_refresh,
+    session_start,
     user_create,
     user_register,
 )
-from novastack.common.errors import Invalid, NotFound, PermissionDenied, Problem
-from tests.factories import MembershipFactory, OrganizationFactory, Team, UserFactory, make_token
+from novastack.common.clock import now
+from novastack.common.errors import Invalid, NotAuthenticated, NotFound, PermissionDenied, Problem
+from tests.factories import PASSWORD, MembershipFactory, OrganizationFactory, Team, UserFactory, make_token
 
 pytestmark = pytest.mark.django_db
 
@@ -188,3 +194,36 @@ class TestAdmin:
         team.bob.refresh_from_db()
         assert not team.bob.is_active
         assert AuditEvent.objects.filter(action="user.changed_by_operator", target=team.bob.email).exists()
+
+    def test_a_password_set_there_ends_sessions_and_is_audited(self, operator: Client, team: Team) -> None:
+        family = session_start(user=team.bob)
+        new = "quite-another-one"
+        response = operator.post(
+            f"/admin/accounts/user/{team.bob.pk}/password/",
+            {"usable_password": "true", "password1": new, "password2": new},
+        )
+        assert response.status_code == 302
+        with pytest.raises(NotAuthenticated):
+            session_refresh(refresh=family.refresh)
+        assert AuditEvent.objects.filter(action="auth.password_changed", target=team.bob.email).exists()
+
+
+def test_who_belongs_nowhere_gets_an_organization_at_sign_in(client: Client) -> None:
+    user = User.objects.create_superuser("root@example.test", PASSWORD)
+    client.post("/accounts/login/", {"login": user.email, "password": PASSWORD})
+    user.refresh_from_db()
+    assert user.default_organization is not None
+    assert user.default_organization.personal
+
+
+def test_clean_up_removes_what_has_ended_and_nothing_else(team: Team) -> None:
+    session_start(user=team.alice)
+    session_start(user=team.bob)
+    RefreshFamily.objects.filter(user=team.bob).update(expires_at=now() - timedelta(days=1))
+    browser = Client()
+    browser.force_login(team.alice)
+    assert clean_up() == {"refresh_families": 1, "invitations": 0, "sessions": 0, "user_sessions": 0}
+    assert browser.get("/api/v1/auth/profile/").status_code == 200
+    Session.objects.update(expire_date=now() - timedelta(seconds=1))
+    assert clean_up()["sessions"] == 1
+    assert RefreshFamily.objects.get().user == team.alice
