@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from psycopg import sql
 
@@ -43,6 +44,8 @@ class PostgreSQLAdmin(EngineAdmin):
 
     def set_password(self, username: str, password: str) -> None:
         self._do("ALTER ROLE {} PASSWORD {}", username, self._verifier(username, password))
+        if username == self._credentials.username:
+            self._credentials = replace(self._credentials, password=password)  # for sessions opened later by this one
 
     # --- tenants ------------------------------------------------------------------------------------------------------
     def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:

@@ -245,6 +245,19 @@ class EngineContract:
         assert "rotated-and-secret" not in server.log_text()
         assert tenant.password not in server.log_text()
 
+    def test_our_own_password_can_change_in_the_middle(self, server: LiveServer) -> None:
+        names = new_names()
+        try:
+            with self.engine.admin(server.endpoint, server.admin) as admin:
+                admin.set_password(server.admin.username, "another")
+                admin.create_tenant(names, login_password="a", control_password="b")
+            self.engine.verify_tenant(server.endpoint, names, "a")
+        finally:
+            changed = dataclasses.replace(server.admin, password="another")
+            with self.engine.admin(server.endpoint, changed) as admin:
+                admin.set_password(server.admin.username, server.admin.password)
+        self.drop(server, names)
+
     def test_a_locked_tenant_is_out_until_it_is_unlocked(self, server: LiveServer, tenant: Tenant) -> None:
         with self.engine.admin(server.endpoint, server.admin) as admin:
             admin.lock_tenant(tenant.names, locked=True)
