@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import secrets
-import uuid
 from pathlib import Path
 
 from novastack.embedded.paths import make_home, state_folder, write_private
@@ -29,7 +28,6 @@ class Home:
         for name, make in (
             ("secret-key", lambda: secrets.token_urlsafe(48)),
             ("secret-keys", lambda: base64.b64encode(secrets.token_bytes(32)).decode()),
-            ("install-id", lambda: str(uuid.uuid4())),
         ):
             if not (self.secrets / name).is_file():
                 write_private(self.secrets / name, make())
@@ -40,17 +38,13 @@ class Home:
         folder.chmod(0o700)
         return folder
 
-    @property
-    def install_id(self) -> str:
-        return (self.secrets / "install-id").read_text().strip()
-
     def environment(self, *, database_url: str | None, bind: str, port: int) -> dict[str, str]:
         """For children. Secrets go as `NAME_FILE`; what the operator set (`DATABASE_URL`, `BROKER_URL` …) stays."""
         env = dict(os.environ)
         env |= {
             "DJANGO_SETTINGS_MODULE": "novastack.settings", "NOVASTACK_MODE": "embedded", "PYTHONUNBUFFERED": "1",
             "NOVASTACK_HOME": str(self.path), "NOVASTACK_SERVERS_ROOT": str(self.servers),
-            "NOVASTACK_INSTALL_ID": self.install_id, "NOVASTACK_BIND": bind, "NOVASTACK_PORT": str(port),
+            "NOVASTACK_BIND": bind, "NOVASTACK_PORT": str(port),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH", "")])),
         }  # fmt: skip
         env.setdefault("STATIC_ROOT", str(self._folder("static")))  # stays empty: files are served from where they are

@@ -107,7 +107,7 @@ class Supervisor:
         if roles := end_leftovers(self._roster):
             self.say(f"The last run was killed: ended its {', '.join(roles)}; databases that still run are taken over.")
         broker.prepare(self.home.path)
-        listener = self._listen()
+        listener = self._listener = self._listen()  # ours for the whole run: a restarted web gets it again
         port = listener.getsockname()[1]
         url = None
         own_database = not os.environ.get("DATABASE_URL")
