@@ -59,7 +59,7 @@ def build(*, json: bool, level: str) -> dict[str, Any]:
             exception_formatter=structlog.dev.plain_traceback,  # the pretty one prints local variables, so secrets
         )
     )
-    formatter_chain = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    formatter_chain: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if json:
         formatter_chain.append(structlog.processors.format_exc_info)
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from django.conf import settings
 from drf_spectacular.utils import extend_schema
@@ -34,7 +34,7 @@ class HealthOutput(serializers.Serializer[Any]):
 
 
 class HealthView(APIView):
-    permission_classes: ClassVar[list[Any]] = [AllowAny]
+    permission_classes = [AllowAny]
 
     @extend_schema(operation_id="health", tags=["health"], responses={200: HealthOutput})
     def get(self, request: Request) -> Response:

@@ -55,6 +55,7 @@ def test_schema_and_docs_are_served_without_a_cdn(client: Client) -> None:
     assert "http://" not in text
     assert "https://" not in text
     assert "<script>" not in text
+    assert "<style>" not in text
     script = client.get("/api/docs/?script=")
     assert (script.status_code, script["Content-Type"].split(";")[0]) == (200, "application/javascript")
     assert "script-src 'self'" in page["Content-Security-Policy"]
