@@ -1,0 +1,166 @@
+"""The OpenAPI schema: made without a warning, complete, and true (schemathesis sends what it allows, and what not)."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import schemathesis
+from django.core.cache import cache
+from django.core.management import call_command
+from django.core.signals import request_finished, request_started
+from django.db import close_old_connections
+from drf_spectacular.generators import SchemaGenerator
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import CHECKS
+
+from novastack.wsgi import application
+from projects.api import operations as operations_api
+from projects.models import Operation
+from tests.factories import make_project, make_team, make_token
+
+# The public contract: path → methods. Add to it; take nothing away.
+CONTRACT = {
+    "/auth/register/": {"post"},
+    "/auth/login/": {"post"},
+    "/auth/refresh/": {"post"},
+    "/auth/profile/": {"get", "put", "patch"},
+    "/auth/password/": {"post"},
+    "/auth/logout/": {"post"},
+    "/auth/tokens/": {"get", "post"},
+    "/auth/tokens/{id}/": {"delete"},
+    "/organizations/": {"get", "post"},
+    "/organizations/{ref}/": {"get", "put", "patch", "delete"},
+    "/organizations/{ref}/members/": {"get"},
+    "/organizations/{ref}/invitations/": {"get", "post"},
+    "/organizations/{ref}/usage/": {"get"},
+    "/organizations/{ref}/audit-events/": {"get"},
+    "/engines/": {"get"},
+    "/regions/": {"get"},
+    "/plans/": {"get"},
+    "/projects/": {"get", "post"},
+    "/projects/{id}/": {"get", "put", "patch", "delete"},
+    "/projects/{id}/connection/": {"get"},
+    "/projects/{id}/action/": {"post"},
+    "/projects/{id}/status/": {"get"},
+    "/projects/{id}/operations/": {"get"},
+    "/projects/{id}/metrics/": {"get"},
+    "/projects/{id}/logs/": {"get"},
+    "/projects/{id}/activity/": {"get"},
+    "/projects/stats/overview/": {"get"},
+    "/operations/": {"get"},
+    "/operations/{id}/": {"get"},
+    "/operations/{id}/retry/": {"post"},
+    "/operations/{id}/cancel/": {"post"},
+    "/health/": {"get"},
+}
+METHODS = {"get", "post", "put", "patch", "delete"}
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return dict(SchemaGenerator().get_schema(public=True))  # type: ignore[no-untyped-call]
+
+
+def test_it_is_made_without_a_warning_and_is_valid() -> None:
+    said = io.StringIO()
+    with redirect_stderr(said):
+        call_command("spectacular", "--validate", "--fail-on-warn", stdout=io.StringIO())
+    assert "Warning" not in said.getvalue() and "Error" not in said.getvalue()
+
+
+def test_it_has_every_path_of_the_contract(document: dict[str, Any]) -> None:
+    found = {
+        path.removeprefix("/api/v1"): METHODS & set(operations) for path, operations in document["paths"].items()
+    }
+    missing = {path: methods - found.get(path, set()) for path, methods in CONTRACT.items()}
+    assert not {path: methods for path, methods in missing.items() if methods}
+
+
+def test_every_operation_says_what_it_does_and_how_it_refuses(document: dict[str, Any]) -> None:
+    names = set()
+    for path, operations in document["paths"].items():
+        for method in METHODS & set(operations):
+            operation = operations[method]
+            assert operation.get("tags"), (method, path)
+            assert operation["operationId"] not in names
+            names.add(operation["operationId"])
+            assert any(
+                "application/problem+json" in answer.get("content", {}) for answer in operation["responses"].values()
+            ), (method, path)
+            if path.startswith(("/api/v1/projects", "/api/v1/operations")):
+                assert operation.get("description"), (method, path)
+
+
+def test_what_makes_or_acts_takes_an_idempotency_key(document: dict[str, Any]) -> None:
+    for path, operations in document["paths"].items():
+        if "post" in operations and re.match(r"/api/v1/(projects|operations)/", path):
+            headers = {p["name"] for p in operations["post"].get("parameters", []) if p["in"] == "header"}
+            assert "Idempotency-Key" in headers, path
+
+
+CHOSEN = [
+    check
+    for check in CHECKS.get_all()
+    if check.__name__
+    in {
+        "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
+        "response_headers_conformance",
+    }
+]  # fmt: skip
+
+
+schema = schemathesis.openapi.from_dict(
+    dict(SchemaGenerator().get_schema(public=True))  # type: ignore[no-untyped-call]
+).exclude(path_regex=r"/api/v1/auth/(register|login|refresh|logout|password)/")
+schema.app = application
+
+
+@dataclass(frozen=True)
+class World:
+    token: str
+    ids: dict[str, str]  # of what exists, by the path's first word
+
+
+@pytest.fixture
+def world(db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    full = threading.BoundedSemaphore(1)
+    full.acquire()
+    monkeypatch.setattr(operations_api, "waiters", full)  # `?wait=30` answers at once
+    team = make_team()
+    project = make_project(team.alice, team.organization)
+    waiting = make_project(team.alice, team.organization, "Waiting", running=False)
+    operation = Operation.objects.get(project_uuid=waiting.pk)
+    _, clear = make_token(team.alice)
+    # As Django's own test client does: the end of a request must not close the test's transaction.
+    for signal in (request_started, request_finished):
+        signal.disconnect(close_old_connections)
+    yield World(clear, {"projects": str(project.pk), "operations": str(operation.pk), "organizations": "acme"})
+    for signal in (request_started, request_finished):
+        signal.connect(close_old_connections)
+
+
+existing = itertools.cycle((True, True, False))  # ids that exist, mostly; else what schemathesis made up
+
+
+@schema.parametrize()
+@settings(
+    max_examples=8, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much,
+                           HealthCheck.data_too_large],
+)  # fmt: skip
+def test_it_is_true(case: Any, world: World) -> None:
+    cache.clear()  # the throttle is not what is tried here
+    case.headers["Authorization"] = f"Bearer {world.token}"
+    subject = case.path.removeprefix("/api/v1/").split("/")[0]
+    for name in ("id", "ref"):
+        if name in case.path_parameters and subject in world.ids and next(existing):
+            case.path_parameters[name] = world.ids[subject]
+    case.call_and_validate(checks=CHOSEN)
