@@ -45,6 +45,13 @@ WORDS = {
     "auth.password_changed": "Changed password",
     "profile.updated": "Changed profile",
 }
+ENGINES = {
+    "postgresql": "PostgreSQL",
+    "mysql": "MySQL",
+    "mariadb": "MariaDB",
+    "mongodb": "MongoDB",
+    "ferretdb": "FerretDB",
+}
 # What the filter offers → the actions' beginnings
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "projects": ("Projects", ("project.", "operation.")),
@@ -62,7 +69,8 @@ def detail(event: AuditEvent) -> str:
     """The second line: what of the data helps a reader."""
     data = event.data or {}
     if event.action == "project.created":
-        return " ".join(str(data.get(key, "")) for key in ("engine", "version")) + f", {data.get('plan', '')}"
+        engine = ENGINES.get(str(data.get("engine")), str(data.get("engine", "")))
+        return f"{engine} {data.get('version', '')}, {str(data.get('plan', '')).capitalize()}"
     if event.action == "member.role_changed":
         return f"{data.get('before', '')} to {data.get('after', '')}".capitalize()
     if event.action == "credentials.revealed":

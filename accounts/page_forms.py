@@ -23,7 +23,7 @@ SCOPE_HINTS = {
 
 class TokenForm(forms.Form):
     name = forms.CharField(max_length=200, widget=forms.TextInput(attrs={"autocomplete": "off"}))
-    expires = forms.ChoiceField(choices=list(EXPIRIES.items()), required=False)
+    expires = forms.ChoiceField(choices=list(EXPIRIES.items()), required=False, initial="90")
     scopes = forms.MultipleChoiceField(choices=Scope.choices, required=False)
 
     def expires_at(self) -> Any:

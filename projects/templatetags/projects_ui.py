@@ -74,6 +74,19 @@ def operation_title(operation: Operation) -> str:
     return base.titles().get(operation.kind, operation.kind.replace("_", " ").capitalize())
 
 
+_DONE = {
+    "provision": "Created", "start": "Started", "stop": "Stopped", "restart": "Restarted", "resize": "Limits changed",
+    "rotate_password": "Password rotated", "delete": "Moved to the recycle bin", "undelete": "Restored from the bin",
+}  # fmt: skip
+
+
+@register.filter
+def operation_done(operation: Operation) -> str:
+    """What has happened, once it has: `Password rotated`; until then what it is about to do."""
+    done = _DONE.get(operation.kind) if operation.state == OperationState.SUCCEEDED else None
+    return done or operation_title(operation)
+
+
 @register.filter
 def engine_short(name: str) -> str:
     """The two letters of an engine's tile."""

@@ -125,6 +125,19 @@ def initial(value: Any) -> str:
     return (str(value).strip()[:1] or "?").upper()
 
 
+_BROWSERS = (("Edg/", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("Chrome/", "Chrome"), ("Safari/", "Safari"))
+_SYSTEMS = (("Android", "Android"), ("iPhone", "iPhone"), ("iPad", "iPad"), ("Windows", "Windows"), ("Mac OS", "macOS"),
+            ("Linux", "Linux"))  # fmt: skip
+
+
+@register.filter
+def browser(user_agent: str) -> str:
+    """`Firefox on Windows` for the usual ones, else the beginning of what it says."""
+    name = next((label for mark, label in _BROWSERS if mark in user_agent), "")
+    system = next((label for mark, label in _SYSTEMS if mark in user_agent), "")
+    return f"{name} on {system}" if name and system else user_agent[:60] or "Unknown"
+
+
 @register.filter
 def get(mapping: Any, key: Any) -> Any:
     """`mapping[key]`, or None."""
