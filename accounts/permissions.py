@@ -68,6 +68,10 @@ MANAGEABLE_ROLES: Mapping[str, frozenset[str]] = {
 }
 
 
+# What an operator may do to any project in the Django admin: run it and bin it, never read it (rule 46).
+OPERATOR_CAPABILITIES = frozenset({C.PROJECT_VIEW, C.PROJECT_ACT, C.PROJECT_DELETE})
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Who acts, with what, from where. Made once per request; the memberships are read once.
@@ -137,6 +141,26 @@ class Principal:
         return scope in self.scopes or (scope == Scope.READ and bool(self.scopes & {Scope.WRITE, Scope.ADMIN}))
 
 
+@dataclass(frozen=True, slots=True)
+class OperatorPrincipal(Principal):
+    """An operator at work in the Django admin, where people are not members. Services audit what is done."""
+
+    def __post_init__(self) -> None:
+        if not self.user.is_operator or self.token is not None:
+            raise PermissionDenied("Only operators of this install may do this.")
+
+    @property
+    def label(self) -> str:
+        return f"{self.user.email} (operator)"
+
+    def role_in(self, organization_id: uuid.UUID | None) -> str | None:
+        return Principal.role_in(self, organization_id) or "operator"
+
+    def capabilities_in(self, organization_id: uuid.UUID | None) -> frozenset[Capability]:
+        own = ROLE_CAPABILITIES.get(Principal.role_in(self, organization_id) or "", frozenset())
+        return own | OPERATOR_CAPABILITIES
+
+
 def capabilities_of_scopes(scopes: frozenset[str]) -> frozenset[Capability]:
     return frozenset().union(*(SCOPE_CAPABILITIES.get(scope, frozenset()) for scope in scopes))
 
@@ -156,7 +180,7 @@ def require(principal: Principal, organization: Organization | uuid.UUID, capabi
         raise NotFound
     if capability in principal.capabilities_in(_pk(organization)):
         return
-    if capability in ROLE_CAPABILITIES[role]:
+    if capability in ROLE_CAPABILITIES.get(role, frozenset()):
         raise PermissionDenied("This token's scopes do not allow this.")
     raise PermissionDenied(f"Your role here ({role}) does not allow this.")
 

@@ -1,0 +1,355 @@
+"""Projects in the Django admin: to look at, and to act through the same services as everybody (audited).
+
+State is read-only, secrets are never shown, and nothing is deleted here: that is deprovisioning's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from django.contrib import admin, messages
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest
+from django.template.defaultfilters import filesizeformat
+
+from accounts.admin import ReadOnlyAdmin
+from accounts.models import User
+from accounts.permissions import OperatorPrincipal, client_ip
+from accounts.services import record
+from novastack.common.errors import Problem
+from projects.models import (
+    BlockedPort,
+    Database,
+    DatabaseRole,
+    DatabaseServer,
+    DataTombstone,
+    Endpoint,
+    MetricSample,
+    Operation,
+    OperationEvent,
+    OperationLock,
+    OperationStep,
+    Orphan,
+    Plan,
+    Project,
+    Region,
+)
+from projects.services import operation_cancel, operation_retry, project_action, project_delete
+
+
+def operator_of(request: HttpRequest) -> OperatorPrincipal:
+    """Who acts here. `PermissionDenied` for anybody but an operator."""
+    assert isinstance(request.user, User)  # noqa: S101  (the admin lets in nobody else)
+    return OperatorPrincipal(
+        user=request.user, ip=client_ip(request), request_id=getattr(request, "request_id", "")
+    )
+
+
+def act_on(request: HttpRequest, rows: QuerySet[Any], act: Callable[[OperatorPrincipal, Any], Any], done: str) -> None:
+    """One after the other; a refusal of one is said and does not stop the others."""
+    operator, made = operator_of(request), 0
+    for row in rows:
+        try:
+            act(operator, row)
+        except Problem as problem:
+            messages.warning(request, f"{row}: {problem.detail}")
+        else:
+            made += 1
+    if made:
+        messages.success(request, f"{done}: {made}. See Operations.")
+
+
+class CatalogueAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """What operators set up. What is in use stays: the database refuses."""
+
+    readonly_fields: ClassVar[Any] = ["id", "created_at", "updated_at"]
+
+
+@admin.register(Region)
+class RegionAdmin(CatalogueAdmin):
+    list_display = ["name", "slug", "runtime", "enabled", "reconcile", "reachable", "reason", "observed_at"]
+    list_filter = ["runtime", "enabled", "reachable", "reconcile"]
+    search_fields = ["name", "slug"]
+    date_hierarchy = "created_at"
+    readonly_fields = [*CatalogueAdmin.readonly_fields, "reachable", "reason", "observed_at", "disk"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Region | None = None) -> list[str]:
+        """Where servers live, the driver stays (rule 12)."""
+        fixed = ["slug", "runtime", "config"] if obj is not None and obj.servers.exists() else []
+        return [*self.readonly_fields, *fixed]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Region | None = None) -> bool:
+        return obj is not None and not obj.servers.exists() and super().has_delete_permission(request, obj)
+
+
+@admin.register(Plan)
+class PlanAdmin(CatalogueAdmin):
+    list_display = ["name", "slug", "memory", "cpus", "storage", "connection_limit", "recycle_days", "is_default",
+                    "enabled"]  # fmt: skip
+    list_filter = ["enabled", "is_default"]
+    search_fields = ["name", "slug"]
+    date_hierarchy = "created_at"
+
+    @admin.display(ordering="memory_bytes")
+    def memory(self, plan: Plan) -> str:
+        return str(filesizeformat(plan.memory_bytes))
+
+    @admin.display(ordering="storage_bytes")
+    def storage(self, plan: Plan) -> str:
+        return str(filesizeformat(plan.storage_bytes))
+
+    def has_delete_permission(self, request: HttpRequest, obj: Plan | None = None) -> bool:
+        return obj is not None and not obj.projects.exists() and super().has_delete_permission(request, obj)
+
+
+def project_acts(action: str, title: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], None]:
+    """An admin action that is one of `project_action`'s, or `delete`."""
+
+    def act(operator: OperatorPrincipal, project: Project) -> None:
+        if action == "delete":
+            operation = project_delete(principal=operator, project=project)
+        else:
+            operation = project_action(principal=operator, project=project, action=action)
+        record(
+            operator, "operator.acted", organization=project.organization, project_id=project.pk,
+            project_name=project.name, target=project.slug, data={"action": action, "operation": str(operation.pk)},
+        )  # fmt: skip
+
+    @admin.action(description=title)
+    def run(_model_admin: Any, request: HttpRequest, rows: QuerySet[Any]) -> None:
+        act_on(request, rows.select_related("organization"), act, title)
+
+    run.__name__ = f"project_{action}"
+    return run
+
+
+@admin.register(Project)
+class ProjectAdmin(ReadOnlyAdmin):
+    list_display = ["name", "organization", "engine", "version", "status", "desired_status", "health", "region", "plan",
+                    "size", "created_at"]  # fmt: skip
+    list_filter = ["status", "desired_status", "health", "engine", "version", "region", "plan", "placement"]
+    list_select_related = ["organization", "region", "plan"]
+    search_fields = ["name", "slug", "organization__name", "organization__slug", "id"]
+    autocomplete_fields = ["organization", "region", "plan", "created_by"]
+    date_hierarchy = "created_at"
+    ordering = ["-created_at", "-id"]
+    show_full_result_count = False
+    readonly_fields = [
+        "id", "slug", "status", "status_detail", "failure", "generation", "ready_at", "credentials_shown_at",
+        "purging_at", "recycled_at", "recycle_until", "health", "health_detail", "health_checked_at", "size_bytes",
+        "connections", "connections_limit", "created_at", "updated_at",
+    ]  # fmt: skip
+    actions = [
+        project_acts("start", "Start"),
+        project_acts("stop", "Stop"),
+        project_acts("restart", "Restart"),
+        project_acts("rotate_password", "Rotate the password"),
+        project_acts("retry", "Retry what failed"),
+        project_acts("delete", "Delete into the recycle bin"),
+        project_acts("undelete", "Undelete"),
+    ]
+
+    @admin.display(ordering="size_bytes")
+    def size(self, project: Project) -> str:
+        return "" if project.size_bytes is None else str(filesizeformat(project.size_bytes))
+
+
+@admin.register(Endpoint)
+class EndpointAdmin(ReadOnlyAdmin):
+    list_display = ["__str__", "project", "region", "bind_address", "control_host", "control_port", "reserved_until"]
+    list_filter = ["region"]
+    list_select_related = ["project", "region"]
+    search_fields = ["host", "=port", "project__name", "project__slug", "project_uuid"]
+    date_hierarchy = "created_at"
+    readonly_fields = ["project_uuid", "created_at", "updated_at"]
+
+
+@admin.register(BlockedPort)
+class BlockedPortAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Ports that somebody else holds. Deleting one tries it again at once."""
+
+    list_display = ["port", "region", "until"]
+    list_filter = ["region"]
+    list_select_related = ["region"]
+    search_fields = ["=port"]
+    autocomplete_fields = ["region"]
+    date_hierarchy = "until"
+
+
+class DatabaseInline(admin.TabularInline):  # type: ignore[type-arg]
+    model = Database
+    extra = 0
+    can_delete = False
+    fields = readonly_fields = ["project", "name", "slot", "created_in_engine_at"]
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).select_related("project", "server")
+
+
+@admin.register(DatabaseServer)
+class DatabaseServerAdmin(ReadOnlyAdmin):
+    """Servers. Only `reconcile` can be changed: off leaves this one alone."""
+
+    list_display = ["__str__", "kind", "engine", "version", "region", "runtime", "observed_state", "desired_state",
+                    "port", "cpu_percent", "memory_used_bytes", "reconcile", "started_at"]  # fmt: skip
+    list_filter = ["observed_state", "desired_state", "kind", "engine", "version", "runtime", "region", "reconcile"]
+    list_select_related = ["region"]
+    search_fields = ["id", "project_uuid", "=port", "runtime_ref", "image"]
+    date_hierarchy = "created_at"
+    show_full_result_count = False
+    inlines = [DatabaseInline]
+    fields = [
+        "reconcile", "id", "kind", "region", "engine", "version", "runtime", "image", "image_digest", "incarnation",
+        "runtime_ref", "project_uuid", "bind_address", "port", "control_host", "memory_bytes", "cpus",
+        "max_connections", "max_databases", "system_identifier", "initialised_at", "desired_state", "observed_state",
+        "observed_detail", "observed_at", "started_at", "recoveries", "recover_after", "cpu_percent",
+        "memory_used_bytes", "usage_at", "created_at", "updated_at",
+    ]  # fmt: skip
+    readonly_fields = fields[1:]
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return admin.ModelAdmin.has_change_permission(self, request, obj)
+
+    def save_model(self, request: HttpRequest, obj: DatabaseServer, form: Any, change: bool) -> None:
+        obj.save(update_fields=["reconcile", "updated_at"])
+        record(operator_of(request), "server.reconcile_changed", project_id=obj.project_uuid, target=str(obj.pk),
+               data={"reconcile": obj.reconcile})  # fmt: skip
+
+
+@admin.register(Database)
+class DatabaseAdmin(ReadOnlyAdmin):
+    list_display = ["name", "project", "slot", "server", "created_in_engine_at"]
+    list_filter = ["slot", "server__engine", "server__region"]
+    list_select_related = ["project", "server"]
+    search_fields = ["name", "project__name", "project__slug", "server__id"]
+    autocomplete_fields = ["project", "server"]
+    date_hierarchy = "created_at"
+
+
+@admin.register(DatabaseRole)
+class DatabaseRoleAdmin(ReadOnlyAdmin):
+    """Roles in the engines, without their passwords."""
+
+    list_display = ["name", "kind", "database", "server", "connection_limit", "rotated_at"]
+    list_filter = ["kind", "server__engine"]
+    list_select_related = ["database", "server"]
+    search_fields = ["name", "database__name", "database__project__name"]
+    autocomplete_fields = ["database", "server"]
+    date_hierarchy = "created_at"
+    fields = ["id", "database", "server", "kind", "name", "connection_limit", "rotated_at", "created_at"]
+    readonly_fields = fields
+
+
+@admin.register(DataTombstone)
+class DataTombstoneAdmin(ReadOnlyAdmin):
+    """Data that was given up; the janitor deletes it when due."""
+
+    list_display = ["__str__", "region", "project_name", "reason", "due_at", "deleted_at", "last_error"]
+    list_filter = ["region", "reason", ("deleted_at", admin.EmptyFieldListFilter)]
+    list_select_related = ["region"]
+    search_fields = ["server_uuid", "project_uuid", "project_name"]
+    date_hierarchy = "due_at"
+
+
+@admin.register(Orphan)
+class OrphanAdmin(ReadOnlyAdmin):
+    """What exists in a runtime and is not known here. Reported, never touched."""
+
+    list_display = ["name", "kind", "region", "first_seen_at", "resolved_at"]
+    list_filter = ["kind", "region", ("resolved_at", admin.EmptyFieldListFilter)]
+    list_select_related = ["region"]
+    search_fields = ["name"]
+    date_hierarchy = "first_seen_at"
+
+
+class ReadOnlyInline(admin.TabularInline):  # type: ignore[type-arg]
+    extra = 0
+    can_delete = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class StepInline(ReadOnlyInline):
+    model: type[Model] = OperationStep
+    fields = ["position", "name", "title", "state", "attempt", "crashes", "detail", "error_code", "started_at",
+              "finished_at"]  # fmt: skip
+
+
+class LockInline(ReadOnlyInline):
+    model: type[Model] = OperationLock
+
+
+class EventInline(ReadOnlyInline):
+    model: type[Model] = OperationEvent
+    fields = ["at", "level", "message"]
+
+
+@admin.register(Operation)
+class OperationAdmin(ReadOnlyAdmin):
+    list_display = ["id", "kind", "state", "project_name", "attempt", "created_by_label", "lease_owner",
+                    "next_attempt_at", "created_at", "finished_at"]  # fmt: skip
+    list_filter = ["state", "kind", "undoing"]
+    list_select_related = ["created_by"]
+    search_fields = ["id", "project_uuid", "project_name", "created_by_label", "request_id"]
+    date_hierarchy = "created_at"
+    show_full_result_count = False
+    inlines = [StepInline, LockInline, EventInline]
+    actions = ["go_on", "cancel"]
+
+    @admin.action(description="Retry")
+    def go_on(self, request: HttpRequest, rows: QuerySet[Any]) -> None:
+        act_on(request, rows, lambda who, row: operation_retry(principal=who, operation=row), "Retried")
+
+    @admin.action(description="Cancel")
+    def cancel(self, request: HttpRequest, rows: QuerySet[Any]) -> None:
+        act_on(request, rows, lambda who, row: operation_cancel(principal=who, operation=row), "Asked to cancel")
+
+
+@admin.register(OperationStep)
+class OperationStepAdmin(ReadOnlyAdmin):
+    list_display = ["name", "operation", "state", "attempt", "crashes", "started_at", "finished_at"]
+    list_filter = ["state", "name"]
+    list_select_related = ["operation"]
+    search_fields = ["=operation__id", "name", "error_code"]
+    date_hierarchy = "created_at"
+    show_full_result_count = False
+
+
+@admin.register(OperationLock)
+class OperationLockAdmin(ReadOnlyAdmin):
+    list_display = ["subject", "mode", "granted", "operation", "created_at"]
+    list_filter = ["mode", "granted"]
+    list_select_related = ["operation"]
+    search_fields = ["subject"]
+    date_hierarchy = "created_at"
+
+
+@admin.register(OperationEvent)
+class OperationEventAdmin(ReadOnlyAdmin):
+    list_display = ["at", "level", "operation", "message"]
+    list_filter = ["level"]
+    list_select_related = ["operation"]
+    search_fields = ["message"]
+    date_hierarchy = "at"
+    show_full_result_count = False
+
+
+@admin.register(MetricSample)
+class MetricSampleAdmin(ReadOnlyAdmin):
+    list_display = ["project", "at", "cpu_percent", "memory_bytes", "size_bytes", "connections"]
+    list_filter = ["project__engine"]
+    list_select_related = ["project"]
+    search_fields = ["project__name", "project__slug"]
+    date_hierarchy = "at"
+    show_full_result_count = False
