@@ -360,7 +360,7 @@ CELERY_TASK_ROUTES = {
 # Every tick expires before the next one: a broker that was away does not answer with a storm.
 CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     "reconcile": {"task": "projects.reconcile", "schedule": 5.0, "options": {"expires": 5}},
-    "health": {"task": "projects.check_health", "schedule": 15.0, "options": {"expires": 15}},
+    "health": {"task": "projects.check_health", "schedule": 5.0, "options": {"expires": 5}},
     "usage": {"task": "projects.collect_usage", "schedule": 30.0, "options": {"expires": 30}},
     "janitor": {
         "task": "projects.janitor",

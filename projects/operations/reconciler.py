@@ -28,6 +28,7 @@ from projects.models import (
     DatabaseSlot,
     DataTombstone,
     DesiredStatus,
+    Health,
     ObservedState,
     Operation,
     Orphan,
@@ -36,7 +37,7 @@ from projects.models import (
     ServerDesired,
 )
 from projects.operations import status, wiring
-from projects.operations.queue import operation_create, send_hint
+from projects.operations.queue import hint_health, operation_create, send_hint
 from projects.runtimes.base import Runtime
 
 log = structlog.get_logger(__name__)
@@ -144,7 +145,13 @@ def _write(changed: list[DatabaseServer], seen_before: dict[UUID, datetime | Non
         DatabaseServer.objects.bulk_update(
             fresh, ["observed_state", "observed_detail", "observed_at", "started_at"], batch_size=500
         )
-    status.refresh(_projects_of(fresh).values())
+    projects = _projects_of(fresh)
+    # Seen running after it was seen otherwise: only a login makes it "running" again.
+    awake = [projects[s.pk] for s in fresh if s.observed_state == ObservedState.RUNNING and s.pk in projects]
+    if awake:
+        Project.objects.filter(pk__in=awake).update(health=Health.UNKNOWN, health_detail="", health_checked_at=None)
+        hint_health()
+    status.refresh(projects.values())
     return {s.pk for s in changed} - {s.pk for s in fresh}
 
 

@@ -76,6 +76,8 @@ def _observed(facts: Facts) -> tuple[str, str]:
             return ProjectStatus.STOPPING, "The server still runs."
         if facts.health == Health.UNHEALTHY:
             return ProjectStatus.UNHEALTHY, facts.health_detail
+        if facts.health == Health.UNKNOWN:
+            return ProjectStatus.STARTING, facts.health_detail or "The server runs; waiting for a login."
         return ProjectStatus.RUNNING, ""
     if facts.desired == DesiredStatus.STOPPED:
         return ProjectStatus.STOPPED, ""
@@ -128,6 +130,12 @@ def set_reachable(region: Region, reachable: bool, reason: str) -> None:
     region.reachable, region.reason, region.observed_at = reachable, reason, now()
     region.save(update_fields=["reachable", "reason", "observed_at", "updated_at"])
     log.warning("region changed", region=region.slug, reachable=reachable, reason=reason)
+    if not reachable:
+        # What was seen before says nothing any more: back again, each server is looked at, and logged in to, anew.
+        DatabaseServer.objects.filter(region=region).exclude(observed_state=ObservedState.ABSENT).update(
+            observed_state=ObservedState.UNREACHABLE, observed_detail=reason, observed_at=now()
+        )
+        Project.objects.filter(region=region).update(health=Health.UNKNOWN, health_detail="", health_checked_at=None)
     refresh(Project.objects.filter(region=region).values_list("pk", flat=True))
 
 

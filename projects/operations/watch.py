@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import structlog
-from django.db import connections
+from django.db import transaction
 from django.db.models import F, Q
 
 from novastack.common.clock import now
@@ -28,10 +28,13 @@ from projects.models import (
     RoleKind,
 )
 from projects.operations import status, wiring
+from projects.querysets import ProjectQuerySet
 
 log = structlog.get_logger(__name__)
 PARALLEL = 8
 HEALTH_EVERY_SECONDS = 30
+RETRY_EVERY_SECONDS = 4
+STARTING_SECONDS = 120
 HEALTH_BATCH = 200
 WELL_FOR_SECONDS = 600
 
@@ -53,40 +56,67 @@ class _Result:
 
 def check_health() -> int:
     """Log in to every running database that is due, as the platform's own role of that project (rule 19)."""
-    due = now() - timedelta(seconds=HEALTH_EVERY_SECONDS)
-    projects = list(
-        Project.objects.live()
-        .filter(Q(health_checked_at=None) | Q(health_checked_at__lt=due))
-        .filter(ready_at__isnull=False, region__reachable=True, databases__slot=DatabaseSlot.CURRENT,
-                databases__server__observed_state=ObservedState.RUNNING)
-        .order_by(F("health_checked_at").asc(nulls_first=True))[:HEALTH_BATCH]
-    )  # fmt: skip
-    if not projects:
+    moment = now()
+    healthy_due = Q(health=Health.HEALTHY, health_checked_at__lt=moment - timedelta(seconds=HEALTH_EVERY_SECONDS))
+    other_due = ~Q(health=Health.HEALTHY) & Q(health_checked_at__lt=moment - timedelta(seconds=RETRY_EVERY_SECONDS))
+    due = dict(
+        _running()
+        .filter(Q(health_checked_at=None) | healthy_due | other_due)
+        .order_by(F("health_checked_at").asc(nulls_first=True))
+        .values_list("pk", "health_checked_at")[:HEALTH_BATCH]
+    )
+    if not due:
         return 0
-    targets = _targets([p.pk for p in projects])
+    targets = _targets(list(due))
     with ThreadPoolExecutor(PARALLEL, thread_name_prefix="health") as pool:
         results = dict(zip(targets, pool.map(_look, targets.values()), strict=True))
-    changed = []
-    for project in projects:
-        result = results.get(project.pk)
-        if result is None:
-            continue
-        before = project.health
-        project.health = Health.HEALTHY if result.healthy else Health.UNHEALTHY
-        project.health_detail, project.health_checked_at = result.detail[:500], now()
-        if result.stats is not None:
-            project.size_bytes, project.connections = result.stats.size_bytes, result.stats.connections
-            project.connections_limit = result.stats.connections_limit
-        if before != project.health:
-            changed.append(project.pk)
-    Project.objects.bulk_update(
-        projects,
-        ["health", "health_detail", "health_checked_at", "size_bytes", "connections", "connections_limit"],
-        batch_size=500,
-    )
+    changed, well = _record(results, due)
     status.refresh(changed)
-    _forgive([p.pk for p in projects if p.health == Health.HEALTHY])
-    return len(projects)
+    _forgive(well)
+    return len(results)
+
+
+def _running() -> ProjectQuerySet:
+    return Project.objects.live().filter(
+        ready_at__isnull=False, region__reachable=True, databases__slot=DatabaseSlot.CURRENT,
+        databases__server__observed_state=ObservedState.RUNNING,
+    )  # fmt: skip
+
+
+def _record(results: dict[UUID, _Result], due: dict[UUID, datetime | None]) -> tuple[list[UUID], list[UUID]]:
+    """Store the results, except where somebody stopped, started or looked meanwhile: theirs is newer than ours.
+    Returns whose health changed, and who is well."""
+    moment = now()
+    changed, rows = [], []
+    with transaction.atomic():
+        still = set(_running().filter(pk__in=results).values_list("pk", flat=True))
+        for project in Project.objects.select_for_update().filter(pk__in=still).order_by("pk"):
+            if project.health_checked_at != due[project.pk]:
+                continue
+            result, before = results[project.pk], project.health
+            project.health = _judge(project, result, moment)
+            project.health_detail, project.health_checked_at = result.detail[:500], moment
+            if result.stats is not None:
+                project.size_bytes, project.connections = result.stats.size_bytes, result.stats.connections
+                project.connections_limit = result.stats.connections_limit
+            rows.append(project)
+            if before != project.health:
+                changed.append(project.pk)
+        Project.objects.bulk_update(
+            rows,
+            ["health", "health_detail", "health_checked_at", "size_bytes", "connections", "connections_limit"],
+            batch_size=500,
+        )
+    return changed, [p.pk for p in rows if p.health == Health.HEALTHY]
+
+
+def _judge(project: Project, result: _Result, moment: datetime) -> str:
+    if result.healthy:
+        return Health.HEALTHY
+    started = DatabaseServer.objects.filter(project_uuid=project.pk).values_list("started_at", flat=True).first()
+    young = started is not None and moment - started < timedelta(seconds=STARTING_SECONDS)
+    # A server that comes up, perhaps out of a crash, is not unhealthy yet.
+    return Health.UNKNOWN if project.health == Health.UNKNOWN and young else Health.UNHEALTHY
 
 
 def _targets(project_ids: list[UUID]) -> dict[UUID, _Target]:
@@ -184,8 +214,3 @@ def _disk_of(region: Region) -> None:
     }
     if abs(disk["used_percent"] - region.disk.get("used_percent", -1)) >= 0.5:
         Region.objects.filter(pk=region.pk).update(disk=disk)
-
-
-def close_connections() -> None:
-    """For threads of pools that end."""
-    connections.close_all()
