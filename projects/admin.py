@@ -41,9 +41,7 @@ from projects.services import operation_cancel, operation_retry, project_action,
 def operator_of(request: HttpRequest) -> OperatorPrincipal:
     """Who acts here. `PermissionDenied` for anybody but an operator."""
     assert isinstance(request.user, User)  # noqa: S101  (the admin lets in nobody else)
-    return OperatorPrincipal(
-        user=request.user, ip=client_ip(request), request_id=getattr(request, "request_id", "")
-    )
+    return OperatorPrincipal(user=request.user, ip=client_ip(request), request_id=getattr(request, "request_id", ""))
 
 
 def act_on(request: HttpRequest, rows: QuerySet[Any], act: Callable[[OperatorPrincipal, Any], Any], done: str) -> None:
@@ -181,7 +179,8 @@ class DatabaseInline(admin.TabularInline):  # type: ignore[type-arg]
     model = Database
     extra = 0
     can_delete = False
-    fields = readonly_fields = ["project", "name", "slot", "created_in_engine_at"]
+    fields: ClassVar[Any] = ["project", "name", "slot", "created_in_engine_at"]
+    readonly_fields = fields
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -205,7 +204,7 @@ class DatabaseServerAdmin(ReadOnlyAdmin):
     date_hierarchy = "created_at"
     show_full_result_count = False
     inlines = [DatabaseInline]
-    fields = [
+    fields: ClassVar[Any] = [
         "reconcile", "id", "kind", "region", "engine", "version", "runtime", "image", "image_digest", "incarnation",
         "runtime_ref", "project_uuid", "bind_address", "port", "control_host", "memory_bytes", "cpus",
         "max_connections", "max_databases", "system_identifier", "initialised_at", "desired_state", "observed_state",
@@ -243,7 +242,7 @@ class DatabaseRoleAdmin(ReadOnlyAdmin):
     search_fields = ["name", "database__name", "database__project__name"]
     autocomplete_fields = ["database", "server"]
     date_hierarchy = "created_at"
-    fields = ["id", "database", "server", "kind", "name", "connection_limit", "rotated_at", "created_at"]
+    fields: ClassVar[Any] = ["id", "database", "server", "kind", "name", "connection_limit", "rotated_at", "created_at"]
     readonly_fields = fields
 
 

@@ -77,9 +77,7 @@ def test_it_is_made_without_a_warning_and_is_valid() -> None:
 
 
 def test_it_has_every_path_of_the_contract(document: dict[str, Any]) -> None:
-    found = {
-        path.removeprefix("/api/v1"): METHODS & set(operations) for path, operations in document["paths"].items()
-    }
+    found = {path.removeprefix("/api/v1"): METHODS & set(operations) for path, operations in document["paths"].items()}
     missing = {path: methods - found.get(path, set()) for path, methods in CONTRACT.items()}
     assert not {path: methods for path, methods in missing.items() if methods}
 

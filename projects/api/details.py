@@ -46,7 +46,7 @@ def whole_number(request: Request, name: str, *, default: int, least: int, most:
 
 class DetailView(ProjectScoped, generics.GenericAPIView[Any]):
     queryset = Project.objects.none()
-    filter_backends: ClassVar[list[Any]] = []
+    filter_backends: list[Any] = []
     pagination_class = None
 
 
@@ -128,7 +128,7 @@ class ActivityView(ProjectScoped, generics.ListAPIView[AuditEvent]):
     queryset = AuditEvent.objects.none()
     serializer_class = AuditEventSerializer
     pagination_class = AuditEventPagination
-    filter_backends: ClassVar[list[Any]] = [DjangoFilterBackend, Search]
+    filter_backends: list[Any] = [DjangoFilterBackend, Search]
     filterset_class = AuditEventFilter
     search_fields: ClassVar[list[str]] = ["target", "actor_label", "action"]
 

@@ -44,7 +44,9 @@ class OrganizationFilter(django_filters.CharFilter):
 class ProjectFilter(django_filters.FilterSet):
     """Without `status`, what is in the recycle bin is left out; `status=recycled` lists the bin."""
 
-    status = django_filters.MultipleChoiceFilter(choices=ProjectStatus.choices, distinct=False, help_text="May be repeated.")
+    status = django_filters.MultipleChoiceFilter(
+        choices=ProjectStatus.choices, distinct=False, help_text="May be repeated."
+    )
     engine = django_filters.MultipleChoiceFilter(choices=_engines, distinct=False, help_text="May be repeated.")
     placement = django_filters.ChoiceFilter(choices=Placement.choices)
     region = django_filters.CharFilter(method="by_region", help_text="Slug.")
@@ -66,7 +68,9 @@ class ProjectFilter(django_filters.FilterSet):
 
 
 class OperationFilter(django_filters.FilterSet):
-    state = django_filters.MultipleChoiceFilter(choices=OperationState.choices, distinct=False, help_text="May be repeated.")
+    state = django_filters.MultipleChoiceFilter(
+        choices=OperationState.choices, distinct=False, help_text="May be repeated."
+    )
     kind = django_filters.MultipleChoiceFilter(choices=_kinds, distinct=False, help_text="May be repeated.")
     project = django_filters.UUIDFilter(field_name="project_uuid")
     organization = OrganizationFilter(help_text="Slug or id.")

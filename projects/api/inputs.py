@@ -63,7 +63,10 @@ class ProjectCreate(Input):
         values.pop("organization", None)
         services, keys = values.pop("services", {}), values.pop("api_keys", {})
         wanted = {f"services.{name}": on for name, on in services.items()}
-        wanted |= {"api_keys.count": keys.get("count", 0) > 0, "bootstrap_schema": values.pop("bootstrap_schema", False)}
+        wanted |= {
+            "api_keys.count": keys.get("count", 0) > 0,
+            "bootstrap_schema": values.pop("bootstrap_schema", False),
+        }
         later = [
             FieldProblem(name, "not_available", "This is not available in this release; leave it out.")
             for name, asked in wanted.items() if asked

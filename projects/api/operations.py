@@ -114,7 +114,7 @@ class ProjectOperationListView(ProjectScoped, OperationList):
 class OperationScoped(PrincipalMixin, generics.GenericAPIView[Operation]):
     queryset = Operation.objects.none()
     serializer_class = OperationSerializer
-    filter_backends: ClassVar[list[Any]] = []
+    filter_backends: list[Any] = []
     pagination_class = None
 
     def operation(self, capability: Capability) -> Operation:
@@ -164,7 +164,9 @@ class OperationView(OperationScoped):
 
 class OperationRetryView(OperationScoped):
     @extend_schema(
-        operation_id="operations_retry", parameters=[IDEMPOTENCY_KEY], request=None,
+        operation_id="operations_retry",
+        parameters=[IDEMPOTENCY_KEY],
+        request=None,
         responses={202: AcceptedOperation, **problems(403, 404, 409, 422)},
     )
     def post(self, request: Request, pk: UUID) -> Response:
@@ -174,7 +176,9 @@ class OperationRetryView(OperationScoped):
 
 class OperationCancelView(OperationScoped):
     @extend_schema(
-        operation_id="operations_cancel", parameters=[IDEMPOTENCY_KEY], request=None,
+        operation_id="operations_cancel",
+        parameters=[IDEMPOTENCY_KEY],
+        request=None,
         responses={202: AcceptedOperation, **problems(403, 404, 409, 422)},
     )
     def post(self, request: Request, pk: UUID) -> Response:

@@ -11,7 +11,16 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.reverse import reverse
 
-from projects.models import Operation, OperationState, Plan, Project, Region
+from projects.models import (
+    DesiredStatus,
+    Health,
+    Operation,
+    OperationState,
+    Plan,
+    Project,
+    ProjectStatus,
+    Region,
+)
 
 
 def live_operations(projects: Iterable[Project]) -> dict[UUID, Operation]:
@@ -49,9 +58,9 @@ class Limits(serializers.Serializer[Any]):
 class ProjectSerializer(serializers.ModelSerializer[Project]):
     """Give `context["operations"]` from `live_operations`: one query for all rows."""
 
-    organization = serializers.SlugRelatedField(slug_field="slug", read_only=True)
-    region = serializers.SlugRelatedField(slug_field="slug", read_only=True)
-    plan = serializers.SlugRelatedField(slug_field="slug", read_only=True)
+    organization = serializers.SlugField(source="organization.slug", read_only=True)
+    region = serializers.SlugField(source="region.slug", read_only=True)
+    plan = serializers.SlugField(source="plan.slug", read_only=True)
     limits = serializers.SerializerMethodField()
     labels = serializers.DictField(child=serializers.CharField(), read_only=True)
     operation = serializers.SerializerMethodField()
@@ -143,10 +152,10 @@ class ServerOutput(serializers.Serializer[Any]):
 
 
 class StatusOutput(serializers.Serializer[Any]):
-    status = serializers.ChoiceField(choices=Project._meta.get_field("status").choices)
-    desired_status = serializers.ChoiceField(choices=Project._meta.get_field("desired_status").choices)
+    status = serializers.ChoiceField(choices=ProjectStatus.choices)
+    desired_status = serializers.ChoiceField(choices=DesiredStatus.choices)
     observed_at = serializers.DateTimeField(allow_null=True)
-    health = serializers.ChoiceField(choices=Project._meta.get_field("health").choices)
+    health = serializers.ChoiceField(choices=Health.choices)
     detail = serializers.CharField(help_text="Why it is so, for people.")
     operation = OperationBrief(allow_null=True)
     server = ServerOutput(allow_null=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import generics, serializers
@@ -45,7 +45,7 @@ class OverviewOutput(serializers.Serializer[Any]):
 @extend_schema(tags=["projects"])
 class OverviewView(PrincipalMixin, generics.GenericAPIView[Any]):
     serializer_class = OverviewOutput
-    filter_backends: ClassVar[list[Any]] = []
+    filter_backends: list[Any] = []
     pagination_class = None
 
     @extend_schema(

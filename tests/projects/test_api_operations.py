@@ -132,9 +132,7 @@ class TestWait:
         assert time.monotonic() - begin < 2
 
     @pytest.mark.django_db(transaction=True)
-    def test_it_answers_when_the_operation_ends_and_holds_no_connection(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_it_answers_when_the_operation_ends_and_holds_no_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
         team = make_team()
         project = make_project(team.bob, team.organization, running=False)
         pk, client = operation_of(project).pk, api_client(team.bob)

@@ -404,7 +404,10 @@ class TestLists:
         assert names("search=BET") == ["Beta"]
         assert names("search=%25") == ["Gamma 50%"]
         assert names("search=gamma+50") == ["Gamma 50%"]
-        assert names("status=running&status=failed&engine=postgresql&region=local&placement=dedicated&search=a").__len__() == 3
+        assert (
+            names("status=running&status=failed&engine=postgresql&region=local&placement=dedicated&search=a").__len__()
+            == 3
+        )
         assert names("status=stopped") == [] and names("region=other") == []
         assert names("organization=acme&page_size=1") == ["Gamma 50%"]
         page = bob.get(f"{PROJECTS}?page_size=2").json()
@@ -443,9 +446,7 @@ class TestLists:
         assert bob.get(f"{PROJECTS}?page={page}").status_code == 404
 
     @pytest.mark.parametrize("size", [1, 100])
-    def test_a_constant_number_of_queries(
-        self, team: Team, size: int, django_assert_max_num_queries: Any
-    ) -> None:
+    def test_a_constant_number_of_queries(self, team: Team, size: int, django_assert_max_num_queries: Any) -> None:
         team.organization.max_projects = 200
         team.organization.max_memory_bytes = team.organization.max_storage_bytes = 2**50
         team.organization.save()

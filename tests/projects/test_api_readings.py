@@ -120,9 +120,7 @@ class TestLogs:
         assert [line["message"] for line in response.json()["results"]] == ["two ��[31m", "three"]
         assert response["Cache-Control"] == "no-store"
 
-    def test_unreachable_is_a_503(
-        self, bob: APIClient, project: Project, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_unreachable_is_a_503(self, bob: APIClient, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         class Away:
             def logs(self, *_: Any, **__: Any) -> Any:
                 raise domain.RuntimeUnreachable("Docker does not answer")
