@@ -83,7 +83,7 @@ class Channel(filesystem.Channel):
     def _has_queue(self, queue: str, **_: Any) -> bool:
         return self._queue_folder(queue).is_dir()
 
-    def _put(self, queue: str, payload: Any, **_: Any) -> None:
+    def _put(self, queue: str, payload: Any, **_: Any) -> None:  # type: ignore[override]
         folder = self._queue_folder(queue)
         name = f"{time.time_ns():020d}-{os.getpid()}-{next(self._numbers)}"
         temporary = folder / f".{name}"
@@ -95,7 +95,7 @@ class Channel(filesystem.Channel):
             temporary.write_bytes(data)
         temporary.rename(folder / name)
 
-    def _get(self, queue: str) -> Any:
+    def _get(self, queue: str, timeout: Any = None) -> Any:
         folder = self._queue_folder(queue)
         try:
             changed = folder.stat().st_mtime_ns

@@ -196,7 +196,7 @@ def _wait_for(project: str, *, seconds: float) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(text.getvalue())
         if found.get("uri") or found.get("status") in {"failed", "not_available"} or time.monotonic() > deadline:
             return found
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 def _say(value: dict[str, Any]) -> None:

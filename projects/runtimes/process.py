@@ -8,6 +8,7 @@ them and are known by (pid, start time, boot). Linux only (/proc).
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -19,11 +20,11 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from projects.domain import (
     CapacityExhausted,
@@ -67,6 +68,25 @@ from projects.runtimes.process_volume import Volume, handle_of
 INIT_SECONDS = 60
 LISTEN_SECONDS = 5.0
 TOOL_ACCOUNT = "novastack-tool"
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _honest(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """What the operating system refuses is a runtime's error with its reason, never a stack trace for people."""
+
+    @functools.wraps(method)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return method(*args, **kwargs)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
+                raise CapacityExhausted(f"this machine has no more room: {error.strerror}") from error
+            raise NovaStackRuntimeError(f"this machine refused: {error.strerror or type(error).__name__}") from error
+
+    return wrapped
 
 
 class ProcessRuntime(Runtime):
@@ -214,6 +234,7 @@ class ProcessRuntime(Runtime):
 
     # --- doing ----------------------------------------------------------------------------------------------------
 
+    @_honest
     def ensure(self, spec: ServerSpec, *, data: DataPolicy) -> Handle:
         volume = Volume(self.root, spec.handle)
         if spec.process is None:
@@ -244,6 +265,7 @@ class ProcessRuntime(Runtime):
             volume.write("spec.json", plan)
             return self._run(volume, account)
 
+    @_honest
     def start(self, handle: Handle) -> Handle:
         volume = Volume(self.root, handle)
         with volume.held():
@@ -255,6 +277,7 @@ class ProcessRuntime(Runtime):
             self._check_port(plan["host"], plan["port"])
             return self._run(volume, volume.account())
 
+    @_honest
     def stop(self, handle: Handle, *, grace_seconds: float = 15) -> None:
         volume = Volume(self.root, handle)
         if not volume.record.is_file():
@@ -264,6 +287,7 @@ class ProcessRuntime(Runtime):
             if last := volume.last_ref():
                 self._end(volume, last, grace_seconds=grace_seconds)
 
+    @_honest
     def update(self, handle: Handle, limits: Limits) -> None:
         volume = Volume(self.root, handle)
         with volume.held():
@@ -271,6 +295,7 @@ class ProcessRuntime(Runtime):
             volume.write("spec.json", plan | {"limits": asdict(limits)})
             self._groups.set(volume.name, limits)
 
+    @_honest
     def destroy(self, handle: Handle, *, delete_data: bool) -> None:
         volume = Volume(self.root, handle)
         if not volume.path.is_dir():
@@ -295,6 +320,7 @@ class ProcessRuntime(Runtime):
                     remove_account(str(marker.get("account", "")))
                 (self.root / "locks" / volume.name).unlink(missing_ok=True)
 
+    @_honest
     def run_tool(
         self,
         name: str,

@@ -46,7 +46,7 @@ def standard_search_path(version: str) -> Iterator[Place]:
             yield Place(folder, folder.parent, (folder.name,))
     for entry in os.environ.get("PATH", "").split(os.pathsep):
         folder = Path(entry)
-        if entry and folder.is_dir():
+        if entry and _is_dir(folder):
             yield Place(folder, folder.parent, (folder.name,))
     yield from bundled_places()
 
@@ -60,6 +60,13 @@ def bundled_places() -> Iterator[Place]:
     for install in sorted(package.glob("pginstall*"), reverse=True):
         if (install / "bin").is_dir():
             yield Place(install / "bin", package.parent, (f"{package.name}/{install.name}", f"{package.name}.libs"))
+
+
+def _is_dir(folder: Path) -> bool:
+    """PATH may name folders that we can't look into."""
+    with contextlib.suppress(OSError):
+        return folder.is_dir()
+    return False
 
 
 @functools.lru_cache(maxsize=256)
@@ -80,7 +87,7 @@ def find(
     """The first `program` whose version is `version` or begins with `version` and a dot; None if there is none."""
     for place in (search or standard_search_path)(version):
         path = place.bin / program
-        if not path.is_file() or not os.access(path, os.X_OK):
+        if not os.access(path, os.X_OK):
             continue
         path = path.resolve()
         found = _version_of(path, version_argv, path.stat().st_mtime)
@@ -96,7 +103,7 @@ def installed(program: str, search: SearchPath) -> list[str]:
     versions = set()
     for place in search("*"):
         path = place.bin / program
-        if path.is_file() and os.access(path, os.X_OK):
+        if os.access(path, os.X_OK):
             versions.add(_version_of(path.resolve(), ("--version",), path.stat().st_mtime))
     return sorted(versions - {""})
 
