@@ -1,0 +1,125 @@
+"""A PostgreSQL that exists on paper: the real engine's specs, and sessions against what the memory runtime runs.
+
+What it holds lives and dies with the runtime's volume. It keeps a diary of what was done to it, so that a test can tell
+that something happened once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from projects.domain import (
+    Credentials,
+    Endpoint,
+    LoginRefused,
+    ServerNotReady,
+    ServerState,
+    ServerStats,
+    TenantNames,
+)
+from projects.engines.base import EngineAdmin
+from projects.engines.postgresql import SECRET, PostgreSQL
+from projects.runtimes.memory import MemoryRuntime
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class PaperData:
+    """What is in one volume."""
+
+    volume: object
+    passwords: dict[str, str]
+    system_identifier: str = field(default_factory=lambda: f"paper-{next(_numbers)}")
+    shut: set[str] = field(default_factory=set)
+    databases: set[str] = field(default_factory=set)
+    rows: dict[str, str] = field(default_factory=dict)
+
+
+class PaperPostgreSQL(PostgreSQL):
+    def __init__(self, runtime: MemoryRuntime) -> None:
+        self.runtime = runtime
+        self.data: dict[str, PaperData] = {}
+        self.diary: list[str] = []
+        self.refuses_to_answer = False
+        self.fails: dict[str, list[Exception]] = {}
+
+    def of(self, endpoint: Endpoint) -> PaperData:
+        """The data behind the server that listens there; `ServerNotReady` if none does."""
+        for name, server in self.runtime.world.servers.items():
+            if server.state is ServerState.RUNNING and server.spec.publish.port == endpoint.port:
+                volume = self.runtime.world.volumes[name]
+                held = self.data.get(name)
+                if held is None or held.volume is not volume:
+                    admin = server.spec.env["POSTGRES_USER"]
+                    held = PaperData(volume, {admin: server.spec.secret_files[SECRET].decode()})
+                    self.data[name] = held
+                if self.refuses_to_answer:
+                    break
+                return held
+        raise ServerNotReady("connection refused")
+
+    def probe(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 3) -> None:
+        held = self.of(endpoint)
+        right = held.passwords.get(credentials.username)
+        if right is None or right != credentials.password or credentials.username in held.shut:
+            raise LoginRefused("the server refused this login")
+
+    def verify_tenant(self, endpoint: Endpoint, names: TenantNames, password: str) -> str:
+        self.act("verify_tenant")
+        self.probe(endpoint, Credentials(names.login, password, names.database))
+        if names.database not in self.of(endpoint).databases:
+            raise LoginRefused("the database does not exist")
+        return "18.0"
+
+    @contextlib.contextmanager
+    def admin(
+        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5
+    ) -> Iterator[EngineAdmin]:
+        self.probe(endpoint, credentials)
+        yield PaperAdmin(self, self.of(endpoint))
+
+    def act(self, what: str) -> None:
+        """Note it, or break as told."""
+        if self.fails.get(what):
+            raise self.fails[what].pop(0)
+        self.diary.append(what)
+
+
+class PaperAdmin(EngineAdmin):
+    def __init__(self, engine: PaperPostgreSQL, held: PaperData) -> None:
+        self.engine, self.held = engine, held
+
+    def ping(self) -> None:
+        self.engine.act("ping")
+
+    def system_identifier(self) -> str:
+        return self.held.system_identifier
+
+    def harden(self) -> None:
+        self.engine.act("harden")
+
+    def set_password(self, username: str, password: str) -> None:
+        self.engine.act(f"set_password {username}")
+        self.held.passwords[username] = password
+
+    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
+        self.engine.act("create_tenant")
+        self.held.passwords |= {names.login: login_password, names.control: control_password}
+        self.held.databases.add(names.database)
+
+    def drop_tenant(self, names: TenantNames) -> None:
+        self.held.databases.discard(names.database)
+
+    def lock_tenant(self, names: TenantNames, *, locked: bool) -> None:
+        self.engine.act("lock" if locked else "unlock")
+        (self.held.shut.add if locked else self.held.shut.discard)(names.login)
+
+    def end_sessions(self, username: str) -> int:
+        return 0
+
+    def stats(self, database: str) -> ServerStats:
+        return ServerStats(8 << 20, 1, 20)
