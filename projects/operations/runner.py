@@ -149,7 +149,16 @@ class _Run:
         """Rule 4: no attempt is used, nothing is undone, the project shows `not_available` at once."""
         reason = str(error)[:500] or UNREACHABLE
         self._wait(row, Wait(reason, seconds=5))
-        if context.project.region.reachable:
+        self._outage(context, reason)
+
+    def _outage(self, context: Context, reason: str) -> None:
+        """All projects of the region show it at once, if it really is so: one call that timed out on a busy host is no
+        outage."""
+        if not context.project.region.reachable:
+            return
+        try:
+            context.runtime.ping()
+        except domain.NovaStackRuntimeError:
             status.set_reachable(context.project.region, False, reason)
 
     def _failed(self, definition: Definition, step: Step, row: OperationStep, failure: StepFailed) -> bool:
@@ -258,8 +267,8 @@ class _Run:
                 row.state = StepState.WAITING
                 self._save_row(row)
                 self._release(getattr(error, "seconds", 5))
-            if isinstance(error, domain.RuntimeUnreachable) and context.project.region.reachable:
-                status.set_reachable(context.project.region, False, str(error) or UNREACHABLE)
+            if isinstance(error, domain.RuntimeUnreachable):
+                self._outage(context, str(error) or UNREACHABLE)
             return False
         except (LeaseLost, DatabaseError):
             raise

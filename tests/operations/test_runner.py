@@ -166,7 +166,8 @@ def test_a_wait_gives_the_worker_back_and_uses_no_attempt(idle, kind, notes):
     assert len(notes) == 21
 
 
-def test_an_unreachable_runtime_uses_no_attempt_and_shows_at_once(idle, kind, notes):
+def test_an_unreachable_runtime_uses_no_attempt_and_shows_at_once(idle, kind, notes, runtime):
+    runtime.unreachable = True
     other = Project.objects.get(pk=idle.pk)
     gone = domain.RuntimeUnreachable("Docker does not answer.")
     kind("greet", Step("one", "One", notes.play("one", [gone] * 20), notes.say("un-one"), RetryPolicy(1)))
@@ -179,6 +180,14 @@ def test_an_unreachable_runtime_uses_no_attempt_and_shows_at_once(idle, kind, no
     assert drive(operation).state == "succeeded"
     assert operation.steps.get().attempt == 1
     assert "un-one" not in notes
+
+
+def test_one_call_that_timed_out_is_no_outage(idle, kind, notes):
+    kind("greet", Step("one", "One", notes.play("one", [domain.RuntimeUnreachable("timed out")]), retry=RetryPolicy(1)))
+    operation = once(begin(idle, "greet"))
+    assert states(operation) == {"one": "waiting"}
+    assert Region.objects.get(pk=idle.region_id).reachable
+    assert drive(operation).state == "succeeded"
 
 
 def test_unreachable_while_undoing_waits_and_says_it_once(idle, kind, notes):
