@@ -106,9 +106,13 @@ class DockerContract(RuntimeContract):
     # --- a second container on the same volume, made without the runtime ----------------------------------------------
     def beside(self, handle: Handle, script: str) -> str:
         image = DockerRuntime("probe").resolve_image(ENGINE.name, self.version, ENGINE.official_image)
-        host = self.engine.create_host_config(binds=[f"{docker_spec.volume_name(handle)}:/v"])
+        host = self.engine.create_host_config(binds=[f"{docker_spec.volume_name(handle)}:/v"], network_mode="none")
         made = self.engine.create_container(image.name, entrypoint=["sh", "-c", script], host_config=host, user="root")
-        self.engine.start(made["Id"])
+        try:
+            self.engine.start(made["Id"])
+        except docker.errors.APIError:
+            self.engine.remove_container(made["Id"], force=True, v=True)
+            raise
         return str(made["Id"])
 
     def in_volume(self, handle: Handle, script: str) -> str:

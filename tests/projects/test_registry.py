@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-
 from projects import registry
 from projects.runtimes.docker import DockerRuntime
 from projects.runtimes.memory import MemoryRuntime
