@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import time
 from pathlib import Path
 
 IMAGE = "novastack-postgresql:18"
+BRIDGE = "nvstest0"
+SIOCBRADDBR, SIOCBRDELBR, SIOCSIFFLAGS = 0x89A0, 0x89A1, 0x8914  # linux/sockios.h
+
+
+def _bridge_ioctl(request: int) -> None:
+    """Make or remove the bridge; done already is success."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as control, contextlib.suppress(OSError):
+        if request == SIOCBRDELBR:
+            fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh14x", BRIDGE.encode(), 0))
+        fcntl.ioctl(control, request, BRIDGE.encode() + b"\0")
 
 
 class SecondDocker:
@@ -26,10 +39,12 @@ class SecondDocker:
 
     def start(self) -> None:
         """Returns when the daemon answers."""
+        # Its own bridge: `--bridge=none` would remove docker0, which belongs to the machine's daemon.
+        _bridge_ioctl(SIOCBRADDBR)
         with (self.root / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 ["dockerd", "--data-root", str(self.root / "data"), "--exec-root", str(self.root / "exec"),
-                 "--pidfile", str(self.root / "pid"), "-H", self.url, "--bridge=none", "--iptables=false",
+                 "--pidfile", str(self.root / "pid"), "-H", self.url, "--bridge", BRIDGE, "--iptables=false",
                  "--ip-masq=false", "--default-address-pool", "base=10.213.0.0/16,size=24"],
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
@@ -74,6 +89,7 @@ class SecondDocker:
             if mount.startswith(f"{self.root}/"):
                 subprocess.run(["umount", "-l", mount], check=False)
         shutil.rmtree(self.root, ignore_errors=True)
+        _bridge_ioctl(SIOCBRDELBR)
 
     def _docker(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         env = {key: value for key, value in os.environ.items() if key != "DOCKER_HOST"}
