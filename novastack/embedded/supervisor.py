@@ -138,7 +138,8 @@ class Supervisor:
         self._wait_web(port)
         if self.first_start.get("project_id"):
             self._show_first_project()
-        self.say("Ctrl-C stops everything.")
+        contained = self.first_start.get("runtime") not in {"process", None}
+        self.say("Ctrl-C stops everything" + (", but databases in containers go on." if contained else "."))
 
     def _listen(self) -> socket.socket:
         """The web's socket, held by us for the whole run: the wanted port, or the next free one."""

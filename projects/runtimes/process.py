@@ -250,7 +250,7 @@ class ProcessRuntime(Runtime):
             else:
                 volume.check(self.install_id, folder / spec.initialised_file)
             account = volume.account()
-            found = reachable(found, account, self.root)
+            found = reachable(found, account)
             plan = self._plan(spec, found, folder)
             last = volume.last_ref()
             if last and last.alive():
@@ -370,7 +370,7 @@ class ProcessRuntime(Runtime):
         match = re.fullmatch(r"(?P<program>.+)-(?P<version>\d+(\.\d+)*)", image)
         if not folder and match:
             found = self._find(match["program"], match["version"])
-            folder = str(reachable(found, self._tool_account(), self.root).place.bin)
+            folder = str(reachable(found, self._tool_account()).place.bin)
         path = shutil.which(Path(name).name, path=folder or None) or shutil.which(Path(name).name)
         if path is None:
             raise ImageMissing(f"this machine has no {Path(name).name}")

@@ -36,6 +36,8 @@ class Found:
         return self.place.bin / name
 
 
+COPIES = Path("/var/lib/novastack/bin")  # only root needs copies: it runs servers as accounts that see less than it
+
 SearchPath = Callable[[str], Iterator[Place]]
 
 
@@ -108,12 +110,12 @@ def installed(program: str, search: SearchPath) -> list[str]:
     return sorted(versions - {""})
 
 
-def reachable(found: Found, account: Account, state: Path) -> Found:
-    """`found`, or a copy of it under `state` when `account` can't reach the original. Copied once per version."""
+def reachable(found: Found, account: Account, copies: Path = COPIES) -> Found:
+    """`found`, or a copy of it under `copies` when `account` can't reach the original. Copied once per version."""
     if can_reach(found.place.bin, account) and can_reach(found.place.base, account):
         return found
     key = hashlib.sha256(f"{found.place.bin}\0{found.version}".encode()).hexdigest()[:10]
-    target = state / "bin" / f"{found.version}-{key}"
+    target = copies / f"{found.version}-{key}"
     copy = Place(target / found.place.bin.relative_to(found.place.base), target, found.place.parts)
     if copy.bin.is_dir():
         return Found(copy, found.version)
