@@ -32,7 +32,7 @@ def claim(operation_id: UUID, owner: str) -> Lease | None:
     """Take the operation if it is live, due, unlocked and not leased; None otherwise. One short transaction."""
     with transaction.atomic():
         operation = (
-            Operation.objects.select_for_update(skip_locked=True)
+            Operation.objects.select_for_update(skip_locked=True, no_key=True)
             .annotate(db_now=DatabaseNow())
             .filter(pk=operation_id, state__in=[OperationState.QUEUED, OperationState.RUNNING])
             .first()
@@ -70,7 +70,7 @@ def holds(lease: Lease) -> bool:
 
 def fenced(lease: Lease) -> Operation:
     """The operation's row, locked, if nobody claimed it since; else `LeaseLost`. In a transaction."""
-    row = Operation.objects.select_for_update().filter(pk=lease.operation_id, fence=lease.fence).first()
+    row = Operation.objects.select_for_update(no_key=True).filter(pk=lease.operation_id, fence=lease.fence).first()
     if row is None or row.lease_owner != lease.owner:
         raise LeaseLost
     return row

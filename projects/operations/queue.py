@@ -73,7 +73,7 @@ def operation_create(
     definition = base.latest_definition(kind)
     subject = locks.subject_of("project", project.pk)
     # Project before subject, as in the runner: two orders would deadlock.
-    list(Project.objects.select_for_update(of=("self",)).filter(pk=project.pk).values_list("pk"))
+    list(Project.objects.select_for_update(of=("self",), no_key=True).filter(pk=project.pk).values_list("pk"))
     locks.lock_subject(subject)
     blocker = locks.conflicting(subject, mode) or locks.queued(subject)
     if blocker is not None:

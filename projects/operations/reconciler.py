@@ -139,7 +139,9 @@ def _write(changed: list[DatabaseServer], seen_before: dict[UUID, datetime | Non
     """Store what was seen, except where an operation has looked since: its word is newer than our observation.
     Returns the servers that were left alone."""
     with transaction.atomic():
-        rows = DatabaseServer.objects.select_for_update().filter(pk__in=seen_before.keys() & {s.pk for s in changed})
+        rows = DatabaseServer.objects.select_for_update(no_key=True).filter(
+            pk__in=seen_before.keys() & {s.pk for s in changed}
+        )
         current = dict(rows.order_by("pk").values_list("pk", "observed_at"))
         fresh = [s for s in changed if s.pk in current and current[s.pk] == seen_before[s.pk]]
         DatabaseServer.objects.bulk_update(

@@ -64,7 +64,7 @@ def let_in(ctx: Context) -> None:
 def purge_begin(project: Project, *, created_by: Any = None, created_by_label: str) -> Operation | None:
     """Want the project absent and record the purge; None if one is on its way or the project is protected. In a
     transaction."""
-    locked = Project.objects.select_for_update(of=("self",)).get(pk=project.pk)
+    locked = Project.objects.select_for_update(of=("self",), no_key=True).get(pk=project.pk)
     under_way = Operation.objects.live().filter(project_uuid=project.pk, kind="purge").exists()
     if under_way or locked.deletion_protection:
         return None

@@ -347,7 +347,11 @@ class _Run:
         with transaction.atomic():
             # Project, then subjects, then the operation: the order of everybody who makes operations.
             if project_uuid is not None:
-                list(Project.objects.select_for_update(of=("self",)).filter(pk=project_uuid).values_list("pk"))
+                list(
+                    Project.objects.select_for_update(of=("self",), no_key=True)
+                    .filter(pk=project_uuid)
+                    .values_list("pk")
+                )
             subjects = locks.lock_subjects_of(self.operation)
             row = self._fenced()
             row.state, row.finished_at, row.lease_until, row.lease_owner = state, now(), None, ""

@@ -101,7 +101,7 @@ def refresh(project_ids: Iterable[UUID]) -> int:
 
 
 def _refresh(wanted: list[UUID]) -> int:
-    locked = Project.objects.select_for_update(of=("self",)).filter(pk__in=wanted).order_by("pk")
+    locked = Project.objects.select_for_update(of=("self",), no_key=True).filter(pk__in=wanted).order_by("pk")
     projects = list(locked.select_related("region"))
     servers: dict[UUID, DatabaseServer] = {
         row.project_id: row.server

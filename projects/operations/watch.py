@@ -90,7 +90,7 @@ def _record(results: dict[UUID, _Result], due: dict[UUID, datetime | None]) -> t
     changed, rows = [], []
     with transaction.atomic():
         still = set(_running().filter(pk__in=results).values_list("pk", flat=True))
-        for project in Project.objects.select_for_update().filter(pk__in=still).order_by("pk"):
+        for project in Project.objects.select_for_update(no_key=True).filter(pk__in=still).order_by("pk"):
             if project.health_checked_at != due[project.pk]:
                 continue
             result, before = results[project.pk], project.health

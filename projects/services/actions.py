@@ -42,7 +42,7 @@ class DeletionProtected(Conflict):
 
 
 def _locked(project: Project) -> Project:
-    return Project.objects.select_for_update(of=("self",)).select_related("organization", "plan", "region").get(
+    return Project.objects.select_for_update(of=("self",), no_key=True).select_related("organization", "plan", "region").get(
         pk=project.pk
     )  # fmt: skip
 
@@ -67,7 +67,7 @@ def project_action(
     if action not in ALLOWED:
         raise ActionNotAllowed(f"There is no action “{action[:40]}”; use one of: {', '.join(ACTIONS)}.")
     if action == "undelete":  # its quota is counted under this lock; organization before project, as everywhere
-        Organization.objects.select_for_update().get(pk=project.organization_id)
+        Organization.objects.select_for_update(no_key=True).get(pk=project.organization_id)
     project = _locked(project)
     status.refresh([project.pk])
     project.refresh_from_db(fields=["status", "status_detail"])
@@ -180,7 +180,7 @@ def _require_for(principal: Principal, operation: Operation) -> None:
 def operation_cancel(*, principal: Principal, operation: Operation) -> Operation:
     """Ask a live operation to stop and undo what it did. Kinds that roll forward can't be cancelled once they began."""
     _require_for(principal, operation)
-    operation = Operation.objects.select_for_update().get(pk=operation.pk)
+    operation = Operation.objects.select_for_update(no_key=True).get(pk=operation.pk)
     definition = base.definition_of(operation.kind, operation.definition_version)
     if not operation.live:
         raise ActionNotAllowed(f"The operation has {operation.get_state_display().lower()}.")
@@ -201,7 +201,7 @@ def operation_cancel(*, principal: Principal, operation: Operation) -> Operation
 def operation_retry(*, principal: Principal, operation: Operation) -> Operation:
     """A waiting operation goes on at once; for a failed one, its project is retried as a new operation."""
     _require_for(principal, operation)
-    operation = Operation.objects.select_for_update().get(pk=operation.pk)
+    operation = Operation.objects.select_for_update(no_key=True).get(pk=operation.pk)
     if operation.live:
         if operation.next_attempt_at is None:
             raise ActionNotAllowed("The operation is at work; there is nothing to retry.")

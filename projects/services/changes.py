@@ -27,8 +27,10 @@ def project_update(
     for name in changes:
         if name not in CHANGEABLE:
             raise Invalid.field(name, "read_only", f"Only these can be changed: {', '.join(sorted(CHANGEABLE))}.")
-    organization = Organization.objects.select_for_update().get(pk=project.organization_id)
-    project = Project.objects.select_for_update(of=("self",)).select_related("plan", "region").get(pk=project.pk)
+    organization = Organization.objects.select_for_update(no_key=True).get(pk=project.organization_id)
+    project = (
+        Project.objects.select_for_update(of=("self",), no_key=True).select_related("plan", "region").get(pk=project.pk)
+    )
     if project.desired_status == DesiredStatus.ABSENT:
         raise ActionNotAllowed("The project is being removed.")
     fields: list[str] = []

@@ -148,7 +148,9 @@ def project_create(*, principal: Principal, organization: Organization, request:
     memory, cpus = clean_limits(request.limits, plan)
     description, labels = validation.clean_description(request.description), validation.clean_labels(request.labels)
 
-    organization = Organization.objects.select_for_update().get(pk=organization.pk)
+    # NO KEY: rows that refer to it may be written meanwhile. PostgreSQL checks the reference again (a lock on the
+    # organization) when a project's row is updated twice in one transaction: with a full lock that is a deadlock.
+    organization = Organization.objects.select_for_update(no_key=True).get(pk=organization.pk)
     slug = slug_preview(organization, name)
     database_name = _identifier(engine, request.database_name, slug, field="database_name")
     username = _identifier(engine, request.username, slug, field="username", suffix="_user")

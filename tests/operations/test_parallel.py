@@ -1,0 +1,153 @@
+"""Many at once, on real transactions: quotas, ports, names, locks, and no deadlock between those who meet."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from django.db import connections
+
+from accounts.permissions import Principal
+from novastack.common.errors import NameTaken, Problem, QuotaExceeded
+from projects import registry
+from projects.models import Endpoint, Operation, OperationLock, Project, Region
+from projects.operations import runner, wiring
+from projects.runtimes.memory import MemoryRuntime
+from projects.services import ProjectRequest, project_action, project_create, project_delete, project_update
+from tests.factories import Team, make_catalogue, make_project, make_team
+from tests.operations.conftest import drive, operation_of
+from tests.operations.paper import PaperPostgreSQL
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def team(transactional_db: None) -> Team:
+    return make_team()
+
+
+@pytest.fixture
+def runtime(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryRuntime]:
+    monkeypatch.setattr(registry, "_built", {})
+    region, _ = make_catalogue()
+    memory = wiring.runtime_of(region)
+    assert isinstance(memory, MemoryRuntime)
+    monkeypatch.setitem(registry.ENGINES, "postgresql", PaperPostgreSQL(memory))
+    yield memory
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """Start all at the same moment; returns results and errors, in order. Any that hangs fails the test."""
+    gate = threading.Barrier(len(calls))
+
+    def go(call: Callable[[], Any]) -> Any:
+        try:
+            gate.wait(10)
+            return call()
+        except Exception as error:
+            return error
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result(60) for future in [pool.submit(go, call) for call in calls]]
+
+
+def maker(team: Team, name: str) -> Callable[[], Project]:
+    return lambda: project_create(
+        principal=Principal.of(team.alice), organization=team.organization, request=ProjectRequest(name=name)
+    )
+
+
+def test_a_quota_holds_under_parallel_creates(team, runtime):
+    team.organization.max_projects = 3
+    team.organization.save()
+    results = at_once(*[maker(team, f"P{n}") for n in range(8)])
+    assert Counter(type(r) for r in results) == {Project: 3, QuotaExceeded: 5}
+
+
+def test_ports_are_given_once(team, runtime):
+    results = at_once(*[maker(team, f"P{n}") for n in range(8)])
+    assert all(isinstance(r, Project) for r in results), results
+    assert sorted(Endpoint.objects.values_list("port", flat=True)) == list(range(20000, 20008))
+
+
+def test_the_last_port_goes_to_one(team, runtime):
+    Region.objects.update(port_end=20001)
+    results = at_once(*[maker(team, f"P{n}") for n in range(4)])
+    refused = [r for r in results if not isinstance(r, Project)]
+    assert [r.code for r in refused] == ["no_free_port"] * 2
+    assert Project.objects.count() == 2
+
+
+@pytest.mark.parametrize("name", ["Shop", "École", "İstanbul", "ẞtraße"])
+def test_a_name_goes_to_one(team, runtime, name):
+    results = at_once(*[maker(team, name) for _ in range(4)])
+    assert Counter(type(r) for r in results) == {Project: 1, NameTaken: 3}, results
+
+
+def test_slugs_differ_when_names_only_look_alike(team, runtime):
+    results = at_once(maker(team, "My shop"), maker(team, "My-shop"), maker(team, "My  shop!"))
+    assert sorted(r.slug for r in results) == ["my-shop", "my-shop-2", "my-shop-3"]
+
+
+def test_of_many_actions_at_once_one_is_recorded(team, runtime):
+    project = make_project(team.alice, team.organization)
+    alice = Principal.of(team.alice)
+    actions = ["stop", "restart", "rotate_password", "stop"]
+    results = at_once(*[
+        lambda a=a: project_action(principal=alice, project=project, action=a) for a in actions
+    ])  # fmt: skip
+    assert sum(isinstance(r, Operation) for r in results) == 1, results
+    assert all(isinstance(r, Operation | Problem) for r in results), results
+    assert OperationLock.objects.filter(granted=True).count() == 1
+
+
+def test_many_workers_get_one_lease(team, runtime):
+    project = maker(team, "Shop")()
+    operation = operation_of(project)
+    results = at_once(*[lambda: runner.run(operation.pk) for _ in range(6)])
+    assert results.count(True) == 1
+    operation.refresh_from_db()
+    assert operation.state == "succeeded"
+    assert operation.fence == 1
+
+
+def test_people_and_workers_who_meet_do_not_deadlock(team, runtime):
+    """A worker ends an operation while its project is deleted, changed, and asked for: the database would end one of two
+    that wait for each other, and somebody would get a 500."""
+    alice = Principal.of(team.alice)
+    for turn in range(6):
+        project = maker(team, f"Meet {turn}")()
+        provision = operation_of(project)
+        results = at_once(
+            lambda p=provision: runner.run(p.pk),
+            lambda p=project: project_update(principal=alice, project=p, changes={"description": "x"}),
+            lambda p=project: project_delete(principal=alice, project=p),
+            lambda p=project: project_delete(principal=alice, project=p),
+        )
+        assert all(not isinstance(r, Exception) or isinstance(r, Problem) for r in results), results
+        for operation in Operation.objects.filter(project_uuid=project.pk).order_by("created_at"):
+            drive(operation)
+        project.refresh_from_db()
+        assert project.status == "recycled"
+        assert not OperationLock.objects.exists()
+
+
+def test_undelete_and_change_at_once_do_not_deadlock(team, runtime):
+    alice = Principal.of(team.alice)
+    for turn in range(4):
+        project = maker(team, f"Back {turn}")()
+        drive(operation_of(project))
+        drive(project_delete(principal=alice, project=project))
+        results = at_once(
+            lambda p=project: project_action(principal=alice, project=p, action="undelete"),
+            lambda p=project, t=turn: project_update(principal=alice, project=p, changes={"name": f"New {t}"}),
+            lambda p=project: project_update(principal=alice, project=p, changes={"description": "y"}),
+        )
+        assert all(not isinstance(r, Exception) or isinstance(r, Problem) for r in results), results
+        drive(operation_of(project))
