@@ -42,14 +42,13 @@ def run() -> list[str]:
 
 
 def _measure(client: APIClient, title: str, path: str) -> str:
-    with CaptureQueriesContext(
-        connection,
-    ) as captured:
+    with CaptureQueriesContext(connection) as captured:
         answer = client.get(path)
+        queries = len(captured)  # now: the next request empties the log
     assert answer.status_code == 200, answer.content
     durations = stats.timed(lambda: client.get(path), 60)
     p95 = stats.percentile(durations, 0.95) * 1000
     return (
-        f"list of {COUNT:,} projects, {title}: {stats.summary(durations)}, {len(captured)} queries"
-        f" (bounds: 40 ms {stats.verdict(p95, 40)}, 8 queries {stats.verdict(len(captured), 8)})"
+        f"list of {COUNT:,} projects, {title}: {stats.summary(durations)}, {queries} queries"
+        f" (bounds: 40 ms {stats.verdict(p95, 40)}, 8 queries {stats.verdict(queries, 8)})"
     )

@@ -174,7 +174,13 @@ CACHES: dict[str, Any] = {
         else {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
         if TESTING
         else {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "novastack_cache"}
-    )
+    ),
+    # Counting requests must not cost a database transaction each: one embedded web process counts in its memory.
+    "throttle": (
+        {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": _cache_url}
+        if _cache_url
+        else {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "OPTIONS": {"MAX_ENTRIES": 10_000}}
+    ),
 }
 SESSION_ENGINE = "django.contrib.sessions.backends.db"
 

@@ -9,10 +9,12 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
+from django.core.cache import caches
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
 from django.core.exceptions import RequestDataTooBig
 from django.db import IntegrityError, transaction
 from django.http import Http404
+from django.utils.connection import ConnectionProxy
 from rest_framework import exceptions, pagination, parsers, status, throttling
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -169,13 +171,18 @@ def principal_of(request: Request) -> str:
     return f"user:{request.user.pk}" if request.user.is_authenticated else ""
 
 
+_counts = ConnectionProxy(caches, "throttle")
+
+
 class AnonThrottle(throttling.AnonRateThrottle):
+    cache = _counts
     scope = "anon"
 
 
 class PrincipalThrottle(throttling.SimpleRateThrottle):
     """Per token, else per user."""
 
+    cache = _counts
     scope = "principal"
 
     def get_cache_key(self, request: Request, view: Any) -> str | None:
@@ -186,6 +193,7 @@ class PrincipalThrottle(throttling.SimpleRateThrottle):
 class AuthThrottle(throttling.AnonRateThrottle):
     """For sign-in and registration, per address."""
 
+    cache = _counts
     scope = "auth"
 
     def get_cache_key(self, request: Request, view: Any) -> str | None:
