@@ -66,7 +66,7 @@ def region(request: pytest.FixtureRequest) -> Iterator[Region]:
     install.catalogue_prepare()
     region = Region.objects.get(slug="local")
     region.runtime, region.config = request.param, config
-    region.port_start, region.port_end = 28400, 28499
+    region.port_start, region.port_end = (28400, 28449) if request.param == "process" else (28450, 28499)
     region.save()
     runtime = wiring.runtime_of(region)
     try:
@@ -83,7 +83,20 @@ def region(request: pytest.FixtureRequest) -> Iterator[Region]:
     yield region
     for handle in {*runtime.managed(), *runtime.managed_data()}:
         runtime.destroy(handle, delete_data=True)
+    if request.param == "docker":
+        remove_install(wiring.install_id())
     shutil.rmtree(folder)
+
+
+def remove_install(install_id: str) -> None:
+    """What an install keeps for good: the volume with its epoch, and its network."""
+    label = f"label=io.novastack.install={install_id}"
+    for kind in ("volume", "network"):
+        found = subprocess.run(
+            ["docker", kind, "ls", "-q", "--filter", label], capture_output=True, text=True, check=True
+        )
+        for name in found.stdout.split():
+            subprocess.run(["docker", kind, "rm", name], capture_output=True, check=True)
 
 
 def version_for(runtime: str) -> str:
