@@ -171,7 +171,7 @@ def principal_of(request: Request) -> str:
     return f"user:{request.user.pk}" if request.user.is_authenticated else ""
 
 
-_counts = ConnectionProxy(caches, "throttle")
+_counts: Any = ConnectionProxy(caches, "throttle")
 
 
 class AnonThrottle(throttling.AnonRateThrottle):
