@@ -53,7 +53,8 @@ def project_live(request: HttpRequest, project_id: UUID) -> HttpResponse:
     if (layout == "provisioning") != making:
         return HttpResponse(status=204, headers={"HX-Refresh": "true"})
     context = _facts(principal, project) | {"tab": "overview"}
-    if request.GET.get("state", project.status) != project.status and not context["moving"]:
+    ended = request.GET.get("moving") == "1" and not context["moving"]
+    if ended or (request.GET.get("state", project.status) != project.status and not context["moving"]):
         return HttpResponse(status=204, headers={"HX-Refresh": "true"})  # it came to rest: the buttons change too
     return render(request, "projects/_live_provisioning.html" if making else "projects/_live.html", context)
 

@@ -118,8 +118,11 @@ def recycle_bin(request: HttpRequest) -> HttpResponse:
     organization = current_organization(request)
     rows = Project.objects.none()
     if organization is not None:
-        rows = Project.objects.for_principal(principal).filter(organization=organization).in_bin()
-    page, numbers = page_of(request, rows.for_lists().order_by("recycle_until", "id"), PAGE_SIZE)
+        going = Q(recycled_at__isnull=False) | Q(desired_status__in=[DesiredStatus.RECYCLED, DesiredStatus.ABSENT])
+        rows = Project.objects.for_principal(principal).filter(going, organization=organization)
+    page, numbers = page_of(
+        request, rows.for_lists().order_by(F("recycle_until").asc(nulls_first=True), "id"), PAGE_SIZE
+    )
     deleted_by = _deleted_by([project.pk for project in page.object_list])
     for project in page.object_list:
         project.deleted_by = deleted_by.get(project.pk, "")

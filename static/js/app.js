@@ -162,7 +162,11 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     items.at((items.indexOf(document.activeElement) + (event.key === "ArrowDown" ? 1 : -1)) % items.length).focus();
   }
-  if (palette?.open && event.key === "Enter" && field) { event.preventDefault(); $("a", palette)?.click(); }
+  if (palette?.open && event.key === "Enter" && field) {
+    event.preventDefault();
+    if (field.value === $("#palette-list").dataset.shown) $("a", palette)?.click();
+    else palette.dataset.go = ""; // the answer to what was typed is still on its way
+  }
   if (field || event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]")) return;
   if (event.key === "/") { event.preventDefault(); const own = $("[data-search]"); own ? own.focus() : (open(palette), $("input", palette)?.focus()); }
   if (event.key === "?") { event.preventDefault(); open($("#help")); }
@@ -223,6 +227,12 @@ document.addEventListener("htmx:afterSwap", (event) => {
     open(event.target);
     $("[autofocus]", event.target)?.focus();
     for (const field of $$("[data-confirm]", event.target)) typed(field);
+  }
+  if (event.target.id === "palette-list") {
+    const palette = $("#palette");
+    const shown = new URL(event.detail.pathInfo.finalRequestPath, location).searchParams.get("q") ?? "";
+    event.target.dataset.shown = shown;
+    if (palette.dataset.go !== undefined && shown === $("input", palette).value) { delete palette.dataset.go; $("a", palette)?.click(); }
   }
 });
 document.addEventListener("htmx:load", (event) => {
