@@ -1,4 +1,4 @@
-"""A Docker daemon of the test's own, that it may stop: own data, socket and address pool; no iptables."""
+"""A Docker daemon of the test's own, that it may stop: own data, socket and bridge; no iptables."""
 
 from __future__ import annotations
 
@@ -39,13 +39,14 @@ class SecondDocker:
 
     def start(self) -> None:
         """Returns when the daemon answers."""
-        # Its own bridge: `--bridge=none` would remove docker0, which belongs to the machine's daemon.
+        # Its own bridge, and no address pools: with `--bridge=none`, or with pools at its second start, a daemon
+        # removes docker0, which belongs to the machine's own (moby 20.10, daemon_unix.go: removeDefaultBridgeInterface).
         _bridge_ioctl(SIOCBRADDBR)
         with (self.root / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 ["dockerd", "--data-root", str(self.root / "data"), "--exec-root", str(self.root / "exec"),
                  "--pidfile", str(self.root / "pid"), "-H", self.url, "--bridge", BRIDGE, "--iptables=false",
-                 "--ip-masq=false", "--default-address-pool", "base=10.213.0.0/16,size=24"],
+                 "--ip-masq=false"],
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         end = time.monotonic() + 120
