@@ -22,7 +22,7 @@ from typing import Any
 import psycopg
 
 from novastack.embedded.install import CHECKOUT
-from projects.runtimes.process import port_is_free
+from projects.runtimes.process import port_is_free, remove_all_servers
 
 ROWS = 1000
 START_SECONDS = 120
@@ -57,6 +57,7 @@ def demo(*, keep: bool = False) -> int:
         if keep:
             print(f"Kept: {folder}")
         else:
+            remove_all_servers(install.state() / "servers")
             shutil.rmtree(install.state(), ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
     return code

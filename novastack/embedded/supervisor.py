@@ -53,7 +53,8 @@ class Supervisor:
         self._roster = self.home.run / "children.json"
 
     def say(self, text: str = "") -> None:
-        print(text, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone; the databases must stop all the same
+            print(text, flush=True)
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -77,7 +78,8 @@ class Supervisor:
         self._signals += 1
         self._stopping.set()
         if self._signals == 1:
-            os.write(sys.stdout.fileno(), b"\nStopping (databases too; nothing is lost) ...\n")
+            with contextlib.suppress(OSError, ValueError):
+                os.write(sys.stdout.fileno(), b"\nStopping (databases too; nothing is lost) ...\n")
 
     def _check_stop(self) -> None:
         if self._stopping.is_set():
@@ -320,6 +322,7 @@ class Supervisor:
         count = end_all_servers(self.home.servers, grace_seconds=5)
         if self.postgres:
             self.postgres.stop(grace_seconds=5)
+        end_all_servers(self.home.servers, grace_seconds=3)  # one that was just being started
         said = f", with {count} database server{'s' if count != 1 else ''}" if count else ""
         self.say(f"Stopped{said} ({time.monotonic() - began:.1f} s).")
 

@@ -390,17 +390,18 @@ class ProcessRuntime(Runtime):
         return plan | {"spec_hash": digest[:32], "limits": asdict(spec.limits)}
 
     def _initialise(self, volume: Volume, spec: ServerSpec, found: Found, folder: Path, account: Account) -> None:
-        """Fresh data in a fresh folder: what a crash left half-made is removed first (it was never ready)."""
+        """Fresh data in a fresh folder: what a crash left half-made is removed first (it was never ready). The lock is
+        handed on: an initialisation whose starter was killed goes on for a while, and must not meet a second one."""
         assert spec.process is not None  # noqa: S101 - `ensure` refused that
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, mode=0o700)
-        give_tree(volume.path / Path(spec.data_subdir).parts[0] if spec.data_subdir else folder, account)
-        with volume.secrets(spec.secret_files, account) as secrets_folder:
+        with volume.locked() as lock, volume.secrets(spec.secret_files, account) as secrets_folder:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, mode=0o700)
+            give_tree(volume.path / Path(spec.data_subdir).parts[0] if spec.data_subdir else folder, account)
             argv = _fill(spec.process.init, spec, found, folder, secrets_folder)
             try:
                 done = subprocess.run(
                     argv, cwd=folder, env=_environment(found.place.bin, folder), capture_output=True, check=False,
-                    timeout=INIT_SECONDS, stdin=subprocess.DEVNULL, **as_account(account),
+                    timeout=INIT_SECONDS, stdin=subprocess.DEVNULL, pass_fds=(lock,), **as_account(account),
                 )  # fmt: skip
             except subprocess.TimeoutExpired as error:
                 raise NovaStackRuntimeError(f"making the data took longer than {INIT_SECONDS} s") from error
@@ -503,6 +504,17 @@ def end_all_servers(root: Path, *, grace_seconds: float) -> int:
     for thread in threads:
         thread.join()
     return len(running)
+
+
+def remove_all_servers(root: Path) -> None:
+    """Remove every server below `root` with its data and account: for throw-away installs."""
+    folder = root / "servers"
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if handle := handle_of(path.name):
+            install = str(Volume(root, handle).read("marker.json").get("install", ""))
+            runtime = ProcessRuntime(install, root)
+            runtime.destroy(handle, delete_data=True)
+            runtime._groups.remove("")
 
 
 def _fill(

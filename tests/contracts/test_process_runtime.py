@@ -19,6 +19,7 @@ import pytest
 from projects.domain import Command, DataInUse, DataPolicy, Handle, Limits, RuntimeFeature, ServerState
 from projects.runtimes.base import Runtime
 from projects.runtimes.process import ProcessRuntime
+from projects.runtimes.process_accounts import ensure_account, remove_account
 from projects.runtimes.process_binaries import find
 from projects.runtimes.process_table import ProcessRef, family
 from projects.runtimes.process_volume import LOG_LIMIT_BYTES, Volume
@@ -81,6 +82,8 @@ class TestProcessRuntime(RuntimeContract):
         folder = runtime.root / "servers"
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.name not in kept:
+                with contextlib.suppress(OSError, KeyError):
+                    remove_account(json.loads((path / ".novastack" / "marker.json").read_text())["account"])
                 shutil.rmtree(path)
 
     # --- its own --------------------------------------------------------------------------------------------------
@@ -193,6 +196,17 @@ class TestProcessRuntime(RuntimeContract):
         (volume.path / server.spec.data_subdir / "PG_VERSION").unlink()
         again = Server(server.spec, runtime.ensure(server.spec, data=DataPolicy.CREATE), server.credentials)
         self.wait_ready(runtime, again)
+
+    def test_a_second_initialisation_waits_for_the_first(self, runtime: Runtime, make_spec: MakeSpec) -> None:
+        """Its starter was killed, it goes on: nobody may begin again in the same folder."""
+        assert isinstance(runtime, ProcessRuntime)
+        spec = make_spec()
+        volume = self.volume(runtime, spec.handle)
+        volume.create(runtime.install_id, ensure_account("novastack"))
+        with volume.locked(), pytest.raises(DataInUse):
+            runtime.ensure(spec, data=DataPolicy.CREATE)
+        assert not (volume.path / spec.data_subdir / "PG_VERSION").exists()
+        runtime.ensure(spec, data=DataPolicy.CREATE)
 
     def test_real_tools(self, runtime: Runtime, server: Server) -> None:
         tool = runtime.run_tool("nvs-tool-version", server.spec.image, Command(("pg_dump", "--version")))

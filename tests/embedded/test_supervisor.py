@@ -22,6 +22,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from projects.runtimes.process import remove_all_servers
 from projects.runtimes.process_binaries import find
 from projects.runtimes.process_table import ProcessRef
 
@@ -128,6 +129,7 @@ def home() -> Iterator[Path]:
     left = processes_of(home)
     subprocess.run([sys.executable, "-m", "novastack.embedded", "postgres", "stop", "--home", str(home)], check=False,
                    cwd=CHECKOUT)  # fmt: skip
+    remove_all_servers(Path((home / "state-folder").read_text().strip()) / "servers")
     shutil.rmtree(folder, ignore_errors=True)
     assert left == []
 
