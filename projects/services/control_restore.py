@@ -168,5 +168,7 @@ def _settle(manifest: dict[str, Any]) -> int:
     live.update(lease_until=None, lease_owner="", hinted_at=None)
     DataTombstone.objects.filter(deleted_at=None, due_at__lt=moment + DATA_GRACE).update(due_at=moment + DATA_GRACE)
     Project.objects.filter(recycle_until__lt=moment + BIN_GRACE).update(recycle_until=moment + BIN_GRACE)
+    # What was being made then may have been finished and filled since: no undo may destroy it (rule 7).
+    Project.objects.filter(credentials_shown_at=None).update(credentials_shown_at=moment)
     audit.record(None, "install.control_restore", data={"made_at": manifest["made_at"]})
     return live.count()

@@ -349,11 +349,12 @@ from accounts.models import RefreshFamily, AuditEvent
 from projects.models import Project
 from novastack.common.clock import now
 answer = {"open": RefreshFamily.objects.filter(revoked_at=None).count(),
+          "undo_destroys": Project.objects.filter(credentials_shown_at=None).exists(),
           "days": (Project.objects.get().recycle_until - now()).days,
           "audit": AuditEvent.objects.filter(action="install.control_restore").count()}
 """
     )
-    assert found == {"open": 0, "days": 6, "audit": 1}
+    assert found == {"open": 0, "undo_destroys": False, "days": 6, "audit": 1}
 
 
 def test_refusals(elsewhere: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
