@@ -1,0 +1,248 @@
+"""Real workers, real servers, a real control database: and a SIGKILL for each in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+import pytest
+from django.conf import settings
+from django.core.cache import cache
+from django.db import connection
+
+from accounts.permissions import Principal
+from novastack.common.clock import DatabaseNow
+from projects import domain, registry
+from projects.models import DatabaseRole, DatabaseServer, Operation, Orphan, Project, Region, RoleKind
+from projects.operations import reconciler, runner, wiring
+from projects.runtimes.base import Runtime
+from projects.runtimes.process_binaries import find
+from projects.services import ProjectRequest, project_create
+from tests.factories import PlanFactory, Team, make_team
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+VERSION = os.environ.get("NOVASTACK_FAULTS_VERSION", "18")
+
+
+class Site:
+    """One install with one region of one runtime, its people, and workers that can be killed."""
+
+    def __init__(self, runtime_name: str, root: Path) -> None:
+        self.team: Team = make_team()
+        PlanFactory()
+        first = 30000 + secrets.randbelow(250) * 20
+        config = {"root": str(root)} if runtime_name == "process" else {}
+        self.region = Region.objects.create(
+            slug="site", name="Site", runtime=runtime_name, config=config, port_start=first, port_end=first + 60
+        )
+        self.alice = Principal.of(self.team.alice)
+        self.workers: list[subprocess.Popen[str]] = []
+
+    @property
+    def runtime(self) -> Runtime:
+        return wiring.runtime_of(self.region)
+
+    # --- workers ------------------------------------------------------------------------------------------------------
+    def worker(self, fault: str = "", *, reconciles: bool = True) -> subprocess.Popen[str]:
+        database = connection.settings_dict
+        password = quote(str(database["PASSWORD"]), safe="")
+        url = (
+            f"postgresql://{database['USER']}:{password}@{database['HOST']}:{database['PORT']}/"
+            f"{connection.connection.info.dbname if connection.connection else database['NAME']}"
+        )
+        env = {
+            **os.environ, "DATABASE_URL": url, "NOVASTACK_MODE": "test", "NOVASTACK_FAULT": fault,
+            "NOVASTACK_FAULT_RECONCILE": str(int(reconciles)), "NOVASTACK_LOG_LEVEL": "WARNING",
+            "NOVASTACK_DATA_GRACE_SECONDS": "0", "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.worker"], env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE
+        )
+        self.workers.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def stop_workers(self) -> None:
+        for process in self.workers:
+            process.kill()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
+        self.workers.clear()
+
+    def die_at(self, fault: str) -> None:
+        """A worker that dies there. Nothing was cleaned up; its lease still lives."""
+        process = self.worker(fault)
+        assert process.wait(90) == -signal.SIGKILL, f"it never came to {fault}"
+        self.stop_workers()
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+    def create(self, name: str = "Shop") -> Project:
+        return project_create(
+            principal=self.alice, organization=self.team.organization,
+            request=ProjectRequest(name=name, version=VERSION, region="site"),
+        )  # fmt: skip
+
+    def ready(self, name: str = "Shop") -> Project:
+        """A project with rows of its owner's in it."""
+        project = self.create(name)
+        self.finish(self.operation(project))
+        project.refresh_from_db()
+        assert project.status == "running", (project.status, project.status_detail)
+        with self.login(project) as session:
+            session.execute("CREATE TABLE orders AS SELECT n FROM generate_series(1, 1000) n")
+        return project
+
+    @staticmethod
+    def operation(project: Project) -> Operation:
+        return Operation.objects.filter(project_uuid=project.pk).order_by("-created_at")[0]
+
+    @staticmethod
+    def finish(operation: Operation, seconds: float = 60) -> Operation:
+        """Run it here, without a worker."""
+        deadline = time.monotonic() + seconds
+        while operation.live and time.monotonic() < deadline:
+            runner.run(operation.pk)
+            Operation.objects.filter(pk=operation.pk).update(next_attempt_at=None)
+            operation.refresh_from_db()
+        return operation
+
+    @staticmethod
+    def expire_lease(operation: Operation) -> None:
+        """Its holder is known to be dead: spare the 20 s."""
+        past = DatabaseNow() - timedelta(seconds=1)
+        Operation.objects.filter(pk=operation.pk, lease_until__isnull=False).update(lease_until=past)
+
+    @staticmethod
+    def wait_ended(operation: Operation, seconds: float = 60) -> Operation:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            operation.refresh_from_db()
+            if not operation.live:
+                return operation
+            time.sleep(0.1)
+        told = list(operation.steps.values_list("name", "state", "detail"))
+        raise AssertionError(f"{operation.kind} has not ended after {seconds} s: {told}, {operation.next_attempt_at}")
+
+    @staticmethod
+    def wait_status(project: Project, wanted: str, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            project.refresh_from_db()
+            if project.status == wanted:
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"{project.status} ({project.status_detail}), not {wanted}, after {seconds} s")
+
+    # --- what must be so ----------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def login(self, project: Project) -> Iterator[psycopg.Connection[Any]]:
+        """As the owner, with the password that is stored and shown."""
+        role = DatabaseRole.objects.get(database__project=project, kind=RoleKind.LOGIN)
+        assert role.pending_secret is None
+        project.endpoint.refresh_from_db()
+        with psycopg.connect(
+            host=project.endpoint.host, port=project.endpoint.port, dbname=role.database.name, user=role.name,
+            password=role.secret.open(), connect_timeout=5,
+        ) as session:  # fmt: skip
+            yield session
+
+    def rows_of(self, project: Project) -> int:
+        with self.login(project) as session:
+            found = session.execute("SELECT count(*) FROM orders").fetchone()
+        assert found is not None
+        return int(found[0])
+
+    def check_exactly(self, *projects: Project) -> None:
+        """One server and one volume per project and nothing else; the refs are the rows'; each in the state wanted."""
+        servers = {DatabaseServer.objects.get(project_uuid=p.pk).handle for p in projects}
+        assert {h.name for h in self.runtime.managed()} == {h.name for h in servers}
+        assert {h.name for h in self.runtime.managed_data()} == {h.name for h in servers}
+        for handle, seen in self.runtime.observe(list(servers)).items():
+            row = DatabaseServer.objects.get(pk=handle.server_id)
+            assert seen.ref == row.runtime_ref
+            assert seen.state.value == row.desired_state
+        reconciler.find_orphans(self.region, self.runtime, reconciler.Install.load())
+        assert not Orphan.objects.filter(resolved_at=None).exists()
+
+    def things_in(self, project: Project) -> set[tuple[str, str]]:
+        """What exists in the server besides PostgreSQL's own."""
+        server = DatabaseServer.objects.get(project_uuid=project.pk)
+        assert server.admin_pending_secret is None
+        with psycopg.connect(
+            host="127.0.0.1", port=server.port, dbname="postgres", user=server.admin_username,
+            password=server.admin_secret.open(), connect_timeout=5,
+        ) as session:  # fmt: skip
+            roles = session.execute("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_'").fetchall()
+            bases = session.execute("SELECT datname FROM pg_database WHERE NOT datistemplate").fetchall()
+        return {("role", r[0]) for r in roles} | {("database", b[0]) for b in bases}
+
+    def clean_up(self) -> None:
+        self.stop_workers()
+        runtime = self.runtime
+        for handle in {*runtime.managed(), *runtime.managed_data()}:
+            with contextlib.suppress(domain.NovaStackRuntimeError):
+                runtime.destroy(domain.Handle(handle.server_id, handle.incarnation), delete_data=True)
+
+
+@pytest.fixture
+def _fresh(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_built", {})
+    monkeypatch.setattr(reconciler, "_looked", {})
+    monkeypatch.setattr(settings, "NOVASTACK_DATA_GRACE_SECONDS", 0)
+    cache.clear()
+
+
+def make_site(runtime_name: str) -> Iterator[Site]:
+    root = Path(tempfile.mkdtemp(prefix="nvs-faults-", dir="/tmp"))
+    root.chmod(0o711)
+    site = Site(runtime_name, root / "state")
+    try:
+        yield site
+    finally:
+        site.clean_up()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def process_site(_fresh: None) -> Iterator[Site]:
+    if find("postgres", VERSION) is None:
+        pytest.skip(f"PostgreSQL {VERSION} is neither installed nor bundled here")
+    yield from make_site("process")
+
+
+@pytest.fixture
+def docker_site(_fresh: None) -> Iterator[Site]:
+    from projects.runtimes.docker import DockerRuntime
+
+    engine = registry.engine("postgresql")
+    try:
+        DockerRuntime("probe").resolve_image(engine.name, VERSION, engine.official_image)
+    except domain.NovaStackRuntimeError as error:
+        if os.environ.get("NOVASTACK_REQUIRE_DOCKER") == "1":
+            raise
+        pytest.skip(f"no Docker engine with a PostgreSQL image: {error}")
+    sites = make_site("docker")
+    site = next(sites)
+    yield site
+    runtime = site.runtime
+    site.clean_up()
+    assert isinstance(runtime, DockerRuntime)
+    runtime.remove_network()
+    for volume in runtime._volumes("epoch"):
+        runtime._clients.get().remove_volume(volume["Name"])
+    sites.close()
