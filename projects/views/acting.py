@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
@@ -110,7 +111,10 @@ def project_purge_now(request: HttpRequest, project_id: UUID) -> HttpResponse:
         else:
             messages.info(request, f"{project.name} is being removed for good.")
             return redirect("projects:bin")
-    return _dialog(request, "purge", header_context(principal, project) | {"form": form})
+    grace_minutes = round(settings.NOVASTACK_DATA_GRACE_SECONDS / 60)
+    return _dialog(
+        request, "purge", header_context(principal, project) | {"form": form, "grace_minutes": grace_minutes}
+    )
 
 
 @login_required

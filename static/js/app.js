@@ -51,6 +51,7 @@ const post = async (url, data = {}) => {
     method: "POST",
     headers: { "X-CSRFToken": csrf(), "X-Requested-With": "fetch", Accept: "application/json" },
     body: new URLSearchParams(data),
+    keepalive: true,
   });
   const body = answer.headers.get("Content-Type")?.includes("json") ? await answer.json() : {};
   if (!answer.ok) throw new Error(body.detail || "That did not work. Reload the page and try again.");

@@ -1,11 +1,17 @@
-// Theme before paint: the one blocking script. A signed-in person's choice comes with the page, a stranger's is local.
+// Theme before paint: the one blocking script. The account's theme comes with the page; it wins when it was changed
+// elsewhere, else what was last chosen in this browser does (its way to the server may still be going on).
 (() => {
   const root = document.documentElement;
-  let theme = root.dataset.themeUser;
+  const server = root.dataset.themeUser;
+  let theme = server;
   try {
-    if (theme) localStorage.setItem("theme", theme);
-    else theme = localStorage.getItem("theme");
-  } catch { /* storage is blocked: the system's theme */ }
+    if (server && server !== localStorage.getItem("theme-server")) {
+      localStorage.setItem("theme-server", server);
+      localStorage.setItem("theme", server);
+    }
+    theme = localStorage.getItem("theme") ?? server;
+  } catch { /* storage is blocked: the account's theme, else the system's */ }
   if (theme === "light" || theme === "dark") root.dataset.theme = theme;
+  else delete root.dataset.theme;
   root.classList.add("js");
 })();
