@@ -143,7 +143,8 @@ class Context:
 
     def say(self, message: str, *, level: str = "info") -> None:
         """A line for the operation's live log and for ours. Never secrets."""
-        OperationEvent.objects.create(operation=self.operation, at=now(), level=level, message=message[:500])
+        with self.fenced():
+            OperationEvent.objects.create(operation=self.operation, at=now(), level=level, message=message[:500])
 
     def explain(self, detail: str) -> None:
         """What the step did, in a phrase; shown under its name."""

@@ -40,9 +40,18 @@ def apply(ctx: Context) -> None:
 def prove(ctx: Context) -> None:
     """The new password logs in, and is promoted; the old one is refused from now on."""
     role = _login(ctx)
-    if role.pending_secret is None:
-        return
-    pending = role.pending_secret.open()
+    if role.pending_secret is not None:
+        _promote(ctx, role, role.pending_secret.open())
+    if ctx.operation.params.get("end_sessions"):
+        ctx.guard()
+        with wiring.admin_session(ctx.engine, ctx.server) as admin:
+            ended = admin.end_sessions(role.name)
+        ctx.explain(f"{ended} old sessions ended")
+    else:
+        ctx.explain("New logins need the new password; open sessions go on")
+
+
+def _promote(ctx: Context, role: DatabaseRole, pending: str) -> None:
     try:
         ctx.engine.probe(
             ctx.server.control_endpoint, domain.Credentials(role.name, pending, ctx.database.name), timeout_seconds=5
@@ -52,12 +61,6 @@ def prove(ctx: Context) -> None:
     role.secret, role.pending_secret, role.rotated_at = Sealed.of(pending), None, now()
     with ctx.fenced():
         role.save(update_fields=["secret", "pending_secret", "rotated_at", "updated_at"])
-    if ctx.operation.params.get("end_sessions"):
-        with wiring.admin_session(ctx.engine, ctx.server) as admin:
-            ended = admin.end_sessions(role.name)
-        ctx.explain(f"{ended} old sessions ended")
-    else:
-        ctx.explain("New logins need the new password; open sessions go on")
 
 
 def _done(operation: Operation) -> None:

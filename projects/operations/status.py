@@ -25,6 +25,7 @@ from projects.models import (
 from projects.operations import base
 
 log = structlog.get_logger(__name__)
+MANY_GROUPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +118,21 @@ def _refresh(wanted: list[UUID]) -> int:
         if (project.status, project.status_detail) != (status, detail):
             project.status, project.status_detail = status, detail
             changed.append(project)
-    if changed:
-        Project.objects.bulk_update(changed, ["status", "status_detail"])
+    _store(changed)
     return len(changed)
+
+
+def _store(changed: list[Project]) -> None:
+    """A region that goes takes thousands along, with one status and one reason: that is one statement, not thousands of
+    cases in one."""
+    groups: dict[tuple[str, str], list[UUID]] = {}
+    for project in changed:
+        groups.setdefault((project.status, project.status_detail), []).append(project.pk)
+    if len(groups) > MANY_GROUPS:
+        Project.objects.bulk_update(changed, ["status", "status_detail"], batch_size=500)
+        return
+    for (status, detail), ids in groups.items():
+        Project.objects.filter(pk__in=ids).update(status=status, status_detail=detail)
 
 
 def set_reachable(region: Region, reachable: bool, reason: str) -> None:

@@ -32,6 +32,7 @@ from projects.services import (
     project_update,
 )
 from tests.operations.conftest import (
+    Killed,
     begin,
     drive,
     killed_at,
@@ -41,6 +42,7 @@ from tests.operations.conftest import (
     operation_of,
     states,
 )
+from tests.operations.paper import PaperAdmin
 
 ALL = os.environ.get("NOVASTACK_FAULTS") == "all"
 
@@ -170,6 +172,26 @@ def test_rotation_refuses_the_old_password_and_the_new_one_works(ready, paper, a
     logs_in(paper, ready)
     with pytest.raises(domain.LoginRefused):
         paper.probe(domain.Endpoint("", ready.endpoint.port), domain.Credentials(login_of(ready).name, old))
+
+
+def test_a_rotation_killed_after_its_promotion_still_ends_the_sessions(ready, paper, alice, monkeypatch):
+    ended = []
+    operation = project_action(principal=alice, project=ready, action="rotate_password", end_sessions=True)
+
+    def dies_once(self, username):
+        ended.append(username)
+        if len(ended) == 1:
+            raise Killed
+        return 3
+
+    monkeypatch.setattr(PaperAdmin, "end_sessions", dies_once)
+    with pytest.raises(Killed):
+        once(operation)
+    assert login_of(ready).pending_secret is None
+    drive(operation)
+    assert len(ended) == 2
+    assert operation.steps.get(name="prove").detail == "3 old sessions ended"
+    logs_in(paper, ready)
 
 
 def test_a_rotation_cut_short_by_a_deletion_leaves_a_password_that_works_after_undelete(ready, paper, alice):

@@ -112,3 +112,27 @@ def test_a_region_that_comes_and_goes_takes_its_projects_along(idle):
     status.set_reachable(region, True, "")
     idle.refresh_from_db()
     assert idle.status == "not_available", "what was seen before the outage says nothing: it must be seen again"
+
+
+def test_a_region_takes_many_projects_along_in_few_statements(team, idle, django_assert_max_num_queries):
+    from tests.factories import make_project
+
+    projects = [make_project(team.alice, team.organization, name=f"P{n}") for n in range(12)]
+    region = Region.objects.get(pk=idle.region_id)
+    with django_assert_max_num_queries(12):
+        status.set_reachable(region, False, "No Docker.")
+    assert Project.objects.filter(status="not_available").count() == len(projects) + 1
+
+
+def test_many_different_reasons_are_stored_too(team, idle):
+    from tests.factories import make_project
+
+    projects = [make_project(team.alice, team.organization, name=f"P{n}") for n in range(10)]
+    for number, project in enumerate(projects):
+        DatabaseServer.objects.filter(project_uuid=project.pk).update(
+            observed_state="stopped", observed_detail=f"reason {number}"
+        )
+    assert status.refresh([p.pk for p in projects]) == 10
+    assert set(Project.objects.exclude(pk=idle.pk).values_list("status_detail", flat=True)) == {
+        f"reason {n}" for n in range(10)
+    }
