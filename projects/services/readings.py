@@ -17,7 +17,7 @@ from accounts.permissions import Capability, Principal, require
 from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, RuntimeNotAvailable
 from projects import tasks
-from projects.models import Database, DatabaseServer, DatabaseSlot, MetricSample, Project
+from projects.models import Database, DatabaseServer, DatabaseSlot, MetricSample, ObservedState, Project
 from projects.operations.logs import log_lines
 
 LOG_LINES_MAX = 5000
@@ -47,6 +47,7 @@ def status_of(project: Project) -> dict[str, Any]:
     """The `status` answer of the API but for `operation`. Everything was observed; null is not known."""
     server = server_of(project)
     seen = [moment for moment in (project.health_checked_at, server.observed_at if server else None) if moment]
+    running = server is not None and server.observed_state == ObservedState.RUNNING
     return {
         "status": project.status,
         "desired_status": project.desired_status,
@@ -58,8 +59,8 @@ def status_of(project: Project) -> dict[str, Any]:
             "name": server.handle.name,
             "image": server.image,
             "started_at": server.started_at,
-            "cpu_percent": server.cpu_percent,
-            "memory_bytes": server.memory_used_bytes,
+            "cpu_percent": server.cpu_percent if running else None,  # an old reading is no reading
+            "memory_bytes": server.memory_used_bytes if running else None,
             "memory_limit_bytes": server.memory_bytes,
             "connections": project.connections,
             "connections_limit": project.connections_limit,
