@@ -160,7 +160,7 @@ def _members_context(principal: Principal, organization: Organization) -> dict[s
     rows = rows.prefetch_related("user__authenticator_set")
     people = list(rows)
     for person in people:
-        kinds = {a.type for a in person.user.authenticator_set.all()}
+        kinds = {a.type for a in person.user.authenticator_set.all()}  # type: ignore[attr-defined]
         person.factor = (  # type: ignore[attr-defined]
             "Passkey or security key" if "webauthn" in kinds else "Authenticator app" if "totp" in kinds else ""
         )

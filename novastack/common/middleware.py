@@ -56,5 +56,7 @@ class ProblemMiddleware:
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         if not isinstance(exception, Problem):
             return None
-        template = {NotFound.status: "404.html", PermissionDenied.status: "403.html"}.get(exception.status, "400.html")
+        template = {NotFound.status: "404.html", PermissionDenied.status: "403.html", 503: "503.html"}.get(
+            exception.status, "400.html"
+        )
         return render(request, template, {"problem": exception}, status=exception.status)

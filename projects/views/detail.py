@@ -14,6 +14,7 @@ from django.views.decorators.http import require_GET
 from accounts.permissions import Capability, Principal
 from novastack.common.clock import now
 from novastack.common.errors import NotFound, Problem
+from novastack.common.health import fresh_heartbeats
 from projects import charts
 from projects.models import (
     Operation,
@@ -100,6 +101,7 @@ def _facts(principal: Principal, project: Project) -> dict[str, Any]:
             live and definition and definition.cancellable and operation and not operation.cancel_requested_at
             and Capability.PROJECT_ACT in may
         ),
+        "worker_away": bool(live) and not fresh_heartbeats("worker:"),
         "steps_done": sum(s.state == "succeeded" for s in operation.steps.all()) if operation else 0,
         "steps_all": len(operation.steps.all()) if operation else 0,
         "server": server,
