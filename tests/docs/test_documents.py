@@ -68,3 +68,11 @@ def test_make_targets_that_documents_name_exist() -> None:
         named = set(re.findall(r"`make ([a-z-]+)", document.read_text()))
         named |= set(re.findall(r"^\$ make ([a-z-]+)", document.read_text(), re.M))
         assert named <= targets, (document.name, named - targets)
+
+
+def test_decisions_are_numbered_once_and_listed() -> None:
+    folder = ROOT / "docs" / "decisions"
+    files = sorted(path.name for path in folder.glob("[0-9]*.md"))
+    assert [name[:4] for name in files] == [f"{number:04}" for number in range(1, len(files) + 1)]
+    index = (folder / "README.md").read_text()
+    assert [name for name in files if f"({name})" not in index] == []
