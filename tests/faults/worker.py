@@ -64,7 +64,7 @@ def install_fault(text: str) -> None:
 def main() -> None:
     django.setup()
     from projects.models import Operation
-    from projects.operations import janitor, queue, reconciler, runner
+    from projects.operations import janitor, queue, reconciler, runner, watch
 
     if fault := os.environ.get("NOVASTACK_FAULT"):
         install_fault(fault)
@@ -79,6 +79,7 @@ def main() -> None:
             ticked = time.monotonic()
             reconciler.reconcile()
             janitor.delete_due_data()
+            watch.check_health()
         due += Operation.objects.live().filter(lease_until=None, next_attempt_at=None).values_list("pk", flat=True)
         worked = [runner.run(pk) for pk in dict.fromkeys(due)]
         due.clear()
