@@ -9,7 +9,7 @@ from django.http import HttpRequest
 
 from accounts.models import Organization
 from accounts.permissions import Capability, Principal, principal_from
-from accounts.services.organizations import default_organization
+from accounts.services.organizations import pick_organization
 
 
 class Shell:
@@ -27,7 +27,9 @@ class Shell:
 
     @cached_property
     def organizations(self) -> list[Organization]:
-        return list(Organization.objects.for_principal(self.principal).order_by("-personal", "name"))
+        current_organization(self._request)  # reads them
+        rows: list[Organization] = self._request._organizations  # type: ignore[attr-defined]
+        return sorted(rows, key=lambda organization: (not organization.personal, organization.name.lower()))
 
     @cached_property
     def organization(self) -> Organization | None:
@@ -51,10 +53,12 @@ def current_organization(request: HttpRequest) -> Organization | None:
     """The browser's chosen organization, else the user's default one; read once per request. None for strangers."""
     if not request.user.is_authenticated:
         return None
-    if not hasattr(request, "_current_organization"):
+    if not hasattr(request, "_organizations"):
         principal = principal_from(request)
-        visible = Organization.objects.for_principal(principal)
-        request._current_organization = default_organization(principal, visible, request.session)  # type: ignore[attr-defined]
+        visible = list(Organization.objects.for_principal(principal).order_by("created_at", "id"))
+        request._organizations = visible  # type: ignore[attr-defined]
+        if not hasattr(request, "_current_organization"):
+            request._current_organization = pick_organization(principal, visible, request.session)  # type: ignore[attr-defined]
     found: Organization | None = request._current_organization  # type: ignore[attr-defined]
     return found
 

@@ -45,7 +45,12 @@ def organization_for(
 
 
 def default_organization(principal: Principal, visible: Any, session: Any) -> Organization | None:
-    found = {organization.pk: organization for organization in visible.order_by("created_at", "id")}
+    return pick_organization(principal, list(visible.order_by("created_at", "id")), session)
+
+
+def pick_organization(principal: Principal, visible: list[Organization], session: Any) -> Organization | None:
+    """Of these, oldest first: the token's, the browser's chosen one, the user's default, the oldest; None of none."""
+    found = {organization.pk: organization for organization in visible}
     if principal.token is not None and principal.token.organization_id:
         return found.get(principal.token.organization_id)
     chosen = session.get(SESSION_KEY) if session is not None else None

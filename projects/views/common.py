@@ -50,9 +50,15 @@ def add_problem(form: forms.Form, problem: Problem, *, field: str | None = None)
         form.add_error(field if field in form.fields else None, problem.detail)
 
 
-def page_of(request: HttpRequest, rows: Any, size: int) -> tuple[Page[Any], list[Any]]:
-    """The asked page of a list and the page numbers to offer; a page that isn't there is the last one."""
-    page = Paginator(rows, size).get_page(request.GET.get("page"))
+def page_of(request: HttpRequest, rows: Any, size: int, count: int | None = None) -> tuple[Page[Any], list[Any]]:
+    """The asked page of a list and the page numbers to offer; a page that isn't there is the last one.
+
+    `count`: how many there are, when somebody has counted already.
+    """
+    paginator = Paginator(rows, size)
+    if count is not None:
+        paginator.count = count
+    page = paginator.get_page(request.GET.get("page"))
     return page, list(page.paginator.get_elided_page_range(page.number, on_each_side=1, on_ends=1))
 
 

@@ -44,10 +44,14 @@ def project_list(request: HttpRequest) -> HttpResponse:
     organization = current_organization(request)
     if organization is None:
         return render(request, "projects/no_organization.html", {"section": "projects"})
-    rows = Project.objects.for_principal(principal).filter(organization=organization).live()
+    rows = Project.objects.for_principal(principal).filter(organization=organization)
     chosen = {name: request.GET.get(name, "") for name in ("search", "status", "engine", "region", "ordering")}
-    filtered = _filtered(rows, chosen)
-    page, numbers = page_of(request, filtered.for_lists(), PAGE_SIZE)
+    narrowed = any(chosen[name] for name in ("search", "status", "engine", "region"))
+    alone = request.htmx and not request.htmx.boosted  # type: ignore[attr-defined]
+    figures = None if alone else _figures(rows, organization)
+    filtered = _filtered(rows.live(), chosen)
+    counted = figures["total"] if figures and not narrowed else None
+    page, numbers = page_of(request, filtered.for_lists(), PAGE_SIZE, counted)
     may = {c.value: allows(principal, organization, c) for c in Capability}
     for project in page.object_list:
         decorate(project)
@@ -55,12 +59,12 @@ def project_list(request: HttpRequest) -> HttpResponse:
         "section": "projects", "page": page, "pages": numbers, "chosen": chosen, "may": may,
         "unfinished": any(project.status in UNFINISHED for project in page.object_list),
         "query": _query(chosen), "here": request.get_full_path(),
-        "filtered": any(chosen[name] for name in ("search", "status", "engine", "region")),
     }  # fmt: skip
-    if request.htmx and not request.htmx.boosted:  # type: ignore[attr-defined]
+    if figures is None:
         return render(request, "projects/_list_table.html", context)
     context |= {
-        "figures": _figures(rows, organization),
+        "figures": figures,
+        "nav": {"projects": figures["total"], "recycled": figures["recycled"]},
         "statuses": [s for s in ProjectStatus.choices if s[0] != ProjectStatus.RECYCLED],
         "engines": [(e.name, e.title) for e in registry.engines().values()],
         "regions": list(Region.objects.filter(enabled=True).order_by("name").values_list("slug", "name")),
@@ -99,13 +103,15 @@ def _query(chosen: dict[str, str]) -> str:
 
 
 def _figures(rows: QuerySet[Project], organization: Organization) -> dict[str, Any]:
+    live = Q(recycled_at=None)
     sums = rows.aggregate(
-        total=Count("id"),
-        running=Count("id", filter=Q(status=ProjectStatus.RUNNING)),
-        attention=Count("id", filter=Q(status__in=ATTENTION)),
-        size=Sum("size_bytes", default=0),
-        connections=Sum("connections", default=0),
-        connections_limit=Sum("connections_limit", default=0),
+        total=Count("id", filter=live),
+        recycled=Count("id", filter=~live),
+        running=Count("id", filter=live & Q(status=ProjectStatus.RUNNING)),
+        attention=Count("id", filter=live & Q(status__in=ATTENTION)),
+        size=Sum("size_bytes", filter=live, default=0),
+        connections=Sum("connections", filter=live, default=0),
+        connections_limit=Sum("connections_limit", filter=live, default=0),
     )
     return sums | {"usage": usage_of(organization)}
 

@@ -120,7 +120,7 @@ class TestShell:
         request = self.request(User.objects.select_related("default_organization").get(pk=team.bob.pk))
         with django_assert_num_queries(0):
             context = shell(request)["shell"]
-        with django_assert_num_queries(3):
+        with django_assert_num_queries(2):
             assert len(context.organizations) == 21
             assert (context.organization, context.role) == (team.organization, "member")
             assert context.can["project_create"]
