@@ -172,12 +172,13 @@ def _prepare() -> None:
     from django.db.migrations.executor import MigrationExecutor
 
     from projects.management.commands.setup_install import prepare as setup_install
+    from projects.operations import wiring
 
     executor = MigrationExecutor(connection)
     if executor.migration_plan(executor.loader.graph.leaf_nodes()):
         call_command("migrate", interactive=False, verbosity=0)
     call_command("createcachetable", verbosity=0)
-    answer = setup_install()
+    answer = {**setup_install(), "install_id": str(wiring.install_id())}
     _say(answer)
     if project := answer.get("project_id"):
         _say(_wait_for(str(project), seconds=180))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from novastack.embedded.paths import write_private
-from projects.runtimes.process_table import ProcessRef, kill_family, stop_family
+from projects.runtimes.process_table import ProcessRef, boot_id, family, stop_family
 
 LOG_LIMIT_BYTES = 10 << 20
 BACKOFF_SECONDS = (0.2, 1.0, 3.0, 10.0, 30.0)
@@ -115,9 +115,18 @@ def stop_all(children: Sequence[Child], *, grace_seconds: float) -> None:
 
 
 def _end(refs: Sequence[ProcessRef], *, grace_seconds: float) -> None:
+    """Whole families: gunicorn's own worker holds the web's socket, a worker may be making data."""
+    members = [
+        ProcessRef(stat.pid, stat.start_ticks, boot_id())
+        for stats in family([ref.pid for ref in refs if ref.alive()]).values()
+        for stat in stats
+    ]
     for ref in refs:
         ref.send(signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds
     for ref in refs:
         stop_family(ref, polite=signal.SIGTERM, grace_seconds=max(0.0, deadline - time.monotonic()))
-        kill_family(ref)
+    for member in members:
+        member.send(signal.SIGKILL)
+    for member in members:
+        member.wait_gone(3)

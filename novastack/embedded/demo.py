@@ -22,7 +22,8 @@ from typing import Any
 import psycopg
 
 from novastack.embedded.install import CHECKOUT
-from projects.runtimes.process import port_is_free, remove_all_servers
+from projects.runtimes.process import remove_all_servers
+from projects.runtimes.process_start import port_is_free
 
 ROWS = 1000
 START_SECONDS = 120
@@ -57,8 +58,7 @@ def demo(*, keep: bool = False) -> int:
         if keep:
             print(f"Kept: {folder}")
         else:
-            remove_all_servers(install.state() / "servers")
-            shutil.rmtree(install.state(), ignore_errors=True)
+            install.remove_traces()
             shutil.rmtree(folder, ignore_errors=True)
     return code
 
@@ -221,6 +221,17 @@ class _Install:
                 self.process.kill()
                 return False
         return self.process.returncode == 0
+
+    def remove_traces(self) -> None:
+        """Servers that a failed demo left, and what containers share."""
+        remove_all_servers(self.state() / "servers")
+        if self.runtime.endswith("docker"):
+            from projects.runtimes.docker import DockerRuntime
+
+            identity = (self.home / "run" / "install").read_text().strip()
+            url = os.environ.get("NOVASTACK_DOCKER_URL") or os.environ.get("DOCKER_HOST", "")
+            DockerRuntime(identity, base_url=url).remove_install()
+        shutil.rmtree(self.state(), ignore_errors=True)
 
     def show_logs(self) -> None:
         print("".join(self.said[-30:]), file=sys.stderr)

@@ -23,6 +23,7 @@ from novastack.embedded.paths import make_home, state_folder, write_private
 from projects.runtimes.process_accounts import as_account, ensure_account, give_tree
 from projects.runtimes.process_binaries import Found, bundled_places, find, reachable, standard_search_path
 from projects.runtimes.process_launch import LaunchLocked, launch
+from projects.runtimes.process_start import port_is_free
 from projects.runtimes.process_table import ProcessRef, stop_family
 
 ACCOUNT = "novastack"
@@ -204,7 +205,11 @@ class EmbeddedPostgres:
         first = self.first_port
         with contextlib.suppress(OSError, ValueError):
             first = self.port
-        free = (port for port in [*range(first, first + 200), *range(self.first_port, first)] if port_is_free(port))
+        free = (
+            port
+            for port in [*range(first, first + 200), *range(self.first_port, first)]
+            if port_is_free("127.0.0.1", port)
+        )
         for _ in range(5):
             with contextlib.suppress(StopIteration):
                 yield next(free)
@@ -256,15 +261,3 @@ class EmbeddedPostgres:
         with contextlib.suppress(OSError):
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-12:])
         return "(no log)"
-
-
-def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a server could listen there now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-        return True

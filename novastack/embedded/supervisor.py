@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from novastack.embedded import broker
 from novastack.embedded.children import Child, end_leftovers, remember, stop_all
 from novastack.embedded.install import Home
+from novastack.embedded.paths import write_private
 from novastack.embedded.postgres import EmbeddedPostgres, EmbeddedPostgresError
 from projects.runtimes.process import end_all_servers
 from projects.runtimes.process_table import ProcessRef
@@ -133,6 +134,7 @@ class Supervisor:
         if not self.first_start:
             raise StartRefused(self._failure("The first start failed"))
         self._gates.pop("go").close()
+        write_private(self.home.run / "install", str(self.first_start["install_id"]))
         self._lock_file.truncate(0)
         self._lock_file.write(f"process {os.getpid()}, {self._url(port)}")
         self._lock_file.flush()

@@ -262,6 +262,16 @@ class DockerRuntime(Runtime):
         """Remove the install's network; in use or absent is success. For uninstalling and tests."""
         self._containers.remove_network()
 
+    def remove_install(self) -> None:
+        """Remove all servers with their data, the epoch and the network: for throw-away installs and uninstalling."""
+        for handle in {found.name: found for found in [*self.managed_data(), *self.managed()]}.values():
+            self.destroy(handle, delete_data=True)
+        with mapped():
+            for volume in self._volumes("epoch"):
+                with contextlib.suppress(docker.errors.NotFound):
+                    self._clients.get().remove_volume(str(volume["Name"]))
+        self.remove_network()
+
     # --- parts: finding -----------------------------------------------------------------------------------------------
     def _list(self, kind: str) -> list[dict[str, Any]]:
         wanted = [f"{name}={value}" for name, value in docker_spec.labels(self._install_id, kind).items()]

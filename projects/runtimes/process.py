@@ -11,15 +11,10 @@ import contextlib
 import errno
 import functools
 import hashlib
-import json
 import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -29,7 +24,6 @@ from typing import Any, ParamSpec, TypeVar
 from projects.domain import (
     CapacityExhausted,
     Command,
-    DataInUse,
     DataMissing,
     DataPolicy,
     Handle,
@@ -38,7 +32,6 @@ from projects.domain import (
     Limits,
     NovaStackRuntimeError,
     Observation,
-    PortTaken,
     RuntimeFeature,
     RuntimeUnreachable,
     ServerSpec,
@@ -47,26 +40,22 @@ from projects.domain import (
     ToolHandle,
     Usage,
 )
+from projects.runtimes import process_start
 from projects.runtimes.base import Runtime
 from projects.runtimes.process_accounts import (
     Account,
-    as_account,
     can_make_accounts,
     ensure_account,
-    give_tree,
     remove_account,
 )
 from projects.runtimes.process_binaries import Found, SearchPath, find, installed, reachable, standard_search_path
-from projects.runtimes.process_launch import LaunchFailed, LaunchLocked, launch
 from projects.runtimes.process_limits import ControlGroups, find_control_groups
 from projects.runtimes.process_logs import tail_lines
-from projects.runtimes.process_table import ProcessRef, stop_family
+from projects.runtimes.process_table import ProcessRef
 from projects.runtimes.process_tools import ToolPlace, start_tool
 from projects.runtimes.process_usage import UsageMeter
 from projects.runtimes.process_volume import Volume, handle_of
 
-INIT_SECONDS = 60
-LISTEN_SECONDS = 5.0
 TOOL_ACCOUNT = "novastack-tool"
 
 
@@ -245,25 +234,25 @@ class ProcessRuntime(Runtime):
             folder = volume.path / spec.data_subdir
             if data is DataPolicy.CREATE:
                 if not volume.exists():
-                    self._check_port(spec.publish.host, spec.publish.port)
+                    process_start.check_port(spec.publish.host, spec.publish.port)
                 volume.create(self.install_id, self._account_for(spec.handle))
             else:
                 volume.check(self.install_id, folder / spec.initialised_file)
             account = volume.account()
             found = reachable(found, account)
-            plan = self._plan(spec, found, folder)
+            plan = process_start.plan_of(spec, found, folder)
             last = volume.last_ref()
             if last and last.alive():
                 if volume.read("run.json").get("spec_hash") == plan["spec_hash"]:
                     volume.write("spec.json", plan)
                     self._groups.set(volume.name, spec.limits)
-                    return _with_ref(spec.handle, last)
-                self._end(volume, last, grace_seconds=10)
-            self._check_port(spec.publish.host, spec.publish.port)
+                    return process_start.with_ref(spec.handle, last)
+                process_start.end(volume, last, grace_seconds=10)
+            process_start.check_port(spec.publish.host, spec.publish.port)
             if not volume.initialised():
-                self._initialise(volume, spec, found, folder, account)
+                process_start.initialise(volume, spec, found, folder, account)
             volume.write("spec.json", plan)
-            return self._run(volume, account)
+            return process_start.run(volume, account, self._groups)
 
     @_honest
     def start(self, handle: Handle) -> Handle:
@@ -272,10 +261,10 @@ class ProcessRuntime(Runtime):
             plan = self._must_match(volume, handle)
             last = volume.last_ref()
             if last and last.alive():
-                return _with_ref(handle, last)
+                return process_start.with_ref(handle, last)
             volume.check(self.install_id, Path(plan["initialised"]))
-            self._check_port(plan["host"], plan["port"])
-            return self._run(volume, volume.account())
+            process_start.check_port(plan["host"], plan["port"])
+            return process_start.run(volume, volume.account(), self._groups)
 
     @_honest
     def stop(self, handle: Handle, *, grace_seconds: float = 15) -> None:
@@ -285,7 +274,7 @@ class ProcessRuntime(Runtime):
         with volume.held():
             self._must_match(volume, handle)
             if last := volume.last_ref():
-                self._end(volume, last, grace_seconds=grace_seconds)
+                process_start.end(volume, last, grace_seconds=grace_seconds)
 
     @_honest
     def update(self, handle: Handle, limits: Limits) -> None:
@@ -306,7 +295,7 @@ class ProcessRuntime(Runtime):
             if last := volume.last_ref():
                 if handle.ref and handle.ref != str(last):
                     raise StaleHandle("the server under this name is not the one that was recorded")
-                self._end(volume, last, grace_seconds=5)
+                process_start.end(volume, last, grace_seconds=5)
                 volume.record.unlink(missing_ok=True)
             self._groups.remove(volume.name)
             if delete_data:
@@ -376,101 +365,6 @@ class ProcessRuntime(Runtime):
             raise ImageMissing(f"this machine has no {Path(name).name}")
         return Path(path)
 
-    @staticmethod
-    def _plan(spec: ServerSpec, found: Found, folder: Path) -> dict[str, Any]:
-        """All that a later `start` needs; no secret is in it."""
-        assert spec.process is not None  # noqa: S101 - `ensure` refused that
-        argv = _fill(spec.process.run, spec, found, folder, None)
-        plan: dict[str, Any] = {
-            "argv": argv, "bin": str(found.place.bin), "version": found.version, "host": spec.publish.host,
-            "port": spec.publish.port, "data": str(folder), "initialised": str(folder / spec.initialised_file),
-            "stop_signal": spec.stop_signal, "engine": spec.engine,
-        }  # fmt: skip
-        digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-        return plan | {"spec_hash": digest[:32], "limits": asdict(spec.limits)}
-
-    def _initialise(self, volume: Volume, spec: ServerSpec, found: Found, folder: Path, account: Account) -> None:
-        """Fresh data in a fresh folder: what a crash left half-made is removed first (it was never ready). The lock is
-        handed on: an initialisation whose starter was killed goes on for a while, and must not meet a second one."""
-        assert spec.process is not None  # noqa: S101 - `ensure` refused that
-        with volume.locked() as lock, volume.secrets(spec.secret_files, account) as secrets_folder:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True, mode=0o700)
-            give_tree(volume.path / Path(spec.data_subdir).parts[0] if spec.data_subdir else folder, account)
-            argv = _fill(spec.process.init, spec, found, folder, secrets_folder)
-            try:
-                done = subprocess.run(
-                    argv, cwd=folder, env=_environment(found.place.bin, folder), capture_output=True, check=False,
-                    timeout=INIT_SECONDS, stdin=subprocess.DEVNULL, pass_fds=(lock,), **as_account(account),
-                )  # fmt: skip
-            except subprocess.TimeoutExpired as error:
-                raise NovaStackRuntimeError(f"making the data took longer than {INIT_SECONDS} s") from error
-        if done.returncode or not (folder / spec.initialised_file).is_file():
-            text = (done.stderr or done.stdout).decode(errors="replace").strip()
-            shutil.rmtree(folder, ignore_errors=True)
-            if "No space left on device" in text:
-                raise CapacityExhausted("the disk is full")
-            raise NovaStackRuntimeError(
-                f"making the data failed: {text.splitlines()[-1][:300] if text else 'no reason'}"
-            )
-        (volume.own / "initialised").touch()
-
-    def _run(self, volume: Volume, account: Account) -> Handle:
-        """Start what `spec.json` says, and wait until it listens or has ended."""
-        plan = volume.read("spec.json")
-        if not plan:
-            raise DataMissing("what this server was started with is gone")
-        limits = volume.limits()
-        volume.cap_log()
-        data = Path(plan["data"])
-        if last := volume.last_ref():
-            last.wait_reaped(3)
-        try:
-            text = launch(
-                plan["argv"], env=_environment(Path(plan["bin"]), data), folder=data, log=volume.log, lock=volume.lock,
-                record=volume.record, uid=account.uid, gid=account.gid, extra={"spec_hash": plan["spec_hash"]},
-                # Private memory of one process: a runaway query gets an error instead of the kernel's killer.
-                rlimits={"RLIMIT_CORE": 0, "RLIMIT_DATA": limits.memory_bytes}
-                | ({"RLIMIT_NPROC": limits.pids} if account.own else {}),
-                cgroups=self._groups.make(volume.name, limits),
-            )  # fmt: skip
-        except LaunchLocked as error:
-            raise DataInUse("another server process still uses this data") from error
-        except LaunchFailed as error:
-            raise NovaStackRuntimeError(f"the server could not be started: {error}") from error
-        ref = ProcessRef.parse(text)
-        if ref is None:
-            raise NovaStackRuntimeError("the server could not be started")
-        self._wait_listening(volume, plan, ref)
-        return _with_ref(volume.handle, ref)
-
-    @staticmethod
-    def _wait_listening(volume: Volume, plan: Mapping[str, Any], ref: ProcessRef) -> None:
-        deadline = time.monotonic() + LISTEN_SECONDS
-        address = (_reachable_host(plan["host"]), plan["port"])
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(address, timeout=0.5):
-                if ref.alive():
-                    return
-            if not ref.alive():
-                if not port_is_free(plan["host"], plan["port"]):
-                    raise PortTaken(f"port {plan['port']} was taken by somebody else")
-                raise NovaStackRuntimeError(f"the server ended at once: {volume.last_line() or 'no reason in its log'}")
-            time.sleep(0.01)
-
-    @staticmethod
-    def _check_port(host: str, port: int) -> None:
-        if not port_is_free(host, port):
-            raise PortTaken(f"port {port} belongs to somebody else")
-
-    @staticmethod
-    def _end(volume: Volume, ref: ProcessRef, *, grace_seconds: float) -> None:
-        """Stop exactly this process, and remember that it was wanted."""
-        run = volume.read("run.json")
-        volume.write("run.json", run | {"stopped": True})
-        number = getattr(signal, str(volume.read("spec.json").get("stop_signal", "SIGTERM")), signal.SIGTERM)
-        stop_family(ref, polite=number, grace_seconds=grace_seconds)
-
     def _must_match(self, volume: Volume, handle: Handle) -> dict[str, Any]:
         """The server's plan. `StaleHandle` if nothing, or another process than the recorded one, is behind the name."""
         last = volume.last_ref()
@@ -496,7 +390,7 @@ def end_all_servers(root: Path, *, grace_seconds: float) -> int:
         if handle and last and last.alive():
             running.append((Volume(root, handle), last))
     threads = [
-        threading.Thread(target=ProcessRuntime._end, args=(volume, ref), kwargs={"grace_seconds": grace_seconds})
+        threading.Thread(target=process_start.end, args=(volume, ref), kwargs={"grace_seconds": grace_seconds})
         for volume, ref in running
     ]
     for thread in threads:
@@ -515,43 +409,3 @@ def remove_all_servers(root: Path) -> None:
             runtime = ProcessRuntime(install, root)
             runtime.destroy(handle, delete_data=True)
             runtime._groups.remove("")
-
-
-def _fill(
-    template: Sequence[str], spec: ServerSpec, found: Found, folder: Path, secrets_folder: Path | None
-) -> list[str]:
-    """The program's path and its arguments, with `{data}`, `{port}`, `{host}`, `{secret:<name>}` put in."""
-
-    def fill(text: str) -> str:
-        if secrets_folder is not None:
-            text = re.sub(r"\{secret:([^}/]+)\}", lambda match: str(secrets_folder / match[1]), text)
-        for key, value in (("data", str(folder)), ("port", str(spec.publish.port)), ("host", spec.publish.host)):
-            text = text.replace(f"{{{key}}}", value)
-        return text
-
-    return [str(found.program(template[0])), *(fill(argument) for argument in template[1:])]
-
-
-def _environment(programs: Path, home: Path) -> dict[str, str]:
-    """A clean one: nothing of the worker's own (it holds secrets) reaches a server."""
-    return {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(home), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
-
-
-def _with_ref(handle: Handle, ref: ProcessRef) -> Handle:
-    return Handle(handle.server_id, handle.incarnation, str(ref))
-
-
-def _reachable_host(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - asked, not bound
-
-
-def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-        return True
