@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -30,6 +31,7 @@ from projects.views.common import project_for
 from projects.views.lists import percent
 
 LOG_LINES = 300
+PATIENCE = timedelta(seconds=20)
 
 
 @login_required
@@ -101,7 +103,7 @@ def _facts(principal: Principal, project: Project) -> dict[str, Any]:
             live and definition and definition.cancellable and operation and not operation.cancel_requested_at
             and Capability.PROJECT_ACT in may
         ),
-        "worker_away": bool(live) and not fresh_heartbeats("worker:"),
+        "worker_away": bool(live) and operation is not None and _left_alone(operation),
         "steps_done": sum(s.state == "succeeded" for s in operation.steps.all()) if operation else 0,
         "steps_all": len(operation.steps.all()) if operation else 0,
         "server": server,
@@ -110,6 +112,16 @@ def _facts(principal: Principal, project: Project) -> dict[str, Any]:
         if server and server.started_at and project.status in {ProjectStatus.RUNNING, ProjectStatus.UNHEALTHY}
         else None,
     }  # fmt: skip
+
+
+def _left_alone(operation: Operation) -> bool:
+    """Nobody works on it, though somebody should have begun, and no worker shows a sign of life."""
+    moment = now()
+    waits = operation.next_attempt_at is not None and operation.next_attempt_at > moment
+    leased = operation.lease_until is not None and operation.lease_until > moment
+    if waits or leased or moment - operation.created_at < PATIENCE:
+        return False
+    return not fresh_heartbeats("worker:")
 
 
 def header_context(principal: Principal, project: Project) -> dict[str, Any]:

@@ -394,3 +394,21 @@ def test_only_operators_see_the_infrastructure(team: Team, shop: Project) -> Non
     page = browser(team.adam).get("/operator/").content.decode()
     assert shop.databases.get().server.handle.name in page
     assert shop.name not in page.split("<main")[1]
+
+
+def test_a_missing_worker_is_said_only_when_an_operation_was_left_alone(team: Team) -> None:
+    from datetime import timedelta
+
+    from novastack.common.clock import now
+    from novastack.common.models import Heartbeat
+
+    project = make_project(team.alice, team.organization, running=False)
+    client, url = browser(team.alice), f"/projects/{project.pk}/"
+    assert "No worker" not in client.get(url).content.decode()  # it has only just been asked for
+    Operation.objects.update(created_at=now() - timedelta(minutes=2))
+    assert "No worker" in client.get(url).content.decode()
+    Operation.objects.update(lease_until=now() + timedelta(seconds=20))
+    assert "No worker" not in client.get(url).content.decode()
+    Operation.objects.update(lease_until=None)
+    Heartbeat.touch("worker:provisioning")
+    assert "No worker" not in client.get(url).content.decode()
