@@ -55,6 +55,7 @@ class Daemon:
             "--containerd-namespace", "nvsfaults", "--containerd-plugins-namespace", "nvsfaultsplugins",
         ]  # fmt: skip
         (self.folder / "pid").unlink(missing_ok=True)
+        end_containerd(self.folder)
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 40
@@ -80,8 +81,10 @@ class Daemon:
 def end_containerd(folder: Path) -> None:
     """What a daemon that was killed leaves: found by its own pid file, nobody else's."""
     with contextlib.suppress(OSError, ValueError):
-        os.kill(int((folder / "exec/containerd/containerd.pid").read_text()), signal.SIGTERM)
-        time.sleep(1)
+        file = folder / "exec/containerd/containerd.pid"
+        os.kill(int(file.read_text()), signal.SIGKILL)
+        file.unlink()
+        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
