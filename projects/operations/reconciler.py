@@ -33,6 +33,7 @@ from projects.models import (
     Operation,
     Orphan,
     Project,
+    ProjectStatus,
     Region,
     ServerDesired,
 )
@@ -48,6 +49,9 @@ ORPHAN_EVERY_SECONDS = 60
 EPOCH_EVERY_SECONDS = 30
 MAX_NEW_ORPHANS = 3
 MAX_RECOVERY_DELAY_SECONDS = 300
+FAILED_EVERY_SECONDS = 15
+# What a project must want for the reconciler to do so by itself.
+WANTED = {"recover": {DesiredStatus.RUNNING}, "stop": {DesiredStatus.STOPPED, DesiredStatus.RECYCLED}}
 
 OBSERVED_FIELDS = (
     "kind", "incarnation", "runtime_ref", "desired_state", "observed_state", "observed_detail", "observed_at",
@@ -262,9 +266,9 @@ def _converge(servers: list[DatabaseServer]) -> int:
                 apart[server.pk] = "recover"
         elif server.desired_state == ServerDesired.STOPPED and server.observed_state == ObservedState.RUNNING:
             apart[server.pk] = "stop"
+    apart.update(dict.fromkeys(_failed_but_up(servers, moment), "recover"))
     if not apart:
         return 0
-    wanted = {"recover": {DesiredStatus.RUNNING}, "stop": {DesiredStatus.STOPPED, DesiredStatus.RECYCLED}}
     started = 0
     by_project = {project: server for server, project in _projects_of([s for s in servers if s.pk in apart]).items()}
     busy = set(Operation.objects.live().filter(project_uuid__in=by_project).values_list("project_uuid", flat=True))
@@ -272,10 +276,31 @@ def _converge(servers: list[DatabaseServer]) -> int:
         server_id = by_project[project.pk]
         kind = apart[server_id]
         final = project.failure is not None and not project.failure.get("retryable", True)
-        if project.pk in busy or project.desired_status not in wanted[kind] or final:
+        if project.pk in busy or project.desired_status not in WANTED[kind] or final:
             continue
         started += _start_recovery(project, server_id, kind)
     return started
+
+
+def _failed_but_up(servers: list[DatabaseServer], moment: datetime) -> list[UUID]:
+    """Servers of projects that show a failure which may pass, and that run all the same (somebody else started them, or
+    only the last look at them failed): recovering proves them by a login, and takes the failure away."""
+    up = {
+        s.pk
+        for s in servers
+        if s.desired_state == ServerDesired.RUNNING
+        and s.observed_state == ObservedState.RUNNING
+        and s.reconcile
+        and s.initialised_at is not None
+        and (s.recover_after is None or s.recover_after <= moment)
+    }
+    if not servers or not _due(f"failed:{servers[0].region_id}", FAILED_EVERY_SECONDS):
+        return []
+    rows = Database.objects.filter(
+        project__region_id=servers[0].region_id, project__status=ProjectStatus.FAILED, slot=DatabaseSlot.CURRENT,
+        project__failure__retryable=True,
+    )  # fmt: skip
+    return [pk for pk in rows.values_list("server_id", flat=True) if pk in up]
 
 
 def _start_recovery(project: Project, server_id: UUID, kind: str) -> int:
@@ -283,6 +308,9 @@ def _start_recovery(project: Project, server_id: UUID, kind: str) -> int:
     delay = min(MAX_RECOVERY_DELAY_SECONDS, 10 * 2 ** min(server.recoveries, 5))
     try:
         with transaction.atomic():
+            locked = Project.objects.select_for_update(of=("self",), no_key=True).get(pk=project.pk)
+            if locked.desired_status not in WANTED[kind] or locked.generation != project.generation:
+                return 0  # somebody acted since we looked: what they want counts
             operation_create(project=project, kind=kind, created_by_label="reconciler")
             if kind == "recover":
                 DatabaseServer.objects.filter(pk=server_id).update(

@@ -13,7 +13,7 @@ from novastack.common.clock import DatabaseNow, now
 from novastack.common.models import Install
 from projects import domain, registry
 from projects.models import DatabaseServer, Operation, Orphan, Project, Region
-from projects.operations import queue, reconciler, watch
+from projects.operations import queue, reconciler, status, watch
 from projects.operations.base import Step, Wait
 from projects.runtimes.memory import _Volume
 from projects.services import project_action
@@ -168,6 +168,39 @@ def test_observations_older_than_what_an_operation_saw_are_dropped(ready, runtim
     assert server_of(ready).observed_state == "running"
     monkeypatch.setattr(runtime, "observe", real)
     assert reconciler.reconcile().changed == 0
+
+
+def test_a_failed_project_whose_server_runs_after_all_is_proven_and_recovers(ready, runtime):
+    Project.objects.filter(pk=ready.pk).update(failure={"code": "x", "detail": "It broke.", "retryable": True})
+    status.refresh([ready.pk])
+    ready.refresh_from_db()
+    assert ready.status == "failed"
+    assert reconciler.reconcile().started == 1
+    drive(operation_of(ready))
+    ready.refresh_from_db()
+    assert (ready.status, ready.failure) == ("running", None)
+
+
+def test_what_can_not_pass_waits_for_a_person(ready, runtime):
+    Project.objects.filter(pk=ready.pk).update(failure={"code": "x", "detail": "It broke.", "retryable": False})
+    status.refresh([ready.pk])
+    assert reconciler.reconcile().started == 0
+
+
+def test_somebody_who_acts_while_it_looks_is_not_overruled(ready, runtime, alice, monkeypatch):
+    """It saw the server stopped and wanted to start it; meanwhile its owner stopped it on purpose."""
+    runtime.crash(server_of(ready).handle)
+    real = reconciler._start_recovery
+
+    def meanwhile(project, server_id, kind):
+        drive(project_action(principal=alice, project=project, action="stop"))
+        return real(project, server_id, kind)
+
+    monkeypatch.setattr(reconciler, "_start_recovery", meanwhile)
+    assert reconciler.reconcile().started == 0
+    ready.refresh_from_db()
+    assert ready.status == "stopped"
+    assert not Operation.objects.filter(kind="recover").exists()
 
 
 def test_set_aside_servers_regions_and_installs_are_left_alone(ready, runtime):
