@@ -26,6 +26,7 @@ WORDS = {
     "project.undelete": "Restored from the bin",
     "project.purged": "Removed for good",
     "operation.cancelled": "Cancelled operation",
+    "operation.retried": "Retried operation",
     "credentials.revealed": "Saw the password",
     "token.created": "Created API token",
     "token.revoked": "Revoked API token",
@@ -43,6 +44,13 @@ WORDS = {
     "auth.logout": "Signed out",
     "auth.login_failed": "Failed to sign in",
     "auth.password_changed": "Changed password",
+    "auth.factor_added": "Added a second factor",
+    "auth.factor_removed": "Removed a second factor",
+    "auth.factor_reset": "Made new recovery codes",
+    "auth.address_added": "Added an address",
+    "auth.address_removed": "Removed an address",
+    "auth.address_changed": "Changed the address",
+    "auth.address_confirmed": "Confirmed an address",
     "profile.updated": "Changed profile",
 }
 ENGINES = {
@@ -88,7 +96,7 @@ def detail(event: AuditEvent) -> str:
 
 def feed(events: QuerySet[AuditEvent], *, before: str = "", size: int = PAGE_SIZE) -> dict[str, Any]:
     """One page before the cursor: `days` as groups of events, newest first, and `older`, the next cursor."""
-    if before.isdecimal() and int(before) <= MAX_ID:
+    if before.isdecimal() and len(before) < 20 and int(before) <= MAX_ID:
         events = events.filter(pk__lt=int(before))
     rows = list(events.order_by("-id")[: size + 1])
     older = rows[size - 1].pk if len(rows) > size else None

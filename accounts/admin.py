@@ -20,6 +20,9 @@ from novastack.common.clock import now
 
 # allauth's own pages, for a user model without `username`, and without what proves a second factor.
 UserSessionAdmin.search_fields = ["user__email", "ip"]
+UserSessionAdmin.exclude = ["session_key", "data"]  # who reads the key is signed in as that person
+UserSessionAdmin.has_add_permission = lambda self, request: False  # type: ignore[method-assign]
+UserSessionAdmin.has_change_permission = lambda self, request, obj=None: False  # type: ignore[method-assign]
 AuthenticatorAdmin.search_fields = ["user__email"]
 AuthenticatorAdmin.exclude = ["data"]
 

@@ -10,6 +10,8 @@ class AccountsConfig(AppConfig):
     def ready(self) -> None:
         from accounts.api import schema  # noqa: F401  (tells the OpenAPI schema of our ways to sign in)
         from accounts.mfa import reseal_authenticators
+        from accounts.security_events import listen
         from novastack.common.secrets import resealers
 
+        listen()
         resealers.append(reseal_authenticators)

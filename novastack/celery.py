@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 from celery import Celery, bootsteps
-from celery.signals import task_postrun, task_prerun
+from celery.signals import beat_init, celeryd_init, task_postrun, task_prerun
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "novastack.settings")
 
@@ -30,6 +30,19 @@ class Heartbeat(bootsteps.StartStopStep):
 
 
 app.steps["worker"].add(Heartbeat)
+
+
+@celeryd_init.connect
+@beat_init.connect
+def _refuse(**_: Any) -> None:
+    """As the web application does: production starts with nothing that the deploy checks call an error. `SystemExit`,
+    because Celery only logs what else a receiver raises."""
+    from django.conf import settings
+
+    from novastack.common.checks import production_problems
+
+    if settings.NOVASTACK_MODE == "production" and (problems := production_problems()):
+        raise SystemExit("NovaStack refuses to start: " + "; ".join(f"{p.msg} ({p.hint})" for p in problems))
 
 
 @task_prerun.connect

@@ -373,7 +373,9 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
         "schedule": min(60.0, max(2.0, NOVASTACK_DATA_GRACE_SECONDS)),
         "options": {"expires": 60},
     },
-    "purge-due": {"task": "projects.purge_due", "schedule": 86_400.0, "options": {"expires": 3600}},
+    # Daily: it runs once in 20 hours however often it is sent. Sent every hour, since a beat that is restarted each day
+    # would never come to the end of a day.
+    "purge-due": {"task": "projects.purge_due", "schedule": 3600.0, "options": {"expires": 3600}},
     "clean-up": {"task": "projects.clean_up", "schedule": 3600.0, "options": {"expires": 3600}},
     **{
         f"pulse-{queue}": {

@@ -20,10 +20,14 @@ class NoAddNoDelete(admin.ModelAdmin):  # type: ignore[type-arg]
 
 @admin.register(Install)
 class InstallAdmin(NoAddNoDelete):
-    """Read-only mode is the one switch here: it stops every write to runtimes."""
+    """To look at. Read-only mode is switched by `manage.py read_only`: lifting it writes a new epoch into every runtime
+    first, so that another copy of this install stops (rule 11), and both ways are audited."""
 
     list_display = ["install_id", "read_only", "read_only_reason", "created_at"]
     readonly_fields = ["install_id", "epoch", "notes", "created_at"]
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
 
 
 @admin.register(Heartbeat)

@@ -162,6 +162,14 @@ class CursorPagination(pagination.CursorPagination):
     max_page_size = 100
     ordering = "-id"
 
+    def decode_cursor(self, request: Request) -> Any:
+        """404 for one that nobody was given: the feeds go by number, and DRF would hand any text to the database."""
+        cursor = super().decode_cursor(request)
+        position: Any = cursor.position if cursor is not None else None  # a text, whatever the stubs say
+        if position is not None and not (position.isascii() and position.isdigit() and len(position) < 19):
+            raise exceptions.NotFound(self.invalid_cursor_message)
+        return cursor
+
 
 def principal_of(request: Request) -> str:
     """Who acts: `token:<id>` or `user:<id>`; empty for anonymous."""

@@ -15,7 +15,7 @@ def production_problems() -> list[CheckMessage]:
         found.append(Error("DEBUG is on", hint="Unset DEBUG.", id="novastack.E001"))
     if settings.SECRET_KEY.startswith("insecure-") or len(settings.SECRET_KEY) < 40:
         found.append(Error("SECRET_KEY is the default or too short", hint="Set SECRET_KEY_FILE.", id="novastack.E002"))
-    if not settings.NOVASTACK_SECRET_KEYS or settings.NOVASTACK_SECRET_KEYS == settings.INSECURE_SECRET_KEYS:
+    if not settings.NOVASTACK_SECRET_KEYS or set(settings.NOVASTACK_SECRET_KEYS) & set(settings.INSECURE_SECRET_KEYS):
         found.append(
             Error("NOVASTACK_SECRET_KEYS is the default or empty", hint="See .env.example.", id="novastack.E003")
         )

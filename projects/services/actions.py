@@ -208,6 +208,7 @@ def operation_retry(*, principal: Principal, operation: Operation) -> Operation:
         operation.next_attempt_at = None
         operation.save(update_fields=["next_attempt_at", "updated_at"])
         hint_on_commit(operation.pk)
+        _audit_retry(principal, operation)
         return operation
     if operation.state == OperationState.SUCCEEDED:
         raise ActionNotAllowed("The operation has succeeded.")
@@ -226,7 +227,18 @@ def operation_retry(*, principal: Principal, operation: Operation) -> Operation:
 
 
 def _again(principal: Principal, project: Project, kind: str) -> Operation:
-    return operation_create(project=project, kind=kind, created_by=principal.user, created_by_label=principal.label)
+    operation = operation_create(
+        project=project, kind=kind, created_by=principal.user, created_by_label=principal.label
+    )
+    _audit_retry(principal, operation)
+    return operation
+
+
+def _audit_retry(principal: Principal, operation: Operation) -> None:
+    audit.record(
+        principal, "operation.retried", organization_id=operation.organization_id,
+        project_id=operation.project_key, project_name=operation.project_name, target=operation.kind,
+    )  # fmt: skip
 
 
 def _audit(principal: Principal, project: Project, action: str, operation: Operation) -> Any:

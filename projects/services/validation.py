@@ -39,7 +39,7 @@ def clean_labels(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or len(value) > 32:
         raise Invalid.field("labels", "invalid", "Give an object of at most 32 keys with text values.")
     for key, text in value.items():
-        if not isinstance(key, str) or not _LABEL_KEY.match(key):
+        if not isinstance(key, str) or not _LABEL_KEY.fullmatch(key):
             raise Invalid.field("labels", "invalid", "Keys are 1 to 63 of a-z, 0-9, dot, dash, slash, underscore.")
         if not isinstance(text, str) or len(text) > 128 or not text.isprintable():
             raise Invalid.field("labels", "invalid", "Values are printable texts of at most 128 characters.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +10,14 @@ from uuid import UUID
 
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
 from django.utils.html import conditional_escape, format_html
+from django.utils.http import urlencode
 from django.utils.safestring import SafeString, mark_safe
 from django.views.decorators.http import require_GET
 
 from novastack.common.errors import Problem
 from projects.services.readings import LOG_LINES_MAX, logs_read
-from projects.views.common import project_for
+from projects.views.common import project_for, render_secret
 from projects.views.detail import header_context
 
 TAIL = 500
@@ -66,11 +67,14 @@ def project_logs(request: HttpRequest, project_id: UUID) -> HttpResponse:
         lines = logs_read(principal=principal, project=project, tail=LOG_LINES_MAX)
         response = HttpResponse("\n".join([*lines, ""]), content_type="text/plain; charset=utf-8")
         response["Content-Disposition"] = f'attachment; filename="{project.slug}.log"'
+        response["Cache-Control"] = "no-store, private"
         return response
     context = header_context(principal, project) | {"tab": "logs", "levels": LEVELS.items()}
     context |= _read(request, principal, project)
+    if request.GET.get("seen") == context["seen"]:
+        return HttpResponse(status=204)  # nothing new: nothing is swapped, nothing is read out again
     template = "projects/_logs.html" if request.htmx else "projects/logs.html"  # type: ignore[attr-defined]
-    return render(request, template, context)
+    return render_secret(request, template, context)  # a failed statement of the tenant's may hold a password
 
 
 def _read(request: HttpRequest, principal: Any, project: Any) -> dict[str, Any]:
@@ -86,4 +90,10 @@ def _read(request: HttpRequest, principal: Any, project: Any) -> dict[str, Any]:
         lines = [line for line in lines if line.css]
     elif level == "error":
         lines = [line for line in lines if line.css == "err"]
-    return {"lines": lines[-TAIL:], "failure": failure, "search": needle, "level": level, "count": len(lines)}
+    shown = lines[-TAIL:]
+    digest = hashlib.sha256("\n".join(f"{line.time} {line.message}" for line in shown).encode(errors="replace"))
+    seen = digest.hexdigest()[:16]
+    return {
+        "lines": shown, "failure": failure, "search": needle, "level": level, "count": len(lines), "seen": seen,
+        "again": urlencode({"search": needle, "level": level, "seen": seen}),
+    }  # fmt: skip

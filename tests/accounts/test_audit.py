@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from allauth.account import signals as account_signals
+from allauth.account.models import EmailAddress
+from allauth.mfa import signals as mfa_signals
+from allauth.mfa.models import Authenticator
 from django.db import DatabaseError, connection, transaction
 
 from accounts.models import AuditEvent
@@ -63,3 +67,16 @@ def test_the_admin_shows_it_and_changes_nothing(team: Team, client) -> None:
     assert client.get("/admin/accounts/auditevent/add/").status_code == 403
     assert client.post(f"/admin/accounts/auditevent/{event.pk}/delete/", {"post": "yes"}).status_code == 403
     assert client.post(f"/admin/accounts/auditevent/{event.pk}/change/", {"action": "x"}).status_code == 403
+
+
+def test_factors_and_addresses_are_in_it(team: Team) -> None:
+    """They change on allauth's pages, which tell by signals."""
+    factor = Authenticator(user=team.alice, type="totp", data={"secret": "s3cret"})
+    mfa_signals.authenticator_added.send(sender=Authenticator, request=None, user=team.alice, authenticator=factor)
+    address = EmailAddress(user=team.alice, email="alice@new.example")
+    account_signals.email_confirmed.send(sender=EmailAddress, request=None, email_address=address)
+    events = AuditEvent.objects.filter(actor=team.alice).order_by("-id")[:2]
+    assert [(e.action, e.target, e.data) for e in events] == [
+        ("auth.address_confirmed", "alice@new.example", {}),
+        ("auth.factor_added", team.alice.email, {"factor": "totp"}),
+    ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
+from celery.signals import beat_init, celeryd_init
 from django.test import Client
 from drf_spectacular.generators import SchemaGenerator
 
-from tests.factories import UserFactory, api_client
+from tests.factories import UserFactory, api_client, make_team
 
 pytestmark = pytest.mark.django_db
 KEYS = {"type", "title", "status", "detail", "code", "request_id", "errors"}
@@ -85,3 +87,21 @@ def test_every_admin_page_opens(client: Client) -> None:
         assert client.get(f"{path}?q=x").status_code == 200, path
         if model._meta.app_label in {"accounts", "common", "projects"}:
             assert model_admin.search_fields or not model_admin.get_list_filter(None), path
+
+
+@pytest.mark.parametrize("position", ["abc", "1.5", "9" * 30, "-1", "%00"])
+def test_a_cursor_that_nobody_was_given_is_a_404(position: str) -> None:
+    team = make_team()
+    cursor = base64.b64encode(f"p={position}".encode()).decode()
+    path = f"/api/v1/organizations/{team.organization.slug}/audit-events/"
+    response = api_client(team.alice).get(path, {"cursor": cursor})
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("signal", [celeryd_init, beat_init])
+def test_workers_refuse_what_the_web_refuses(signal: Any, settings: Any) -> None:
+    signal.send(sender="test")  # in every other mode they start
+    settings.NOVASTACK_MODE = "production"
+    settings.NOVASTACK_SECRET_KEYS = ["a" * 43 + "=", *settings.INSECURE_SECRET_KEYS]
+    with pytest.raises(SystemExit, match="NOVASTACK_SECRET_KEYS"):
+        signal.send(sender="test")

@@ -124,6 +124,7 @@ class TestCreate:
             ({"name": "ok", "limits": {"gpus": 1}}, "limits.gpus"),
             ({"name": "ok", "labels": ["a"]}, "labels"),
             ({"name": "ok", "labels": {"Key With Spaces": "x"}}, "labels"),
+            ({"name": "ok", "labels": {"team\n": "x"}}, "labels"),
             ({"name": "ok", "labels": {"a": 1}}, "labels.a"),
             ({"name": "ok", "labels": {"\x00": "x"}}, "labels"),
             ({"name": "ok", "description": 1}, "description"),
