@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 if not os.environ.get("DATABASE_URL"):
     from novastack.embedded.postgres import EmbeddedPostgres
 
@@ -13,3 +15,17 @@ if not os.environ.get("DATABASE_URL"):
     _server = EmbeddedPostgres(_home, durable=False)
     _server.start()
     os.environ["DATABASE_URL"] = _server.url
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a class that is marked `in_order` tell one story: after the shuffle they take their places in the
+    file's order (with pytest-xdist such a class needs an `xdist_group`, too)."""
+    stories: dict[object, list[int]] = {}
+    for place, item in enumerate(items):
+        if item.get_closest_marker("in_order"):
+            stories.setdefault(item.parent, []).append(place)
+    for places in stories.values():
+        told = sorted((items[place] for place in places), key=lambda item: item.reportinfo()[1] or 0)
+        for place, item in zip(places, told, strict=True):
+            items[place] = item

@@ -32,6 +32,9 @@ pytestmark = pytest.mark.process
 class TestProcessRuntime(RuntimeContract):
     version = "18"
 
+    # There is nobody between us and the processes who could be unreachable (pytest collects no None).
+    test_nobody_answers = None
+
     @pytest.fixture(scope="class")
     def runtime(self) -> Iterator[Runtime]:
         root = Path(tempfile.mkdtemp(prefix="nvs-test-", dir="/tmp"))

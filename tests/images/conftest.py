@@ -17,7 +17,10 @@ REQUIRED = os.environ.get("NOVASTACK_REQUIRE_DOCKER") == "1"
 def docker(*arguments: str, check: bool = True, host: str = "") -> subprocess.CompletedProcess[str]:
     """Run the docker command. `host`: another socket than the default one."""
     before = ["docker", "--host", host] if host else ["docker"]
-    return subprocess.run([*before, *arguments], check=check, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*before, *arguments], check=False, capture_output=True, text=True, timeout=120)
+    if check and done.returncode:
+        pytest.fail(f"docker {' '.join(arguments)}: {done.returncode}\n{done.stderr}")
+    return done
 
 
 def need_image(name: str) -> None:
