@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString, mark_safe
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.permissions import Capability
 from novastack.common.errors import Invalid, Problem
@@ -69,6 +69,7 @@ def connect(request: HttpRequest, project_id: UUID) -> HttpResponse:
 
 
 @login_required
+@require_http_methods(["GET", "POST"])
 def connect_password(request: HttpRequest, project_id: UUID) -> HttpResponse:
     """GET: the masked field. POST: the password, for 30 seconds; audited."""
     principal, project = project_for(request, project_id, Capability.CONNECT)

@@ -236,6 +236,13 @@ document.addEventListener("htmx:afterSwap", (event) => {
     if (palette.dataset.go !== undefined && shown === $("input", palette).value) { delete palette.dataset.go; $("a", palette)?.click(); }
   }
 });
+// --- what changed by itself is said once, in a region that stays
+let announced = "";
+document.addEventListener("htmx:afterSettle", () => {
+  const words = $("#live [data-announce]")?.dataset.announce ?? "";
+  if (words && announced && words !== announced) $("#announce").textContent = words;
+  announced = words || announced;
+});
 document.addEventListener("htmx:load", (event) => {
   remask(event.target);
   for (const log of $$(".log[data-follow-end]")) if (log.dataset.end !== "false") follow(log);
@@ -255,5 +262,6 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const toast of $$(".toast")) dress(toast);
   for (const field of $$("[data-confirm]")) typed(field);
   for (const log of $$(".log[data-follow-end]")) follow(log);
+  announced = $("#live [data-announce]")?.dataset.announce ?? "";
   $("#modal")?.addEventListener("close", (event) => event.target.replaceChildren());
 });

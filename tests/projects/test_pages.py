@@ -412,3 +412,30 @@ def test_a_missing_worker_is_said_only_when_an_operation_was_left_alone(team: Te
     Operation.objects.update(lease_until=None)
     Heartbeat.touch("worker:provisioning")
     assert "No worker" not in client.get(url).content.decode()
+
+
+def test_the_log_is_filtered_marked_and_not_sent_twice(
+    team: Team, shop: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        "2026-11-20 12:00:00.123 UTC [77] LOG:  checkpoint <starting>",
+        '2026-11-20 12:00:01.000 UTC [77] ERROR:  no table "payments"',
+    ]
+    monkeypatch.setattr("projects.views.logs.logs_read", lambda **_: lines)
+    client, url = browser(team.vera), f"/projects/{shop.pk}/logs/"
+    page = client.get(url).content.decode()
+    assert "checkpoint &lt;starting&gt;" in page
+    part = client.get(f"{url}?search=PAY&level=error", **HTMX)
+    assert "<mark>pay</mark>ments" in part.content.decode()
+    assert "checkpoint" not in part.content.decode()
+    assert client.get(f"{url}?{part.context['again']}", **HTMX).status_code == 204
+    lines.append("2026-11-20 12:00:02.000 UTC [77] ERROR:  pay again")
+    assert client.get(f"{url}?{part.context['again']}", **HTMX).status_code == 200
+    assert client.get(f"{url}?download").content.decode().splitlines() == lines
+
+
+def test_without_a_log_the_page_says_why(team: Team) -> None:
+    project = make_project(team.alice, team.organization, running=False)
+    page = browser(team.alice).get(f"/projects/{project.pk}/logs/")
+    assert page.status_code == 200
+    assert "has not been made yet" in page.content.decode()

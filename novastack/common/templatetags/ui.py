@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from django import template
+from django.conf import settings
 from django.templatetags.static import static
 from django.utils import timezone
 from django.utils.html import format_html
@@ -136,6 +137,12 @@ def browser(user_agent: str) -> str:
     name = next((label for mark, label in _BROWSERS if mark in user_agent), "")
     system = next((label for mark, label in _SYSTEMS if mark in user_agent), "")
     return f"{name} on {system}" if name and system else user_agent[:60] or "Unknown"
+
+
+@register.simple_tag
+def mail_is_sent() -> bool:
+    """Whether this install can send mail to people; without it a password is reset by an operator."""
+    return bool(settings.NOVASTACK_HAS_SMTP)
 
 
 @register.filter
