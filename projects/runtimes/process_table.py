@@ -21,6 +21,7 @@ class Stat:
     parent: int
     session: int
     cpu_seconds: float
+    threads: int
     start_ticks: int
     rss_bytes: int
 
@@ -46,6 +47,7 @@ def read_stat(pid: int | str) -> Stat | None:
         parent=int(fields[1]),
         session=int(fields[3]),
         cpu_seconds=sum(map(int, fields[11:15])) / _TICKS,  # its own, and that of children that have ended
+        threads=int(fields[17]),
         start_ticks=int(fields[19]),
         rss_bytes=int(fields[21]) * _PAGE,
     )
@@ -81,11 +83,11 @@ class ProcessRef:
         return f"{self.pid}:{self.start_ticks}:{self.boot}"
 
     def alive(self) -> bool:
-        """Whether exactly this process still runs (a zombie does not)."""
+        """Whether exactly this process still runs. A zombie does not, unless threads of it still hold its files."""
         found = read_stat(self.pid)
         return (
             found is not None
-            and found.state not in "ZX"
+            and (found.state not in "ZX" or found.threads > 1)
             and found.start_ticks == self.start_ticks
             and self.boot == boot_id()
         )
