@@ -1,4 +1,4 @@
-"""Times on pages are the reader's."""
+"""Times on pages are the reader's; pages about passwords and factors are stored nowhere."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponseBase
 from django.utils import timezone
+from django.utils.cache import add_never_cache_headers
 
 
 class TimeZoneMiddleware:
@@ -24,3 +25,17 @@ class TimeZoneMiddleware:
             return self.get_response(request)
         with timezone.override(zone):
             return self.get_response(request)
+
+
+class NoStoreMiddleware:
+    """allauth's pages show second factors' secrets and recovery codes, and take passwords: none is kept on the way or in
+    the browser (rule 44)."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        response = self.get_response(request)
+        if request.path.startswith("/accounts/"):
+            add_never_cache_headers(response)
+        return response

@@ -128,6 +128,22 @@ class TestSignIn:
         client.post(response["Location"], {"code": totp_code(secret)})
         assert signed_in(client)
 
+    def test_its_secrets_are_stored_nowhere(
+        self, client: Client, team: Team, django_capture_on_commit_callbacks: Any
+    ) -> None:
+        sign_in(client, team.alice)
+        client.post("/accounts/reauthenticate/", {"password": PASSWORD})
+        page = client.get("/accounts/2fa/totp/activate/")
+        assert page.status_code == 200
+        assert "no-store" in page["Cache-Control"]
+        TOTP.activate(team.alice, generate_totp_secret())
+        with django_capture_on_commit_callbacks(execute=True):
+            client.post("/accounts/2fa/recovery-codes/generate/")
+        page = client.get("/accounts/2fa/recovery-codes/")
+        assert page.status_code == 200
+        assert "no-store" in page["Cache-Control"]
+        assert AuditEvent.objects.filter(action="auth.factor_reset", actor=team.alice, ip="127.0.0.1").count() == 1
+
     def test_wrong_passwords_are_limited(self, client: Client, team: Team, settings: Any) -> None:
         settings.ACCOUNT_RATE_LIMITS = {"login_failed": "10/m/ip,2/5m/key"}
         for _ in range(3):
