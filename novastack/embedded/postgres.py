@@ -13,7 +13,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -218,17 +217,21 @@ class EmbeddedPostgres:
         """Wait until it listens; False when it ended (its port was taken after all, or something is wrong with it)."""
         deadline = time.monotonic() + 60  # crash recovery happens after the port is opened, so this is generous
         while time.monotonic() < deadline:
-            if self.ref() is None:
+            ref = self.ref()
+            if ref is None:
                 return False
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                return self._pidfile_port() == port or self.ref() is not None
+            if self._holds(ref, port):
+                return True
             time.sleep(0.01)
         return False
 
-    def _pidfile_port(self) -> int:
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            return int((self.data / "postmaster.pid").read_text().splitlines()[3])
-        return 0
+    def _holds(self, ref: ProcessRef, port: int) -> bool:
+        """Whether it is our own process that listens there: to connect would also succeed at another install's server."""
+        with contextlib.suppress(OSError, IndexError):
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            # the address is written once the port is open
+            return lines[0].strip() == str(ref.pid) and lines[3].strip() == str(port) and bool(lines[5].strip())
+        return False
 
     def _wait_ready(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
