@@ -200,17 +200,18 @@ def _usage_of(region: Region) -> list[MetricSample]:
 
 def _disk_of(region: Region) -> None:
     """How full the disk of the data is (rule 16), where this worker can see it."""
-    root = region.config.get("data_root")
-    if not root:
-        return
     try:
+        root = region.config.get("data_root") or wiring.runtime_of(region).data_root()
+        if not root:
+            return
         usage = shutil.disk_usage(root)
-    except OSError:
-        return
+    except (OSError, domain.NovaStackRuntimeError):
+        return  # not from here: a worker in a container, say
     disk: dict[str, Any] = {
         "total_bytes": usage.total,
         "free_bytes": usage.free,
-        "used_percent": round(100 * (usage.total - usage.free) / usage.total, 1),
+        # As `df` says it: what is kept back for root or by a quota is no room of ours.
+        "used_percent": round(100 * usage.used / max(1, usage.used + usage.free), 1),
     }
     if abs(disk["used_percent"] - region.disk.get("used_percent", -1)) >= 0.5:
         Region.objects.filter(pk=region.pk).update(disk=disk)

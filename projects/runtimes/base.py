@@ -100,6 +100,11 @@ class Runtime(ABC):
     def usage(self, handles: Sequence[Handle]) -> Mapping[Handle, Usage]:
         """CPU and memory for many at once (bounded parallelism)."""
 
+    def data_root(self) -> str:
+        """The folder on this machine that holds the servers' data, for its disk's watermarks (rule 16); empty if it is
+        elsewhere or not known."""
+        return ""
+
     @abstractmethod
     def managed(self) -> Iterable[Handle]:
         """Every server of this install that exists here, known or not (orphans): from labels."""

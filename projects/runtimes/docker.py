@@ -229,6 +229,12 @@ class DockerRuntime(Runtime):
         used = self._usage.read(sorted(set(wanted.values())))
         return {handle: used.get(wanted.get(handle, ""), Usage()) for handle in handles}
 
+    def data_root(self) -> str:
+        if not self._clients.local:
+            return ""
+        with mapped():
+            return str(self._clients.get().info().get("DockerRootDir") or "")
+
     def managed(self) -> Iterable[Handle]:
         with mapped():
             listed = self._list("server")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
+from accounts.permissions import Principal
+from novastack.common.errors import Problem
 from projects import registry
-from projects.models import Database, Project
-from projects.operations import wiring
+from projects.models import Project
+from projects.services import connection_reveal
 
 
 class Command(BaseCommand):
@@ -19,9 +22,11 @@ class Command(BaseCommand):
         parser.add_argument("project_id")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        project = Project.objects.select_related("endpoint").get(pk=options["project_id"])
+        project = Project.objects.select_related("endpoint", "organization", "created_by").get(pk=options["project_id"])
         answer = {"status": project.status, "detail": project.status_detail, "uri": None}
-        if project.ready_at is not None:
-            info = wiring.connection_info(project, Database.objects.get(project=project, slot="current"))
-            answer["uri"] = registry.engine(project.engine).urls(info)["uri"]
+        if project.ready_at is not None and project.created_by is not None:
+            with contextlib.suppress(Problem):  # deleted meanwhile: nothing to show
+                acting = Principal.of(project.created_by)
+                info = connection_reveal(principal=acting, project=project, purpose="first start")
+                answer["uri"] = registry.engine(project.engine).urls(info)["uri"]
         self.stdout.write(json.dumps(answer))
