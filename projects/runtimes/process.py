@@ -191,6 +191,9 @@ class ProcessRuntime(Runtime):
             answer[handle] = Usage(cpu, memory, self._groups.memory_limit(handle.name))
         return answer
 
+    def data_root(self) -> str:
+        return str(self.root)
+
     def managed(self) -> Iterable[Handle]:
         for volume in self._volumes():
             if ref := volume.last_ref():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
@@ -29,7 +28,7 @@ from projects.runtimes.process_accounts import Account, as_account, give_tree
 from projects.runtimes.process_binaries import Found
 from projects.runtimes.process_launch import LaunchFailed, LaunchLocked, launch
 from projects.runtimes.process_limits import ControlGroups
-from projects.runtimes.process_table import ProcessRef, stop_family
+from projects.runtimes.process_table import ProcessRef, listens, stop_family
 from projects.runtimes.process_volume import Volume
 
 INIT_SECONDS = 60
@@ -108,11 +107,9 @@ def run(volume: Volume, account: Account, groups: ControlGroups) -> Handle:
 
 def _wait_listening(volume: Volume, plan: Mapping[str, Any], ref: ProcessRef) -> None:
     deadline = time.monotonic() + LISTEN_SECONDS
-    address = (_reachable_host(plan["host"]), plan["port"])
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(address, timeout=0.5):
-            if ref.alive():
-                return
+        if listens(ref.pid, plan["port"]):
+            return
         if not ref.alive():
             if not port_is_free(plan["host"], plan["port"]):
                 raise PortTaken(f"port {plan['port']} was taken by somebody else")
@@ -155,10 +152,6 @@ def _environment(programs: Path, home: Path) -> dict[str, str]:
 
 def with_ref(handle: Handle, ref: ProcessRef) -> Handle:
     return Handle(handle.server_id, handle.incarnation, str(ref))
-
-
-def _reachable_host(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - asked, not bound
 
 
 def port_is_free(host: str, port: int) -> bool:

@@ -130,6 +130,23 @@ class ProcessRef:
             time.sleep(pause)
 
 
+def listens(pid: int, port: int) -> bool:
+    """Whether this very process listens on the TCP port: to connect would also succeed at somebody else's server."""
+    sockets = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                    sockets.add(f"socket:[{fields[9]}]")
+    with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if str(Path(entry.path).readlink()) in sockets:
+                    return True
+    return False
+
+
 def family(leaders: Iterable[int], stats: Iterable[Stat] | None = None) -> dict[int, list[Stat]]:
     """Every leader with its descendants and the members of its session, in one walk over /proc.
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import tempfile
@@ -21,7 +22,7 @@ from projects.runtimes.base import Runtime
 from projects.runtimes.process import ProcessRuntime
 from projects.runtimes.process_accounts import ensure_account, remove_account
 from projects.runtimes.process_binaries import find
-from projects.runtimes.process_table import ProcessRef, family
+from projects.runtimes.process_table import ProcessRef, family, listens
 from projects.runtimes.process_volume import LOG_LIMIT_BYTES, Volume
 from tests.contracts.runtime_contract import ENGINE, MIB, MakeSpec, RuntimeContract, Server, new_handle
 
@@ -252,6 +253,19 @@ def test_a_thousand_servers_are_observed_quickly(tmp_path: Path) -> None:
     seen = runtime.observe(handles)
     assert time.perf_counter() - began < 0.5
     assert {observation.state for observation in seen.values()} == {ServerState.STOPPED}
+
+
+def test_only_the_listener_itself_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert listens(os.getpid(), port)
+        child = subprocess.Popen(["sleep", "30"])
+        try:
+            assert not listens(child.pid, port)
+        finally:
+            child.kill()
+            child.wait()
+    assert not listens(os.getpid(), port)
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
