@@ -13,7 +13,8 @@ from django.http import HttpRequest
 from accounts.models import User
 from accounts.services.invitations import invitation_remembered
 from accounts.services.users import welcome
-from novastack.common.errors import Conflict
+from accounts.validation import clean_line
+from novastack.common.errors import Conflict, Invalid
 
 
 class SignupForm(AllauthSignupForm):
@@ -27,6 +28,19 @@ class SignupForm(AllauthSignupForm):
         widget=forms.TextInput(attrs={"autocomplete": "organization"}),
     )  # fmt: skip
     field_order = ["full_name", "email", "password1", "organization_name"]
+
+    def clean_full_name(self) -> str:
+        return self._line("full_name", 120)
+
+    def clean_organization_name(self) -> str:
+        return self._line("organization_name", 80)
+
+    def _line(self, field: str, max_length: int) -> str:
+        """What the API's registration refuses is refused here: control characters would break mails, for one."""
+        try:
+            return clean_line(field, self.cleaned_data[field], max_length=max_length, required=False)
+        except Invalid as problem:
+            raise forms.ValidationError(problem.detail) from None
 
     def clean(self) -> dict[str, Any]:
         from allauth.core import context

@@ -223,15 +223,24 @@ class InvitationView(OrganizationScoped, APIView):
 class InvitationAcceptView(PrincipalMixin, GenericAPIView[Any]):
     serializer_class = InvitationAcceptSerializer
 
-    @extend_schema(operation_id="invitations_accept", tags=["organizations"], request=InvitationAcceptSerializer,
-                   responses={200: OrganizationSerializer})  # fmt: skip
+    @extend_schema(operation_id="invitations_accept", tags=["organizations"], parameters=[IDEMPOTENCY_KEY],
+                   request=InvitationAcceptSerializer, responses={200: OrganizationSerializer})  # fmt: skip
     def post(self, request: Request) -> Response:
         """Join with the token of an invitation's link, as the person it was sent to."""
         serializer = InvitationAcceptSerializer(data=request.data)
         serializer.is_valid(raise_exception=True)
-        membership = services.invitation_accept(principal=self.principal, clear=serializer.validated_data["token"])
-        rows = Organization.objects.for_principal(self.principal).for_lists(self.principal)
-        return Response(OrganizationSerializer(rows.get(pk=membership.organization_id)).data)
+
+        def make() -> tuple[int, dict[str, str]]:
+            membership = services.invitation_accept(principal=self.principal, clear=serializer.validated_data["token"])
+            return 200, {"organization": str(membership.organization_id)}
+
+        def answer(status: int, resource: dict[str, str]) -> Response:
+            self.principal.forget_memberships()
+            rows = Organization.objects.for_principal(self.principal).for_lists(self.principal)
+            found = get_object_or_404(rows, pk=resource["organization"])
+            return Response(OrganizationSerializer(found).data, status=status)
+
+        return idempotent(request, organization_id=None, effect=make, rebuild=answer)
 
 
 @extend_schema(tags=["organizations"], parameters=[REF])

@@ -244,8 +244,12 @@ class TestInvitations:
         accept = "/api/v1/invitations/accept/"
         assert api_client(team.charlie).post(accept, {"token": token}).status_code == 403
         assert api_client(dora, scopes=["admin"]).post(accept, {"token": token}).status_code == 403
-        joined = api_client(dora).post(accept, {"token": token})
+        client, key = api_client(dora), {"Idempotency-Key": "join-1"}
+        joined = client.post(accept, {"token": token}, headers=key)
         assert (joined.status_code, joined.json()["role"]) == (200, "member")
+        again = client.post(accept, {"token": token}, headers=key)
+        assert (again.status_code, again["Idempotency-Replayed"]) == (200, "true")
+        assert again.json() == joined.json()
         assert api_client(dora).post(accept, {"token": token}).status_code == 404
         assert api_client(team.alice).get(f"{URL}acme/invitations/").json()["count"] == 0
 

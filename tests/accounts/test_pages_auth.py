@@ -70,7 +70,8 @@ class TestSignUp:
     @pytest.mark.parametrize(
         ("field", "value"),
         [("email", "a\0@b.ch"), ("email", "x" * 100_000), ("password1", "short"), ("password1", "a\0bcdefghijklmno"),
-         ("full_name", "x" * 100_000), ("full_name", "a\0"), ("organization_name", "x" * 100)],
+         ("full_name", "x" * 100_000), ("full_name", "a\0"), ("organization_name", "x" * 100),
+         ("organization_name", "Acme\nBcc: c@d.ch"), ("full_name", "a\tb")],
     )  # fmt: skip
     def test_hostile_input_comes_back_as_a_form(self, client: Client, field: str, value: str) -> None:
         response = client.post("/accounts/signup/", {**NEW, field: value})
