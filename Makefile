@@ -33,7 +33,7 @@ test: ## Everything this machine can test; on real containers when a Docker engi
 	elif [ "$$NOVASTACK_REQUIRE_DOCKER" = 1 ]; then \
 	  echo "make test: NOVASTACK_REQUIRE_DOCKER=1, but no Docker engine answers" >&2; exit 1; \
 	fi
-	@$(python) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	@$(python) -m pytest -n $(JOBS) --dist loadscope $(ARGS)
 
 lint: ## ruff, mypy, the import contracts, missing migrations
 	@$(dev-env)

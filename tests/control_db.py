@@ -20,7 +20,7 @@ if not os.environ.get("DATABASE_URL"):
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a class that is marked `in_order` tell one story: after the shuffle they take their places in the
-    file's order (with pytest-xdist such a class needs an `xdist_group`, too)."""
+    file's order. (`--dist loadscope` keeps a class in one worker; pytest 9.2 ignores xdist 3.8's groups.)"""
     stories: dict[object, list[int]] = {}
     for place, item in enumerate(items):
         if item.get_closest_marker("in_order"):

@@ -136,7 +136,6 @@ def home() -> Iterator[Path]:
 
 @pytest.mark.timeout(240)
 @pytest.mark.in_order
-@pytest.mark.xdist_group("make-run")
 class TestUp:
     """The tests build on each other: one install lives through all of them."""
 
