@@ -23,7 +23,7 @@ from projects.models import (
     ServerDesired,
 )
 from projects.operations import locks, wiring
-from projects.operations.base import StepFailed, Wait
+from projects.operations.base import LeaseLost, StepFailed, Wait
 from projects.operations.context import Context
 
 PORT_TRIES = 20
@@ -72,19 +72,50 @@ def create_server(ctx: Context) -> None:
         ctx.guard()
         spec = ctx.engine.server_spec(wiring.server_request(server, burst=True))
         try:
-            handle = ctx.runtime.ensure(spec, data=data)
+            _ensure(ctx, spec, data, "desired_state")
         except domain.PortTaken:
             taken = server.port
             move_port(ctx)
             ctx.say(f"Port {taken} belongs to somebody else; trying {server.port}.", level="warning")
             continue
-        server.runtime_ref = handle.ref
-        server.desired_state = ServerDesired.RUNNING
-        ctx.save_server("runtime_ref", "desired_state")
         ctx.explain(f"Listening on {server.bind_address}:{server.port}")
-        ctx.say(f"Server {handle.name} started on {server.bind_address}:{server.port}.")
+        ctx.say(f"Server {server.handle.name} started on {server.bind_address}:{server.port}.")
         return
     raise StepFailed("no_free_port", f"{PORT_TRIES} ports in a row belong to somebody else. Widen the region's range.")
+
+
+def _ensure(ctx: Context, spec: domain.ServerSpec, data: domain.DataPolicy, *fields: str) -> None:
+    """Have the server run, and put down which process or container it is, with other fields of the row."""
+    handle = ctx.runtime.ensure(spec, data=data)
+    ctx.server.runtime_ref = handle.ref
+    ctx.server.desired_state = ServerDesired.RUNNING
+    try:
+        ctx.save_server("runtime_ref", *fields)
+    except LeaseLost:
+        _take_back(ctx, handle)
+        raise
+
+
+def _take_back(ctx: Context, handle: domain.Handle) -> None:
+    """No fence stops a worker that was paused within `ensure` (rule 3). If this incarnation was given up meanwhile, what
+    it made when it woke up is nobody's: it takes that, and nothing else, away again, and leaves the data to the janitor."""
+    rows = DatabaseServer.objects.filter(pk=ctx.server.pk, incarnation=handle.incarnation)
+    if rows.exclude(desired_state=ServerDesired.ABSENT).exists():
+        return  # another worker goes on with it
+    ctx.runtime.destroy(handle, delete_data=False)
+    DataTombstone.objects.update_or_create(
+        server_uuid=ctx.server.pk,
+        incarnation=handle.incarnation,
+        defaults={
+            "region_id": ctx.server.region_id,
+            "organization_id": ctx.operation.organization_id,
+            "project_uuid": ctx.operation.project_uuid,
+            "project_name": ctx.operation.project_name,
+            "reason": "made by a worker that was late",
+            "due_at": now() + timedelta(seconds=settings.NOVASTACK_DATA_GRACE_SECONDS),
+            "deleted_at": None,
+        },
+    )
 
 
 def _room(ctx: Context) -> None:
@@ -174,9 +205,7 @@ def run_server(ctx: Context) -> None:
     ctx.save_server("desired_state", "memory_bytes", "cpus")
     ctx.guard()
     spec = ctx.engine.server_spec(wiring.server_request(server))
-    handle = ctx.runtime.ensure(spec, data=domain.DataPolicy.MUST_EXIST)
-    server.runtime_ref = handle.ref
-    ctx.save_server("runtime_ref")
+    _ensure(ctx, spec, domain.DataPolicy.MUST_EXIST)
     ctx.explain(f"Listening on {server.bind_address}:{server.port}")
 
 

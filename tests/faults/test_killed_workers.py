@@ -96,13 +96,13 @@ def play(site: Site, point: str) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("point", sample(6))
+@pytest.mark.parametrize("point", sample(4))
 def test_a_killed_worker_leaves_nothing_half_made(process_site, point):
     play(process_site, point)
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize("point", sample(2))
+@pytest.mark.parametrize("point", sample(1))
 def test_a_killed_worker_leaves_nothing_half_made_on_docker(docker_site, point):
     play(docker_site, point)
 
@@ -138,5 +138,7 @@ def test_a_worker_that_is_paused_and_wakes_up_late_does_nothing(process_site):
     time.sleep(4)
     assert sleeper.poll() is None
     assert list(operation.steps.values_list("name", "state", "updated_at")) == before
+    while list(site.runtime.managed_data()):  # what it made when it woke up, it gave to the janitor
+        time.sleep(0.2)
     second.kill()
     site.check_exactly()

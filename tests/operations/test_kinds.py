@@ -26,6 +26,7 @@ from projects.models import (
 from projects.operations import janitor, reconciler, removal
 from projects.services import (
     connection_reveal,
+    operation_cancel,
     project_action,
     project_delete,
     project_purge,
@@ -90,6 +91,71 @@ def test_provisioning_ends_with_a_login_that_works(ready, paper, runtime, alice)
     first = runtime.world.servers[server.handle.name].spec.secret_files["bootstrap"].decode()
     assert server.admin_secret.open() != first, "the bootstrap password is one-time"
     assert paper.diary.count("create_tenant") == 1
+
+
+def late(runtime, monkeypatch, meanwhile):
+    """The first worker sleeps just before it makes the server, through `meanwhile`, and then goes on."""
+    real, calls = type(runtime).ensure, []
+
+    def ensure(self, spec, *, data):
+        calls.append(spec)
+        if len(calls) == 1:
+            meanwhile()
+        return real(self, spec, data=data)
+
+    monkeypatch.setattr(type(runtime), "ensure", ensure)
+
+
+def test_a_worker_that_sleeps_through_a_purge_leaves_nothing_when_it_wakes_up(shop, runtime, alice, monkeypatch):
+    operation = operation_of(shop)
+
+    def meanwhile():
+        let_lease_expire(operation)
+        drive(operation)
+        shop.refresh_from_db()
+        clear_out(purge(shop, alice))
+
+    late(runtime, monkeypatch, meanwhile)
+    once(operation)
+    assert operation.state == "succeeded"
+    assert not runtime.world.servers, "it took its server away again"
+    assert len(runtime.world.volumes) == 1
+    DataTombstone.objects.update(due_at=operation.created_at)
+    janitor.delete_due_data()
+    nothing_left(runtime, operation.project_uuid)
+
+
+def test_a_worker_that_sleeps_through_its_undo_leaves_the_next_incarnation_alone(
+    shop, runtime, paper, alice, monkeypatch
+):
+    operation = operation_of(shop)
+
+    def meanwhile():
+        let_lease_expire(operation)
+        operation_cancel(principal=alice, operation=operation)
+        assert drive(operation).state == "cancelled"
+        shop.refresh_from_db()
+        drive(project_action(principal=alice, project=shop, action="retry"))
+
+    late(runtime, monkeypatch, meanwhile)
+    once(operation)
+    shop.refresh_from_db()
+    assert shop.status == "running"
+    exactly_one(runtime, shop, "running")
+    logs_in(paper, shop)
+
+
+def test_a_worker_that_only_slept_leaves_its_successors_server_alone(shop, runtime, paper, monkeypatch):
+    operation = operation_of(shop)
+
+    def meanwhile():
+        let_lease_expire(operation)
+        drive(operation)
+
+    late(runtime, monkeypatch, meanwhile)
+    once(operation)
+    exactly_one(runtime, shop, "running")
+    logs_in(paper, shop)
 
 
 def test_no_secret_is_in_steps_events_or_operations(ready, paper, alice):
