@@ -78,7 +78,9 @@ NOVASTACK_WEB_THREADS: int = env.int("NOVASTACK_WEB_THREADS", default=8)  # of t
 NOVASTACK_TRUSTED_PROXIES: int = env.int("NOVASTACK_TRUSTED_PROXIES", default=0)
 
 # --- Django --------------------------------------------------------------------------------------------------------
-ALLOWED_HOSTS: list[str] = env.list("ALLOWED_HOSTS", default=[] if PRODUCTION else ["*"])
+# On loopback only its own names: a foreign page whose name is made to point here (DNS rebinding) gets nothing.
+_hosts = ["localhost", ".localhost", "127.0.0.1", "[::1]"] if _loopback and not TESTING else ["*"]
+ALLOWED_HOSTS: list[str] = env.list("ALLOWED_HOSTS", default=[] if PRODUCTION else _hosts)
 CSRF_TRUSTED_ORIGINS: list[str] = env.list("CSRF_TRUSTED_ORIGINS", default=[])
 INSTALLED_APPS = [
     "novastack.common",

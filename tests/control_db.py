@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+# Playwright's synchronous API keeps an event loop in the thread of the tests; Django's guard would then refuse the
+# database to every later test of the same worker. Nothing here runs concurrently in that thread.
+os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+
 if not os.environ.get("DATABASE_URL"):
     from novastack.embedded.postgres import EmbeddedPostgres
 
