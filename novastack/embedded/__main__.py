@@ -36,6 +36,12 @@ def up() -> int:
     from novastack.embedded.postgres import EmbeddedPostgresError
     from novastack.embedded.supervisor import StartRefused, Supervisor
 
+    if not Path("/proc/self/stat").is_file():
+        print(
+            "`make run` needs Linux (its processes are known by /proc); elsewhere use `docker compose up`.",
+            file=sys.stderr,
+        )
+        return 1
     try:
         port = int(os.environ.get("NOVASTACK_PORT") or 8000)
         bind = os.environ.get("NOVASTACK_BIND") or "127.0.0.1"

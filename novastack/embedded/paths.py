@@ -12,7 +12,7 @@ import os
 import secrets
 from pathlib import Path
 
-from projects.runtimes.process_accounts import Account, can_reach
+from projects.runtimes.process_accounts import Account, can_reach, make_passable
 
 SYSTEM_STATE = Path("/var/lib/novastack")
 
@@ -47,7 +47,7 @@ def state_folder(home: Path, account: Account) -> Path:
             # The random end: a home that was removed and made again never meets the data of the old one.
             state = SYSTEM_STATE / f"{digest}-{secrets.token_hex(3)}"
         write_private(pointer, f"{state}\n")
-    state.mkdir(parents=True, exist_ok=True)
+    make_passable(state)
     state.chmod(0o711 if os.geteuid() == 0 else 0o700)
     return state
 

@@ -63,7 +63,8 @@ class Supervisor:
         """Until a signal. Returns the exit code; `StartRefused` when it could not start."""
         with self._only_one():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, self._on_signal)
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+                    signal.signal(number, self._on_signal)
             with contextlib.suppress(AttributeError, OSError):
                 ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # servers' processes are reaped, whoever is pid 1
             try:

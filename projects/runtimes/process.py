@@ -46,6 +46,7 @@ from projects.runtimes.process_accounts import (
     Account,
     can_make_accounts,
     ensure_account,
+    make_passable,
     remove_account,
 )
 from projects.runtimes.process_binaries import Found, SearchPath, find, installed, reachable, standard_search_path
@@ -333,8 +334,7 @@ class ProcessRuntime(Runtime):
 
     def _make_root(self) -> None:
         for folder in (self.root, self.root / "servers"):
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
+            make_passable(folder)
 
     def _find(self, program: str, version: str, version_argv: tuple[str, ...] = ("--version",)) -> Found:
         found = find(program, version, version_argv=version_argv, search=self._search)

@@ -121,6 +121,14 @@ def can_reach(path: Path, account: Account) -> bool:
     return True
 
 
+def make_passable(folder: Path) -> None:
+    """Make the folder and those above it that are missing; as root others may pass through, whatever our umask is."""
+    for part in (*reversed(folder.parents), folder):
+        if not part.is_dir():
+            part.mkdir(exist_ok=True)
+            part.chmod(0o711 if os.geteuid() == 0 else 0o700)
+
+
 def give_tree(folder: Path, account: Account) -> None:
     """Make `account` the owner of the whole tree (links are not followed)."""
     for parent, folders, files in os.walk(folder):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from projects.runtimes.process_accounts import Account, can_reach
+from projects.runtimes.process_accounts import Account, can_reach, make_passable
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def reachable(found: Found, account: Account, copies: Path = COPIES) -> Found:
     copy = Place(target / found.place.bin.relative_to(found.place.base), target, found.place.parts)
     if copy.bin.is_dir():
         return Found(copy, found.version)
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    make_passable(target.parent)
     with (target.parent / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not copy.bin.is_dir():

@@ -143,9 +143,10 @@ class Volume:
         """A folder with secret files that the server's account can read; removed at the end."""
         folder = self.own / "secrets"
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o750)
+        folder.mkdir(mode=0o700)
         if os.geteuid() == 0:
             os.chown(folder, 0, account.gid)
+            folder.chmod(0o750)  # not by mkdir: our umask may take the group's rights away
         try:
             for name, content in files.items():
                 if Path(name).name != name:

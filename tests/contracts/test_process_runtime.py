@@ -212,6 +212,13 @@ class TestProcessRuntime(RuntimeContract):
         assert not (volume.path / spec.data_subdir / "PG_VERSION").exists()
         runtime.ensure(spec, data=DataPolicy.CREATE)
 
+    def test_a_strict_umask_is_no_obstacle(self, runtime: Runtime, make_spec: MakeSpec, password: str) -> None:
+        before = os.umask(0o077)
+        try:
+            self.create(runtime, make_spec(), password)
+        finally:
+            os.umask(before)
+
     def test_real_tools(self, runtime: Runtime, server: Server) -> None:
         tool = runtime.run_tool("nvs-tool-version", server.spec.image, Command(("pg_dump", "--version")))
         assert tool.stdout is not None
