@@ -113,7 +113,8 @@ def daemon() -> Iterator[Daemon]:
     yield daemon
     daemon.stop()
     end_containerd(folder)
-    subprocess.run(["umount", "-l", *map(str, folder.glob("exec/netns/*"))], capture_output=True, check=False)
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if f" {folder}/" in line]
+    subprocess.run(["umount", "-l", *reversed(mounts)], capture_output=True, check=False)
     shutil.rmtree(folder, ignore_errors=True)
     bridge_ioctl(SIOCBRDELBR)
 
