@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from projects import domain
 from projects.models import Project
 from projects.services import project_action, project_purge
 from tests.faults.conftest import VERSION, Site, make_site
@@ -131,6 +132,9 @@ def site(_fresh: None, daemon: Daemon) -> Iterator[Site]:
     found.stop_workers()
     if daemon.process is None:
         daemon.start()
+    with contextlib.suppress(domain.NovaStackRuntimeError):
+        found.clean_up()
+        found.runtime.remove_network()  # type: ignore[attr-defined] # else its bridge stays on the host
     sites.close()
 
 
