@@ -25,7 +25,7 @@ def run() -> list[str]:
             many_projects(organization, COUNT)
             with connection.cursor() as cursor:
                 cursor.execute("ANALYZE")
-            client = APIClient()
+            client = APIClient(SERVER_NAME="localhost")
             client.force_authenticate(user)
             for title, query in (
                 ("first page", ""),
