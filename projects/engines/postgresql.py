@@ -201,6 +201,8 @@ def _settings(request: ServerRequest, major: int) -> dict[str, str]:
         "timezone": "UTC",
         "lc_messages": "C",
         "log_statement": "none",
+        # A tenant's failed `ALTER ROLE … PASSWORD` would stand in the log that its organization reads: errors without text.
+        "log_min_error_statement": "panic",
         "log_min_duration_statement": "-1",
         "log_lock_waits": "on",
     }

@@ -138,9 +138,6 @@ class Context:
         with self.fenced():
             OperationStep.objects.filter(pk=self.row.pk).update(data=self.row.data)
 
-    def data_of(self, step: str) -> dict[str, Any]:
-        return dict(self.operation.steps.get(name=step).data)
-
     def say(self, message: str, *, level: str = "info") -> None:
         """A line for the operation's live log and for ours. Never secrets."""
         with self.fenced():

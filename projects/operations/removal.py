@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import F
-
 from novastack.common.clock import now
 from projects import domain
 from projects.models import (
@@ -132,12 +130,6 @@ def not_removed(operation: Operation) -> None:
     Project.objects.filter(pk=operation.project_key).update(failure=operation.error)
 
 
-def _undeleted(operation: Operation) -> None:
-    lifecycle.started(operation)
-    Project.objects.filter(pk=operation.project_key).update(generation=F("generation") + 1)
-
-
-DATA_RETRY = SERVER_RETRY
 register(
     Definition(
         kind="delete", title="Delete", on_give_up=OnGiveUp.ROLL_FORWARD, while_running=ProjectStatus.DELETING,
@@ -151,7 +143,7 @@ register(
 register(
     Definition(
         kind="undelete", title="Undelete", on_give_up=OnGiveUp.ROLL_FORWARD, while_running=ProjectStatus.STARTING,
-        on_success=_undeleted, on_failure=lifecycle.failed, yields=True,
+        on_success=lifecycle.started, on_failure=lifecycle.failed, yields=True,
         steps=(
             lifecycle.RUN,
             lifecycle.AWAIT,
@@ -170,7 +162,7 @@ register(
             Step("shut", "Shut everybody out", shut_out, retry=DATABASE_RETRY, deadline_seconds=60),
             Step("stop", "Stop the server", steps.stop_server, retry=SERVER_RETRY),
             Step("server", "Remove the server", remove_server, retry=SERVER_RETRY),
-            Step("data", "Delete the data", await_data_gone, retry=DATA_RETRY),
+            Step("data", "Delete the data", await_data_gone, retry=SERVER_RETRY),
             Step("rows", "Forget it", _rows_gone, retry=SERVER_RETRY, deadline_seconds=60),
         ),
     )

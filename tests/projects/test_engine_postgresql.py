@@ -138,6 +138,15 @@ class PostgreSQLContract(EngineContract):
             with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported)):
                 connection.execute(statement.format(**names))
 
+    def test_a_failed_statement_leaves_no_password_in_the_log(self, server: LiveServer, tenant: Tenant) -> None:
+        """The log is read by the whole organization: it names the error, never the statement's text."""
+        secret = f"typed-{uuid.uuid4().hex}"
+        with self.inside(server, tenant) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(f"ALTER ROLE {tenant.names.control} PASSWORD '{secret}'")
+        text = server.log_text()
+        assert "permission denied" in text
+        assert secret not in text
+
     def test_granting_to_everybody_grants_nothing(self, server: LiveServer, tenant: Tenant) -> None:
         """PostgreSQL warns and does nothing: the group has its rights without grant option."""
         stranger = self.make(server, new_names())
