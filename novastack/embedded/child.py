@@ -2,8 +2,9 @@
 
 At a start the nursery loads all code once, while the control database is being made, and forks every role from that, so
 that a start on few cores takes seconds. Nothing is connected to anything before the fork. Each child then waits at its
-gate (a pipe that the supervisor closes) until the nursery has migrated the database. A child that ended later is
-started afresh, alone.
+gate (a pipe that the supervisor writes to) until the nursery has migrated the database; a gate that is closed without a
+word means that the supervisor is gone, or was told to stop, and ends the child: also one that nobody heard of yet. A child
+that ended later is started afresh, alone.
 """
 
 from __future__ import annotations
@@ -114,8 +115,8 @@ def nursery() -> None:
     gc.freeze()
     _say({"children": {role: _fork(role, go, database) for role in roles}})
     os.close(go)
-    _wait_at(database)
-    _prepare()
+    if _wait_at(database):
+        _prepare()
 
 
 def _fork(role: str, go: int, database: int) -> str:
@@ -146,8 +147,8 @@ def _run_forked(role: str, go: int, tell: int, close: list[int]) -> None:
         os.dup2(log, 2)
         os.write(tell, str(ProcessRef.of(os.getpid())).encode())
         os.close(tell)
-        _wait_at(go)
-        become(role)
+        if _wait_at(go):
+            become(role)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
@@ -160,10 +161,12 @@ def _run_forked(role: str, go: int, tell: int, close: list[int]) -> None:
         os._exit(code)
 
 
-def _wait_at(gate: int) -> None:
-    """Until the supervisor opens the gate, or is gone."""
-    with os.fdopen(gate, "rb") as pipe:
-        pipe.read()
+def _wait_at(gate: int) -> bool:
+    """Until the supervisor opens the gate (True) or is gone."""
+    try:
+        return os.read(gate, 1) != b""
+    finally:
+        os.close(gate)
 
 
 def _prepare() -> None:

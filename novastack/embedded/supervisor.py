@@ -129,12 +129,12 @@ class Supervisor:
                 stop_all(self._everybody(), grace_seconds=1)
                 env = self.home.environment(database_url=started, bind=self.bind, port=port)
                 self._open_nursery(env, listener)
-        self._gates.pop("database").close()
+        self._open_gate("database")
         self._adopt_children()
         self.first_start = self._read_line(120) or {}
         if not self.first_start:
             raise StartRefused(self._failure("The first start failed"))
-        self._gates.pop("go").close()
+        self._open_gate("go")
         write_private(self.home.run / "install", str(self.first_start["install_id"]))
         self._lock_file.truncate(0)
         self._lock_file.write(f"process {os.getpid()}, {self._url(port)}")
@@ -189,6 +189,11 @@ class Supervisor:
         for number in (write_output, *inherited[1:]):
             os.close(number)
         remember(self._roster, [self._nursery])
+
+    def _open_gate(self, name: str) -> None:
+        """Let those who wait there go on, a byte for each. One that is closed without a byte ends them."""
+        with contextlib.suppress(BrokenPipeError), self._gates.pop(name) as gate:
+            gate.write(b"." * (len(ROLES) + 1))
 
     def _adopt_children(self) -> None:
         """The nursery says whom it forked; from now on they are ours."""

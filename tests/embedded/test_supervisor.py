@@ -224,6 +224,18 @@ class TestUp:
             assert run.stop() in {0, -signal.SIGINT}
             assert processes_of(home) == []
 
+    def test_ctrl_c_right_after_the_children_were_forked(self, home: Path) -> None:
+        """Before the supervisor has heard of them: nobody would ever end them but themselves."""
+        run = Run(home, free_port())
+        deadline = time.monotonic() + 60
+        while sum("child nursery" in line for line in processes_of(home)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.002)
+        assert run.stop() in {0, -signal.SIGINT}
+        deadline = time.monotonic() + 5
+        while processes_of(home) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert processes_of(home) == []
+
     def answer(self) -> int:
         with contextlib.suppress(psycopg.Error), psycopg.connect(self.uri, connect_timeout=2) as connection:
             row = connection.execute("SELECT answer FROM kept").fetchone()
