@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,7 @@ import structlog
 from django.db import connection, connections, transaction
 
 from novastack.common.clock import DatabaseNow
-from projects.models import Operation, OperationState
+from projects.models import Operation
 from projects.operations import locks
 from projects.operations.base import HEARTBEAT_SECONDS, LEASE_SECONDS, LeaseLost
 
@@ -26,39 +26,58 @@ class Lease:
     owner: str
     fence: int
     crashed_at: datetime | None = None  # when the lease of the one before ran out, if it did not give it back
+    operation: Operation | None = field(default=None, compare=False, repr=False)  # the row as it was claimed
+
+
+# One statement, because everybody who creates a database waits for it. Its commit is not awaited: whoever claims writes
+# its step down before it touches anything, and that commit makes the claim durable as well. A claim that is lost with the
+# control database led to nothing.
+_CLAIM = """
+WITH unawaited AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)),
+due AS (
+  SELECT id, lease_until FROM projects_operation
+  WHERE id = %s AND state IN ('queued', 'running')
+    AND (lease_until IS NULL OR lease_until <= clock_timestamp())
+    AND (next_attempt_at IS NULL OR next_attempt_at <= clock_timestamp())
+    AND NOT EXISTS (
+      SELECT FROM projects_operationlock waiting
+      WHERE waiting.operation_id = projects_operation.id AND NOT waiting.granted
+    )
+  FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE projects_operation operation SET
+  fence = operation.fence + 1, lease_owner = %s, lease_until = clock_timestamp() + %s * interval '1 second',
+  state = 'running', started_at = coalesce(operation.started_at, clock_timestamp()), next_attempt_at = NULL,
+  updated_at = clock_timestamp()
+FROM due, unawaited WHERE operation.id = due.id
+RETURNING operation.*, due.lease_until AS crashed_at
+"""
 
 
 def claim(operation_id: UUID, owner: str) -> Lease | None:
-    """Take the operation if it is live, due, unlocked and not leased; None otherwise. One short transaction."""
+    """Take the operation if it is live, due, unlocked and not leased; None otherwise."""
+    lease = _take(operation_id, owner)
+    if lease is None and _grant_locks(operation_id):
+        lease = _take(operation_id, owner)
+    return lease
+
+
+def _take(operation_id: UUID, owner: str) -> Lease | None:
+    for operation in Operation.objects.raw(_CLAIM, [operation_id, owner, LEASE_SECONDS]):
+        return Lease(operation_id, owner, operation.fence, operation.crashed_at, operation)
+    return None
+
+
+def _grant_locks(operation_id: UUID) -> bool:
+    """Grant what a live operation queued for; True when there was something, and it holds all its locks now."""
     with transaction.atomic():
         operation = (
-            Operation.objects.select_for_update(skip_locked=True, no_key=True)
-            .annotate(db_now=DatabaseNow())
-            .filter(pk=operation_id, state__in=[OperationState.QUEUED, OperationState.RUNNING])
+            Operation.objects.live()
+            .filter(pk=operation_id, lease_until=None, next_attempt_at=None, locks__granted=False)
+            .select_for_update(of=("self",), skip_locked=True, no_key=True)
             .first()
         )
-        if operation is None:
-            return None
-        current = operation.db_now
-        if operation.lease_until is not None and operation.lease_until > current:
-            return None
-        if operation.next_attempt_at is not None and operation.next_attempt_at > current:
-            return None
-        if not locks.grant_waiting(operation):
-            return None
-        crashed_at = operation.lease_until
-        operation.fence += 1
-        operation.lease_owner = owner
-        operation.lease_until = current + timedelta(seconds=LEASE_SECONDS)
-        operation.state = OperationState.RUNNING
-        operation.started_at = operation.started_at or current
-        operation.next_attempt_at = None
-        operation.save(
-            update_fields=[
-                "fence", "lease_owner", "lease_until", "state", "started_at", "next_attempt_at", "updated_at",
-            ]
-        )  # fmt: skip
-        return Lease(operation_id, owner, operation.fence, crashed_at)
+        return operation is not None and locks.grant_waiting(operation)
 
 
 def holds(lease: Lease) -> bool:
