@@ -158,7 +158,7 @@ STORAGES = {
 WHITENOISE_USE_FINDERS = not PRODUCTION
 WHITENOISE_AUTOREFRESH = False
 
-# psycopg's own pool: web threads and worker threads share a bounded number of connections per process.
+# Each thread keeps its connection; a broken one is found by a check before its next use.
 _database: dict[str, Any] = dict(env.db_url("DATABASE_URL", default="postgresql://novastack@127.0.0.1:5432/novastack"))
 _database.setdefault("OPTIONS", {})
 _database["OPTIONS"].setdefault("application_name", os.environ.get("NOVASTACK_PROCESS", "novastack"))

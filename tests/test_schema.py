@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis.checks import CHECKS
 
 from novastack.wsgi import application
-from projects.api import operations as operations_api
+from projects.api import waiting as waiting_api
 from projects.models import Operation
 from tests.factories import make_project, make_team, make_token
 
@@ -131,7 +131,7 @@ class World:
 def world(db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     full = threading.BoundedSemaphore(1)
     full.acquire()
-    monkeypatch.setattr(operations_api, "waiters", full)  # `?wait=30` answers at once
+    monkeypatch.setattr(waiting_api, "waiters", full)  # `?wait=30` answers at once
     team = make_team()
     project = make_project(team.alice, team.organization)
     waiting = make_project(team.alice, team.organization, "Waiting", running=False)

@@ -152,6 +152,8 @@ class Supervisor:
         for port in [*range(self.wanted_port, min(self.wanted_port + 100, 65536)), 0]:
             listener = socket.socket(family, socket.SOCK_STREAM)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Inherited by every connection: else the kernel holds an answer's second part back for 40 ms.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
                 listener.bind((self.bind, port))
                 listener.listen(128)

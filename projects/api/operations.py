@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 from uuid import UUID
 
-from django.conf import settings
-from django.db import connection
 from django.db.models import QuerySet
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework import generics
@@ -28,35 +24,11 @@ from projects.api.filters import FILTERS, OperationFilter
 from projects.api.inputs import Nothing
 from projects.api.operation_outputs import OperationSerializer
 from projects.api.outputs import operation_brief
-from projects.models import Operation, OperationState
+from projects.api.waiting import wait_for_end
+from projects.models import Operation
 from projects.services import operation_cancel, operation_retry
 
 WAIT_MAX_SECONDS = 30
-POLL_FIRST_SECONDS, POLL_LAST_SECONDS = 0.1, 1.0
-# At most half of this process's threads wait at a time; one more gets its answer at once (rule 49).
-waiters = threading.BoundedSemaphore(max(1, settings.NOVASTACK_WEB_THREADS // 2))
-ENDED = [OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED]
-
-
-def wait_for_end(pk: UUID, seconds: float) -> None:
-    """Return when the operation has ended, or after `seconds`, or at once when too many wait already.
-
-    Holds no database connection while it sleeps.
-    """
-    if seconds <= 0 or not waiters.acquire(blocking=False):
-        return
-    try:
-        until, pause = time.monotonic() + seconds, POLL_FIRST_SECONDS
-        while not Operation.objects.filter(pk=pk, state__in=ENDED).exists():
-            left = until - time.monotonic()
-            if left <= 0:
-                return
-            if not connection.in_atomic_block:
-                connection.close()
-            time.sleep(min(pause, left))
-            pause = min(pause * 1.5, POLL_LAST_SECONDS)
-    finally:
-        waiters.release()
 
 
 class AcceptedOperation(OperationSerializer):

@@ -64,7 +64,7 @@ def claim(operation_id: UUID, owner: str) -> Lease | None:
 
 def _take(operation_id: UUID, owner: str) -> Lease | None:
     for operation in Operation.objects.raw(_CLAIM, [operation_id, owner, LEASE_SECONDS]):
-        return Lease(operation_id, owner, operation.fence, operation.crashed_at, operation)
+        return Lease(operation_id, owner, operation.fence, vars(operation)["crashed_at"], operation)
     return None
 
 

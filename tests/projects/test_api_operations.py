@@ -11,7 +11,7 @@ from django.db import connection
 from rest_framework.test import APIClient
 
 from novastack.common.clock import now
-from projects.api import operations as operations_api
+from projects.api import waiting as waiting_api
 from projects.models import Operation, Project
 from tests.factories import Team, api_client, make_project, make_team, make_token
 
@@ -126,26 +126,41 @@ class TestWait:
     ) -> None:
         full = threading.BoundedSemaphore(1)
         full.acquire()
-        monkeypatch.setattr(operations_api, "waiters", full)
+        monkeypatch.setattr(waiting_api, "waiters", full)
         begin = time.monotonic()
         assert bob.get(f"{OPERATIONS}{operation_of(waiting).pk}/?wait=30").status_code == 200
         assert time.monotonic() - begin < 2
 
     @pytest.mark.django_db(transaction=True)
-    def test_it_answers_when_the_operation_ends_and_holds_no_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_answers_soon_after_the_end_and_holds_no_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
         team = make_team()
-        project = make_project(team.bob, team.organization, running=False)
-        pk, client = operation_of(project).pk, api_client(team.bob)
+        operations = [
+            operation_of(make_project(team.bob, team.organization, name, running=False)).pk for name in ("One", "Two")
+        ]
         held: list[bool] = []
-        naps: list[float] = []
+        original = threading.Event.wait
 
-        def nap(seconds: float) -> None:
+        def wait(event: threading.Event, timeout: float | None = None) -> bool:
             held.append(connection.connection is not None)
-            naps.append(seconds)
-            if len(naps) == 3:
-                Operation.objects.filter(pk=pk).update(state="failed", finished_at=now())
+            return original(event, timeout)
 
-        monkeypatch.setattr(operations_api.time, "sleep", nap)
-        body = client.get(f"{OPERATIONS}{pk}/?wait=30").json()
-        assert body["state"] == "failed" and len(naps) == 3
-        assert held == [False, False, False]
+        def end_all() -> None:
+            time.sleep(0.3)
+            Operation.objects.update(state="failed", finished_at=now())
+            connection.close()
+
+        client = api_client(team.bob)
+        monkeypatch.setattr(threading.Event, "wait", wait)
+        ending = threading.Thread(target=end_all)
+        ending.start()
+        held.clear()
+        begin = time.monotonic()
+        body = client.get(f"{OPERATIONS}{operations[0]}/?wait=30").json()
+        assert body["state"] == "failed" and time.monotonic() - begin < 5
+        assert held and not any(held)
+        assert client.get(f"{OPERATIONS}{operations[1]}/?wait=30").json()["state"] == "failed"
+        ending.join()
+        deadline = time.monotonic() + 5
+        while waiting_api._watch._thread is not None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert waiting_api._watch._thread is None, "nobody waits, nothing watches"

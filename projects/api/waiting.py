@@ -1,0 +1,92 @@
+"""Requests that wait for the end of an operation (`?wait=30`): one thread and one connection of the process watch for all
+of them, while each of them holds none."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from uuid import UUID
+
+import structlog
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import connection
+
+from projects.models import Operation, OperationState
+
+log = structlog.get_logger(__name__)
+POLL_SECONDS = 0.05
+ENDED = [OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED]
+# At most half of this process's threads wait at a time; one more gets its answer at once (rule 49).
+waiters = threading.BoundedSemaphore(max(1, settings.NOVASTACK_WEB_THREADS // 2))
+
+
+def wait_for_end(pk: UUID, seconds: float) -> None:
+    """Return when the operation has ended, or after `seconds`, or at once when too many wait already.
+
+    Holds no database connection meanwhile.
+    """
+    if seconds <= 0 or not waiters.acquire(blocking=False):
+        return
+    try:
+        if not connection.in_atomic_block:
+            connection.close()
+        _watch.wait(pk, seconds)
+    finally:
+        waiters.release()
+
+
+class _Watch:
+    """Who waits for what. The thread lives while anybody does."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[UUID, set[threading.Event]] = defaultdict(set)
+        self._thread: threading.Thread | None = None
+
+    def wait(self, pk: UUID, seconds: float) -> None:
+        ended = threading.Event()
+        with self._lock:
+            self._waiting[pk].add(ended)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="operation-ends", daemon=True)
+                self._thread.start()
+        try:
+            ended.wait(seconds)
+        finally:
+            with self._lock:
+                self._waiting[pk].discard(ended)
+                if not self._waiting[pk]:
+                    del self._waiting[pk]
+
+    def _run(self) -> None:
+        try:
+            while wanted := self._wanted():
+                self._wake(Operation.objects.filter(pk__in=wanted, state__in=ENDED).values_list("pk", flat=True))
+                time.sleep(POLL_SECONDS)
+        except DatabaseError as error:
+            # Whoever waits answers with what it can read, and says what is wrong if it can't.
+            log.warning("can't watch operations", error=type(error).__name__)
+            with self._lock:
+                wanted, self._thread = list(self._waiting), None
+            self._wake(wanted)
+        finally:
+            connection.close()
+
+    def _wanted(self) -> list[UUID]:
+        """What is waited for; nothing ends the thread, and the next one to wait starts another."""
+        with self._lock:
+            if not self._waiting:
+                self._thread = None
+            return list(self._waiting)
+
+    def _wake(self, ended: Iterable[UUID]) -> None:
+        with self._lock:
+            for pk in ended:
+                for event in self._waiting.get(pk, ()):
+                    event.set()
+
+
+_watch = _Watch()
