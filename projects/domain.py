@@ -19,6 +19,7 @@ class Capability(StrEnum):
     UPGRADE = "upgrade"
     DUAL_PASSWORD = "dual_password"  # noqa: S105 - a capability, not a secret
     RENAME_DATABASE = "rename_database"
+    TLS = "tls"  # servers speak TLS with the certificate that a request brings
 
 
 class RuntimeFeature(StrEnum):
@@ -123,6 +124,12 @@ class ServerNotReady(EngineError):
     code = "server_not_ready"
 
 
+class TlsNotTrusted(EngineError):
+    """What answers does not show the certificate that this install made for the server, or speaks no TLS at all."""
+
+    code = "tls_not_trusted"
+
+
 class ServerBusy(EngineError):
     """The server answered: it is up, and has no connection left for us."""
 
@@ -131,11 +138,16 @@ class ServerBusy(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An address of a server: what a client, or a worker, connects to."""
+    """An address of a server: what a client, or a worker, connects to.
+
+    With `ca_pem` (a certificate, PEM) every session of ours is encrypted, and refuses a server whose certificate is not
+    of that CA or not for `tls_name` (empty: `host`). Without it a session takes what it gets.
+    """
 
     host: str
     port: int
     tls_name: str = ""
+    ca_pem: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +193,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ProcessProgram:
-    """How to run a server as a plain OS process. `{data}`, `{port}`, `{host}` and `{secret:<name>}` (path of a secret
-    file) in arguments are filled in by the runtime."""
+    """How to run a server as a plain OS process. `{data}`, `{port}`, `{host}`, `{secret:<name>}` (path of a secret file,
+    while initialising) and `{file:<name>}` (path of one of the spec's `files`) in arguments are filled in by the runtime.
+
+    `tls_argv`: arguments with which `binary` prints something if it was built with TLS; empty: every build is.
+    """
 
     binary: str  # what must be found, e.g. "postgres"
     init: tuple[str, ...]
     run: tuple[str, ...]
     version_argv: tuple[str, ...] = ("--version",)
+    tls_argv: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +214,9 @@ class ServerSpec:
     root can hold NovaStack's marker, lock and one-time secrets in `.novastack/`. `initialised_file` (relative to the
     data folder) tells whether data was initialised; `completed_file` (empty: the same) exists only once initialising
     came to its end, so that one that was killed half-way is begun anew. `secret_files` (name → bytes) are put to
-    `.novastack/<name>` in the volume before the first start; only used while initialising. `env` never holds a secret.
+    `.novastack/<name>` in the volume before the first start; only used while initialising. `files` (name → bytes, secret
+    as well) are put to `.novastack/files/<name>` before every start by us and stay there: only the server's user reads
+    them. What is in them is no part of what makes a server another one. `env` never holds a secret.
     """
 
     handle: Handle
@@ -215,6 +233,7 @@ class ServerSpec:
     entrypoint: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     secret_files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     user: str = ""
     tmpfs: Mapping[str, str] = field(default_factory=dict)
     shm_bytes: int = 64 * 1024 * 1024
@@ -223,6 +242,15 @@ class ServerSpec:
     process: ProcessProgram | None = None
     completed_file: str = ""
     burst: bool = False  # initialising: CPU is not limited until `update`
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What a server speaks TLS with. `pem`: its certificate and private key in one file, so that the two are never apart.
+    `required`: plain connections are refused."""
+
+    pem: bytes = field(repr=False)
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +266,7 @@ class ServerRequest:
     admin: Credentials  # the one-time bootstrap login
     labels: Mapping[str, str] = field(default_factory=dict)
     burst: bool = False
+    tls: Tls | None = None  # none: the server speaks no TLS
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,11 @@ class EngineAdmin(ABC):
     def stats(self, database: str) -> ServerStats:
         """Size, connections and limit of one database."""
 
+    def reload_tls(self, *, required: bool) -> None:
+        """Take certificate and key from the server's files again, and refuse plain connections or not, without ending
+        a session. May take effect a moment later. Only with `Capability.TLS`."""
+        raise NotImplementedError
+
 
 class Engine(ABC):
     name: ClassVar[str]
@@ -94,6 +99,15 @@ class Engine(ABC):
     @abstractmethod
     def verify_tenant(self, endpoint: Endpoint, names: TenantNames, password: str) -> str:
         """Log in as the tenant, check encoding and rights, write and roll back. Returns the server's version."""
+
+    def peer_certificate(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bytes:
+        """The certificate (DER) that the server shows now; nothing is checked, nobody logs in. `TlsNotTrusted` when it
+        speaks no TLS, `ServerNotReady` when nobody answers. Only with `Capability.TLS`."""
+        raise NotImplementedError
+
+    def accepts_plain(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bool:
+        """Whether a login without TLS would get as far as its password. None is sent. Only with `Capability.TLS`."""
+        raise NotImplementedError
 
     @abstractmethod
     def validate_identifier(self, value: str) -> str:

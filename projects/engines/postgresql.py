@@ -20,7 +20,7 @@ from projects.domain import (
     ServerSpec,
     TenantNames,
 )
-from projects.engines import postgresql_names, postgresql_snippets
+from projects.engines import postgresql_names, postgresql_snippets, postgresql_tls
 from projects.engines.base import Engine, EngineAdmin
 from projects.engines.postgresql_admin import RESERVED_CONNECTIONS, SUPERUSER_CONNECTIONS, PostgreSQLAdmin
 from projects.engines.postgresql_session import OWN_LIMITS, RoleFull, connect, translated
@@ -42,7 +42,13 @@ class PostgreSQL(Engine):
         EngineVersion("15", "2027-11-11", deprecated=True),
     )
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.POOL, Capability.UPGRADE, Capability.DUAL_PASSWORD, Capability.RENAME_DATABASE}
+        {
+            Capability.POOL,
+            Capability.UPGRADE,
+            Capability.DUAL_PASSWORD,
+            Capability.RENAME_DATABASE,
+            Capability.TLS,
+        }
     )
     bootstrap_username: ClassVar[str] = "novastack"
     official_image: ClassVar[str] = "postgres"
@@ -54,7 +60,9 @@ class PostgreSQL(Engine):
             ("/var/lib/postgresql", f"{major}/docker") if major >= 18 else ("/var/lib/postgresql/data", "pgdata")
         )
         initdb = _initdb_arguments(major)
-        settings = [word for pair in _settings(request, major).items() for word in ("-c", "=".join(pair))]
+        settings = _arguments(_settings(request, major))
+        secure = _arguments(postgresql_tls.settings(f"{mount}/.novastack/files/{{}}")) if request.tls else ()
+        secure_process = _arguments(postgresql_tls.settings("{file:{}}")) if request.tls else ()
         return ServerSpec(
             handle=request.handle,
             engine=self.name,
@@ -69,7 +77,7 @@ class PostgreSQL(Engine):
             # Written by the first server that runs on the data, which is after initdb and pg_hba.conf.
             completed_file="postmaster.opts",
             entrypoint=("docker-entrypoint.sh",),
-            argv=("postgres", "-c", "listen_addresses=*", *settings),
+            argv=("postgres", "-c", "listen_addresses=*", *settings, *secure),
             env={
                 "PGDATA": f"{mount}/{sub}",
                 "LANG": "C.UTF-8",
@@ -79,6 +87,7 @@ class PostgreSQL(Engine):
                 "POSTGRES_INITDB_ARGS": " ".join(initdb),
             },
             secret_files={SECRET: request.admin.password.encode()},
+            files=postgresql_tls.files(request.tls) if request.tls else {},
             user="postgres",
             tmpfs={"/tmp": "mode=1777,size=64m", "/run/postgresql": "mode=3777,size=1m"},  # noqa: S108
             shm_bytes=max(64 * MIB, request.limits.memory_bytes // 4),
@@ -93,7 +102,8 @@ class PostgreSQL(Engine):
                     f"--pwfile={{secret:{SECRET}}}",
                     *initdb,
                 ),
-                run=("postgres", "-D", "{data}", "-p", "{port}", "-h", "{host}", "-k", "", *settings),
+                run=("postgres", "-D", "{data}", "-p", "{port}", "-h", "{host}", "-k", "", *settings, *secure_process),
+                tls_argv=("-C", "ssl_library", "-D", ".", "-c", "config_file=/dev/null"),  # "OpenSSL", or nothing
             ),
             burst=request.burst,
         )
@@ -143,6 +153,12 @@ class PostgreSQL(Engine):
                 connection.execute("CREATE TEMPORARY TABLE novastack_verify_temporary (id integer)")
             return str(version)
 
+    def peer_certificate(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bytes:
+        return postgresql_tls.peer_certificate(endpoint, timeout_seconds=timeout_seconds)
+
+    def accepts_plain(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bool:
+        return postgresql_tls.accepts_plain(endpoint, timeout_seconds=timeout_seconds)
+
     def validate_identifier(self, value: str) -> str:
         return postgresql_names.validate(value)
 
@@ -171,6 +187,10 @@ def _initdb_arguments(major: int) -> tuple[str, ...]:
         "--auth-local=scram-sha-256",
         "--auth-host=scram-sha-256",
     )
+
+
+def _arguments(settings: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(word for pair in settings.items() for word in ("-c", "=".join(pair)))
 
 
 def _settings(request: ServerRequest, major: int) -> dict[str, str]:

@@ -161,6 +161,10 @@ class PostgreSQLAdmin(EngineAdmin):
         # Objects belong to the group whoever of its logins made them: a second login can replace the first.
         self._do("ALTER ROLE {} IN DATABASE {} SET role = {}", names.login, names.database, names.group)
 
+    def reload_tls(self, *, required: bool) -> None:
+        """`required` is said by pg_hba.conf, which is one of the files."""
+        self._value("SELECT pg_reload_conf()")
+
     def _own_schema(self, names: TenantNames) -> None:
         inside = Credentials(self._credentials.username, self._credentials.password, names.database)
         settings = {"event_triggers": "off"} if self._connection.info.server_version >= 170000 else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import time
 from collections.abc import Generator, Iterator
 from typing import Any, TypeVar, cast
@@ -15,7 +16,16 @@ from typing import Any, TypeVar, cast
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from projects.domain import Credentials, Endpoint, EngineError, LoginRefused, ServerBusy, ServerNotReady
+from projects.domain import (
+    Credentials,
+    Endpoint,
+    EngineError,
+    LoginRefused,
+    ServerBusy,
+    ServerNotReady,
+    TlsNotTrusted,
+)
+from projects.engines.trust import ca_file
 
 Row = tuple[Any, ...]
 RV = TypeVar("RV")
@@ -23,7 +33,11 @@ RV = TypeVar("RV")
 _REFUSED = re.compile(
     r"password authentication failed|is not permitted to log in|no pg_hba\.conf entry|role .* does not exist"
     r"|permission denied for database|database .* does not exist|authentication failed|is not currently accepting"
-    r"|no password supplied",
+    r"|no password supplied|pg_hba\.conf rejects connection",
+)
+_NOT_TRUSTED = re.compile(
+    r"certificate verify failed|does not match host name|server does not support SSL"
+    r"|could not get server's host name from server certificate",
 )
 # The role's own limit is checked after the password, so this one proves the login; the server's is checked before.
 _ROLE_FULL = re.compile(r"too many connections for (role|database)")
@@ -83,6 +97,8 @@ def translate(error: psycopg.Error) -> EngineError:
     if known is not None:
         return known(_shortened(text))
     if error.sqlstate is None:
+        if _NOT_TRUSTED.search(text):
+            return TlsNotTrusted("the server does not show a valid certificate that this install made for it")
         if _ROLE_FULL.search(text):
             return RoleFull("all connections of this login are in use")
         if _SERVER_FULL.search(text):
@@ -129,13 +145,11 @@ def connect(
     }
     conninfo = make_conninfo(
         "",
-        host=endpoint.host,
-        port=endpoint.port,
+        **address(endpoint),
         dbname=credentials.database or "postgres",
         user=credentials.username,
         password=credentials.password,
         connect_timeout=max(2, round(timeout_seconds)),
-        sslmode="prefer",
         gssencmode="disable",
         client_encoding="UTF8",
         application_name="novastack",
@@ -148,3 +162,24 @@ def connect(
         connection = BoundedConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
     connection.bound_seconds = timeout_seconds + 1
     return connection
+
+
+def address(endpoint: Endpoint) -> dict[str, Any]:
+    """Where to connect, and what has to prove itself there. A server has a name of its own in its certificate: that it is
+    one of this install's at this address is not enough, it must be this one."""
+    if not endpoint.ca_pem:
+        return {"host": endpoint.host, "port": endpoint.port, "sslmode": "prefer"}
+    trusted = {"port": endpoint.port, "sslmode": "verify-full", "sslrootcert": ca_file(endpoint.ca_pem)}
+    if not endpoint.tls_name or endpoint.tls_name == endpoint.host:
+        return {"host": endpoint.host, **trusted}
+    found = addresses(endpoint)
+    return {"host": ",".join([endpoint.tls_name] * len(found)), "hostaddr": ",".join(found), **trusted}
+
+
+def addresses(endpoint: Endpoint) -> list[str]:
+    """The endpoint's IP addresses; `ServerNotReady` when its name leads nowhere."""
+    try:
+        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ServerNotReady(f"the name {endpoint.host} can't be resolved: {error.strerror}") from None
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))

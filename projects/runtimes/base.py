@@ -72,6 +72,15 @@ class Runtime(ABC):
         """Change limits on the running server without a restart, as far as the runtime can."""
 
     @abstractmethod
+    def put_files(self, handle: Handle, files: Mapping[str, bytes]) -> None:
+        """Replace files of the spec (`ServerSpec.files`) on a server that exists, running or not; others stay. What runs
+        takes note when it is told to. `StaleHandle` if the server is gone."""
+
+    def tls_reason(self, spec: ServerSpec) -> str:
+        """Why a server of this spec can't speak TLS here, for people; empty: it can."""
+        return ""
+
+    @abstractmethod
     def destroy(self, handle: Handle, *, delete_data: bool) -> None:
         """Remove the server; with `delete_data` its volume too (the janitor only, rule 3). Absent is success."""
 

@@ -104,6 +104,7 @@ class DockerRuntime(Runtime):
             if not spec.burst and docker_spec.limits_of(existing) != wanted_limits(spec):
                 self.update(handle, spec.limits)
             if not is_up(existing):
+                self._containers.put_files(existing, spec.files)
                 self._containers.restart(existing)
             return handle
         if existing is not None:
@@ -115,6 +116,8 @@ class DockerRuntime(Runtime):
         try:
             if data is DataPolicy.CREATE:
                 self._containers.put_init_files(made, spec)
+            else:
+                self._containers.put_files(made, spec.files)
             self._containers.start(made)
         except RuntimeUnreachable:
             raise  # nobody would answer the removal either: the next call finds what was made
@@ -166,6 +169,12 @@ class DockerRuntime(Runtime):
                 cpu_period=docker_spec.CPU_PERIOD,
                 cpu_quota=docker_spec.cpu_quota(limits),
             )
+
+    def put_files(self, handle: Handle, files: Mapping[str, bytes]) -> None:
+        found = self._recorded(handle)
+        if found is None:
+            raise StaleHandle("the server's container is gone")
+        self._containers.put_files(found, files)
 
     def destroy(self, handle: Handle, *, delete_data: bool) -> None:
         found = self._recorded(handle)

@@ -10,7 +10,7 @@ from typing import Any
 import docker.errors
 from docker.types import LogConfig, Mount
 
-from projects.domain import DataInUse, DataMissing, ImageMissing, NovaStackRuntimeError, ServerSpec
+from projects.domain import DataInUse, DataMissing, ImageMissing, NovaStackRuntimeError, ServerSpec, StaleHandle
 from projects.runtimes import docker_spec
 from projects.runtimes.docker_client import DockerClients, mapped
 from projects.runtimes.docker_observe import time_of
@@ -135,12 +135,27 @@ class Containers:
 
     def put_init_files(self, container: Container, spec: ServerSpec) -> None:
         """Unpack `.novastack/` into the volume of a created container, owned by the server's user."""
-        client = self._clients.get()
         with mapped():
-            # Not `copyUIDGID`: the engine looks the user up in the host's passwd file. The image's own one is right.
-            stream, _ = client.get_archive(container["Id"], "/etc/passwd")
-            owner = docker_spec.user_ids(b"".join(stream), spec.user)
-            client.put_archive(container["Id"], spec.mount_path, docker_spec.init_files(spec, owner))
+            packed = docker_spec.init_files(spec, self._owner(container, spec.user))
+            self._clients.get().put_archive(container["Id"], spec.mount_path, packed)
+
+    def put_files(self, container: Container, files: Mapping[str, bytes]) -> None:
+        """Unpack the server's files into the volume of a container, running or not, owned by the server's user. Also on
+        a read-only root: what counts is that the volume can be written."""
+        if not files:
+            return
+        inspected = container if "Mounts" in container else self.inspect(str(container["Id"]))
+        if inspected is None:
+            raise StaleHandle("the server's container is gone")
+        mount = next(m["Destination"] for m in inspected["Mounts"] if m.get("Type") == "volume")
+        with mapped():
+            packed = docker_spec.durable_files(files, self._owner(container, inspected["Config"].get("User") or ""))
+            self._clients.get().put_archive(container["Id"], mount, packed)
+
+    def _owner(self, container: Container, user: str) -> tuple[int, int]:
+        # Not `copyUIDGID`: the engine looks the user up in the host's passwd file. The image's own one is right.
+        stream, _ = self._clients.get().get_archive(container["Id"], "/etc/passwd")
+        return docker_spec.user_ids(b"".join(stream), user)
 
     def start(self, container: Container) -> None:
         """Start, and watch until the wrapper has accepted or refused the data. A refused container stays stopped."""

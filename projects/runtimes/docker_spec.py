@@ -22,6 +22,7 @@ WRITTEN = "io.novastack.written"
 
 FORMAT = 1  # raise it when containers made before must be made again
 CPU_PERIOD = 100_000  # microseconds
+FILES = ".novastack/files"
 STARTED_LINE = b"novastack: data accepted, starting"
 
 IN_USE, FOREIGN, MISSING, UNFIT = 75, 76, 77, 78
@@ -106,14 +107,24 @@ def cpu_quota(limits: Limits, *, burst: bool = False) -> int:
 
 
 def init_files(spec: ServerSpec, owner: tuple[int, int]) -> bytes:
-    """A tar with `.novastack/`: the marker, leave to initialise, and the one-time secrets."""
+    """A tar with `.novastack/`: the marker, leave to initialise, the one-time secrets, and the server's files."""
     files = {"marker": marker(spec.handle).encode(), "init": b"", **spec.secret_files}
     named = {f".novastack/{name}": content for name, content in files.items()}
-    return archive(named, folder=".novastack", owner=owner)
+    folders = [".novastack", FILES] if spec.files else [".novastack"]
+    return archive(named | _in_files(spec.files), *folders, owner=owner)
 
 
-def archive(files: Mapping[str, bytes], folder: str = "", *, owner: tuple[int, int]) -> bytes:
-    """A tar of files that only `owner` (user id, group id) can read."""
+def durable_files(files: Mapping[str, bytes], owner: tuple[int, int]) -> bytes:
+    """A tar with `.novastack/files/`."""
+    return archive(_in_files(files), FILES, owner=owner)
+
+
+def _in_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {f"{FILES}/{name}": content for name, content in files.items()}
+
+
+def archive(files: Mapping[str, bytes], *folders: str, owner: tuple[int, int]) -> bytes:
+    """A tar of folders and files that only `owner` (user id, group id) can read."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
 
@@ -123,7 +134,7 @@ def archive(files: Mapping[str, bytes], folder: str = "", *, owner: tuple[int, i
             entry.uid, entry.gid = owner
             tar.addfile(entry, io.BytesIO(content))
 
-        if folder:
+        for folder in folders:
             add(folder, tarfile.DIRTYPE, 0o700, b"")
         for name, content in files.items():
             add(name, tarfile.REGTYPE, 0o600, content)

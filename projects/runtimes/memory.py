@@ -46,6 +46,7 @@ class _Volume:
     install: str
     handle: Handle
     locked: bool = False
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -93,6 +94,7 @@ class MemoryRuntime(Runtime):
         self.world = world or MemoryWorld()
         self.unreachable = False
         self.latency_seconds = 0.0
+        self.no_tls = ""  # why its servers speak no TLS
         self.calls: collections.Counter[str] = collections.Counter()
         self.tool_programs: dict[str, ToolProgram] = {}
         self._faults: dict[str, list[_Fault]] = collections.defaultdict(list)
@@ -176,6 +178,7 @@ class MemoryRuntime(Runtime):
                 volume = world.volumes[name] = _Volume(self.install_id, replace(spec.handle, ref=""))
             if volume.locked:
                 raise DataInUse("another server process uses this data")
+            volume.files |= spec.files
             if server and _spec_hash(server.spec) == digest:
                 return self._up(server)
             server = _Server(
@@ -259,6 +262,17 @@ class MemoryRuntime(Runtime):
             if server is None:
                 raise StaleHandle("this server is not here any more")
             server.limits = limits
+
+    def put_files(self, handle: Handle, files: Mapping[str, bytes]) -> None:
+        self._enter("put_files")
+        with self.world.lock:
+            if self._recorded(handle) is None:
+                raise StaleHandle("this server is not here any more")
+            self.world.volumes[handle.name].files |= files
+
+    def tls_reason(self, spec: ServerSpec) -> str:
+        self._enter("tls_reason")
+        return self.no_tls
 
     def destroy(self, handle: Handle, *, delete_data: bool) -> None:
         self._enter("destroy")

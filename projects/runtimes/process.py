@@ -49,7 +49,15 @@ from projects.runtimes.process_accounts import (
     make_passable,
     remove_account,
 )
-from projects.runtimes.process_binaries import Found, SearchPath, find, installed, reachable, standard_search_path
+from projects.runtimes.process_binaries import (
+    Found,
+    SearchPath,
+    find,
+    installed,
+    prints,
+    reachable,
+    standard_search_path,
+)
 from projects.runtimes.process_limits import ControlGroups, find_control_groups
 from projects.runtimes.process_logs import tail_lines
 from projects.runtimes.process_table import ProcessRef
@@ -244,7 +252,7 @@ class ProcessRuntime(Runtime):
                 volume.check(self.install_id, folder / spec.initialised_file)
             account = volume.account()
             found = reachable(found, account)
-            plan = process_start.plan_of(spec, found, folder)
+            plan = process_start.plan_of(spec, found, folder, volume.files)
             last = volume.last_ref()
             if last and last.alive():
                 if volume.read("run.json").get("spec_hash") == plan["spec_hash"]:
@@ -253,6 +261,7 @@ class ProcessRuntime(Runtime):
                     return process_start.with_ref(spec.handle, last)
                 process_start.end(volume, last, grace_seconds=10)
             process_start.check_port(spec.publish.host, spec.publish.port)
+            volume.put_files(spec.files, account)
             if not volume.initialised():
                 process_start.initialise(volume, spec, found, folder, account)
             volume.write("spec.json", plan)
@@ -287,6 +296,22 @@ class ProcessRuntime(Runtime):
             plan = self._must_match(volume, handle)
             volume.write("spec.json", plan | {"limits": asdict(limits)})
             self._groups.set(volume.name, limits)
+
+    @_honest
+    def put_files(self, handle: Handle, files: Mapping[str, bytes]) -> None:
+        volume = Volume(self.root, handle)
+        with volume.held():
+            self._must_match(volume, handle)
+            volume.put_files(files, volume.account())
+
+    @_honest
+    def tls_reason(self, spec: ServerSpec) -> str:
+        if spec.process is None or not spec.process.tls_argv:
+            return ""
+        found = self._find(spec.process.binary, spec.version, spec.process.version_argv)
+        if prints(found.program(spec.process.binary), spec.process.tls_argv):
+            return ""
+        return f"the {spec.process.binary} {found.version} of this machine was built without TLS"
 
     @_honest
     def destroy(self, handle: Handle, *, delete_data: bool) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,24 @@ def _version_of(program: Path, argv: tuple[str, ...], _modified: float) -> str:
         return ""
     match = re.search(r"\b(\d+(?:\.\d+)+|\d+)", done.stdout)
     return match.group(1) if done.returncode == 0 and match else ""
+
+
+def prints(program: Path, argv: tuple[str, ...]) -> bool:
+    """Whether the program, run like that in an empty folder, ends well and has said something. Asked once per build."""
+    return _prints(program, argv, program.stat().st_mtime)
+
+
+@functools.lru_cache(maxsize=256)
+def _prints(program: Path, argv: tuple[str, ...], _modified: float) -> bool:
+    with tempfile.TemporaryDirectory(prefix="nvs-") as folder:
+        try:
+            done = subprocess.run(
+                [str(program), *argv], cwd=folder, capture_output=True, timeout=10, check=False,
+                stdin=subprocess.DEVNULL, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+    return done.returncode == 0 and bool(done.stdout.strip())
 
 
 def find(

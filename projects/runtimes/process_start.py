@@ -35,10 +35,10 @@ INIT_SECONDS = 60
 LISTEN_SECONDS = 5.0
 
 
-def plan_of(spec: ServerSpec, found: Found, folder: Path) -> dict[str, Any]:
+def plan_of(spec: ServerSpec, found: Found, folder: Path, files: Path) -> dict[str, Any]:
     """All that a later `start` needs; no secret is in it."""
     assert spec.process is not None  # noqa: S101 - `ensure` refused that
-    argv = _fill(spec.process.run, spec, found, folder, None)
+    argv = _fill(spec.process.run, spec, found, folder, None, files)
     plan: dict[str, Any] = {
         "argv": argv, "bin": str(found.place.bin), "version": found.version, "host": spec.publish.host,
         "port": spec.publish.port, "data": str(folder), "initialised": str(folder / spec.initialised_file),
@@ -58,7 +58,7 @@ def initialise(volume: Volume, spec: ServerSpec, found: Found, folder: Path, acc
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, mode=0o700)
         give_tree(volume.path / Path(spec.data_subdir).parts[0] if spec.data_subdir else folder, account)
-        argv = _fill(spec.process.init, spec, found, folder, secrets_folder)
+        argv = _fill(spec.process.init, spec, found, folder, secrets_folder, volume.files)
         try:
             done = subprocess.run(
                 argv, cwd=folder, env=_environment(found.place.bin, folder), capture_output=True, check=False,
@@ -131,13 +131,14 @@ def end(volume: Volume, ref: ProcessRef, *, grace_seconds: float) -> None:
 
 
 def _fill(
-    template: Sequence[str], spec: ServerSpec, found: Found, folder: Path, secrets_folder: Path | None
+    template: Sequence[str], spec: ServerSpec, found: Found, folder: Path, secrets_folder: Path | None, files: Path
 ) -> list[str]:
-    """The program's path and its arguments, with `{data}`, `{port}`, `{host}`, `{secret:<name>}` put in."""
+    """The program's path and its arguments, with `{data}`, `{port}`, `{host}`, `{secret:<name>}`, `{file:<name>}` put in."""
 
     def fill(text: str) -> str:
         if secrets_folder is not None:
             text = re.sub(r"\{secret:([^}/]+)\}", lambda match: str(secrets_folder / match[1]), text)
+        text = re.sub(r"\{file:([^}/]+)\}", lambda match: str(files / match[1]), text)
         for key, value in (("data", str(folder)), ("port", str(spec.publish.port)), ("host", spec.publish.host)):
             text = text.replace(f"{{{key}}}", value)
         return text

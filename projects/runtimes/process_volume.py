@@ -1,7 +1,7 @@
 """The folder of one incarnation of one server.
 
 <root>/servers/nvs-<server>-<incarnation>/   root's; the server's account may pass through it
-    .novastack/   marker.json  spec.json  run.json  lock  server.log  initialised  secrets/   (never writable by it)
+    .novastack/   marker.json  spec.json  run.json  lock  server.log  initialised  secrets/  files/   (never writable by it)
     <data_subdir>/                            the server's own, 0700
 """
 
@@ -48,6 +48,7 @@ class Volume:
         self.log = self.own / "server.log"
         self.lock = self.own / "lock"
         self.record = self.own / "run.json"
+        self.files = self.own / "files"
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -155,6 +156,21 @@ class Volume:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def put_files(self, files: Mapping[str, bytes], account: Account) -> None:
+        """The server's own files (keys among them): it reads them, nobody but us writes them. Each is replaced whole."""
+        if not files:
+            return
+        root = os.geteuid() == 0
+        self.files.mkdir(mode=0o700, exist_ok=True)
+        if root:
+            os.chown(self.files, 0, account.gid)
+            self.files.chmod(0o750)  # not by mkdir: our umask may take the group's rights away
+        for name, content in files.items():
+            if Path(name).name != name:
+                raise ValueError(f"not a file name: {name!r}")
+            # Of root, readable for the group: servers that are strict about their key files take that.
+            write_file(self.files / name, content, mode=0o640 if root else 0o600, group=account.gid if root else -1)
 
     def last_ref(self) -> ProcessRef | None:
         """The process of the last start; None if it was never started, or was destroyed."""

@@ -134,6 +134,10 @@ class RuntimeContract:
         """Hold the lock of a stopped server's data, as a second server would."""
         return None
 
+    def own_file(self, runtime: Runtime, handle: Handle, name: str) -> tuple[bytes, bool] | None:
+        """One of the spec's `files` as it lies there, and whether nobody but the server's user (and root) can read it."""
+        return None
+
     def occupy(self, port: int) -> contextlib.AbstractContextManager[object]:
         """Somebody else listens on the port."""
         listener = socket.socket()
@@ -290,6 +294,32 @@ class RuntimeContract:
         finally:
             if started.handle != server.handle:  # a runtime whose refs name a run, not a thing
                 object.__setattr__(server, "handle", started.handle)
+
+    def test_files_are_there_at_each_start_and_can_be_replaced(
+        self, runtime: Runtime, make_spec: MakeSpec, password: str
+    ) -> None:
+        spec = make_spec(files={"one": b"first", "two": b"second"})
+        server = self.create(runtime, spec, password)
+        found = self.own_file(runtime, server.handle, "one")
+        self.needs(found)
+        assert found == (b"first", True)
+        runtime.put_files(server.handle, {"one": b"other"})
+        assert self.own_file(runtime, server.handle, "one") == (b"other", True)
+        assert self.own_file(runtime, server.handle, "two") == (b"second", True)
+        assert self.state(runtime, server.handle) == ServerState.RUNNING
+        assert runtime.ensure(spec, data=DataPolicy.MUST_EXIST) == server.handle  # content does not make another server
+        runtime.stop(server.handle)
+        runtime.put_files(server.handle, {"two": b"while stopped"})
+        assert self.own_file(runtime, server.handle, "two") == (b"while stopped", True)
+        again = runtime.ensure(replace(spec, files={"one": b"third"}), data=DataPolicy.MUST_EXIST)
+        assert self.own_file(runtime, again, "one") == (b"third", True)
+        moved = make_spec(server.handle, files={"one": b"fourth"})  # another port makes it another server
+        changed = runtime.ensure(moved, data=DataPolicy.MUST_EXIST)
+        assert self.own_file(runtime, changed, "one") == (b"fourth", True)
+
+    def test_files_of_nothing_are_refused(self, runtime: Runtime) -> None:
+        with pytest.raises((StaleHandle, DataMissing)):
+            runtime.put_files(new_handle(), {"one": b"first"})
 
     def test_stop_of_nothing_is_success(self, runtime: Runtime) -> None:
         runtime.stop(new_handle())

@@ -56,6 +56,10 @@ class TestMemoryRuntime(RuntimeContract):
         runtime.world.volumes[handle.name].handle = new_handle()
         return True
 
+    def own_file(self, runtime: Runtime, handle: Handle, name: str) -> tuple[bytes, bool]:
+        assert isinstance(runtime, MemoryRuntime)
+        return runtime.world.volumes[handle.name].files[name], True
+
     @contextlib.contextmanager
     def hold_lock(self, runtime: Runtime, handle: Handle) -> Iterator[None]:
         assert isinstance(runtime, MemoryRuntime)

@@ -68,6 +68,14 @@ class TestProcessRuntime(RuntimeContract):
         volume.write("marker.json", volume.read("marker.json") | {"server": "another"})
         return True
 
+    def own_file(self, runtime: Runtime, handle: Handle, name: str) -> tuple[bytes, bool]:
+        volume = self.volume(runtime, handle)
+        path, account = volume.files / name, volume.account()
+        info, folder = path.stat(), path.parent.stat()
+        strict = info.st_mode & 0o037 == 0 and folder.st_mode & 0o027 == 0
+        whose = (info.st_uid, info.st_gid) == (0, account.gid) if os.geteuid() == 0 else info.st_uid == account.uid
+        return path.read_bytes(), strict and whose
+
     @contextlib.contextmanager
     def hold_lock(self, runtime: Runtime, handle: Handle) -> Iterator[None]:
         with self.volume(runtime, handle).lock.open("r+") as file:

@@ -93,6 +93,12 @@ class DockerContract(RuntimeContract):
         self.in_volume(handle, f"echo {handle.server_id}/2 >/v/.novastack/marker")
         return True
 
+    def own_file(self, runtime: Runtime, handle: Handle, name: str) -> tuple[bytes, bool]:
+        said = self.in_volume(
+            handle, f"cd /v/.novastack && stat -c '%U %a' . files files/{name} && cat files/{name}"
+        ).splitlines()
+        return "\n".join(said[3:]).encode(), said[:3] == ["postgres 700", "postgres 700", "postgres 600"]
+
     @contextlib.contextmanager
     def hold_lock(self, runtime: Runtime, handle: Handle) -> Iterator[object]:
         holder = self.beside(handle, "exec 9>>/v/.novastack/lock; flock -n 9; echo held; exec sleep 60")
