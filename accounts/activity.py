@@ -25,6 +25,8 @@ WORDS = {
     "project.deleted": "Deleted project",
     "project.undelete": "Restored from the bin",
     "project.purged": "Removed for good",
+    "project.writes_fenced": "Paused writing",
+    "project.writes_allowed": "Allowed writing again",
     "operation.cancelled": "Cancelled operation",
     "operation.retried": "Retried operation",
     "credentials.revealed": "Saw the password",
@@ -79,6 +81,8 @@ def detail(event: AuditEvent) -> str:
     if event.action == "project.created":
         engine = ENGINES.get(str(data.get("engine")), str(data.get("engine", "")))
         return f"{engine} {data.get('version', '')}, {str(data.get('plan', '')).capitalize()}"
+    if event.action == "project.writes_fenced":
+        return "The disk is almost full" if data.get("reason") == "disk" else "Larger than its storage limit"
     if event.action == "member.role_changed":
         return f"{data.get('before', '')} to {data.get('after', '')}".capitalize()
     if event.action == "credentials.revealed":

@@ -71,6 +71,11 @@ NOVASTACK_DOCKER_URL: str = env("NOVASTACK_DOCKER_URL", default=env("DOCKER_HOST
 NOVASTACK_METRICS_TOKEN: str = env("NOVASTACK_METRICS_TOKEN", default="")
 # Data is deleted by the janitor, never by an operation, and not sooner than this after it was given up (rule 3).
 NOVASTACK_DATA_GRACE_SECONDS: int = env.int("NOVASTACK_DATA_GRACE_SECONDS", default=900)
+# A file that is given up when its disk is 95 % full; `make run` keeps it beside the control database. No folder: none.
+NOVASTACK_BALLAST_FOLDER: str = env("NOVASTACK_BALLAST_FOLDER", default="")
+NOVASTACK_BALLAST_BYTES: int = env.int("NOVASTACK_BALLAST_BYTES", default=256 * 2**20)
+# A folder on the disk of Docker's volumes, for a worker that doesn't see Docker's own folder.
+NOVASTACK_DOCKER_DISK: str = env("NOVASTACK_DOCKER_DISK", default="")
 NOVASTACK_RECYCLE_DAYS: int = env.int("NOVASTACK_RECYCLE_DAYS", default=7)
 # Only workers reach runtimes in production (rule 23): the web asks them for live logs.
 NOVASTACK_WEB_SEES_RUNTIMES: bool = env.bool("NOVASTACK_WEB_SEES_RUNTIMES", default=not PRODUCTION)
@@ -361,6 +366,7 @@ CELERY_TASK_ROUTES = {
     "projects.reconcile": {"queue": "monitoring"},
     "projects.check_health": {"queue": "monitoring"},
     "projects.collect_usage": {"queue": "monitoring"},
+    "projects.guard_disks": {"queue": "monitoring"},
     "projects.read_logs": {"queue": "monitoring"},
     "projects.janitor": {"queue": "maintenance"},
     "projects.purge_due": {"queue": "maintenance"},
@@ -370,6 +376,7 @@ CELERY_TASK_ROUTES = {
 CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     "reconcile": {"task": "projects.reconcile", "schedule": 5.0, "options": {"expires": 5}},
     "health": {"task": "projects.check_health", "schedule": 5.0, "options": {"expires": 5}},
+    "disks": {"task": "projects.guard_disks", "schedule": 5.0, "options": {"expires": 5}},
     "usage": {"task": "projects.collect_usage", "schedule": 30.0, "options": {"expires": 30}},
     "janitor": {
         "task": "projects.janitor",

@@ -66,11 +66,17 @@ class CatalogueAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
 @admin.register(Region)
 class RegionAdmin(CatalogueAdmin):
-    list_display = ["name", "slug", "runtime", "enabled", "reconcile", "reachable", "reason", "observed_at"]
+    list_display = ["name", "slug", "runtime", "enabled", "reconcile", "reachable", "reason", "disk_used",
+                    "observed_at"]  # fmt: skip
     list_filter = ["runtime", "enabled", "reachable", "reconcile"]
     search_fields = ["name", "slug"]
     date_hierarchy = "created_at"
     readonly_fields = [*CatalogueAdmin.readonly_fields, "reachable", "reason", "observed_at", "disk"]
+
+    @admin.display(description="disk")
+    def disk_used(self, region: Region) -> str:
+        used = region.disk_used_percent
+        return "–" if used is None else region.disk_problem or f"{used:.0f} % full"
 
     def get_readonly_fields(self, request: HttpRequest, obj: Region | None = None) -> list[str]:
         """Where servers live, the driver stays (rule 12)."""
@@ -126,7 +132,17 @@ def project_acts(action: str, title: str) -> Callable[[Any, HttpRequest, QuerySe
 class ProjectAdmin(ReadOnlyAdmin):
     list_display = ["name", "organization", "engine", "version", "status", "desired_status", "health", "region", "plan",
                     "size", "created_at"]  # fmt: skip
-    list_filter = ["status", "desired_status", "health", "engine", "version", "region", "plan", "placement"]
+    list_filter = [
+        "status",
+        "desired_status",
+        "health",
+        "write_fence",
+        "engine",
+        "version",
+        "region",
+        "plan",
+        "placement",
+    ]
     list_select_related = ["organization", "region", "plan"]
     search_fields = ["name", "slug", "organization__name", "organization__slug", "id"]
     autocomplete_fields = ["organization", "region", "plan", "created_by"]
@@ -136,7 +152,8 @@ class ProjectAdmin(ReadOnlyAdmin):
     readonly_fields = [
         "id", "slug", "status", "status_detail", "failure", "generation", "ready_at", "credentials_shown_at",
         "purging_at", "recycled_at", "recycle_until", "health", "health_detail", "health_checked_at", "size_bytes",
-        "connections", "connections_limit", "created_at", "updated_at",
+        "connections", "connections_limit", "write_fence", "write_fenced_at", "write_fence_applied", "created_at",
+        "updated_at",
     ]  # fmt: skip
     actions = [
         project_acts("start", "Start"),

@@ -307,6 +307,7 @@ class ServerStats:
     connections: int
     connections_limit: int
     version: str = ""
+    fenced: bool = False  # `EngineAdmin.fence_writers` holds for new sessions
 
 
 @dataclass(frozen=True, slots=True)

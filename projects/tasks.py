@@ -7,13 +7,14 @@ from uuid import UUID
 
 import structlog
 from celery import shared_task
+from django.conf import settings
 from django.core.cache import cache
 from django.db import transaction
 
 from novastack.common.clock import now
 from novastack.common.models import Heartbeat, Install
 from projects.models import DatabaseServer, Operation
-from projects.operations import janitor, logs, reconciler, removal, runner, watch
+from projects.operations import disks, fences, janitor, logs, reconciler, removal, runner, watch
 from projects.operations.queue import send_hint
 
 log = structlog.get_logger(__name__)
@@ -45,6 +46,16 @@ def check_health() -> None:
 @shared_task(name="projects.collect_usage")
 def collect_usage() -> None:
     watch.collect_usage()
+
+
+@shared_task(name="projects.guard_disks")
+def guard_disks() -> None:
+    """How full disks and databases are, and what follows from it (rules 16, 50)."""
+    try:
+        disks.measure()
+    finally:  # after the look, which is to see the disk as full as it got; even without a control database
+        disks.keep_ballast(settings.NOVASTACK_BALLAST_FOLDER, settings.NOVASTACK_BALLAST_BYTES)
+    fences.keep()
 
 
 @shared_task(name="projects.read_logs")

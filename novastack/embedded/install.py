@@ -56,4 +56,5 @@ class Home:
             write_private(self.secrets / "database-url", database_url)
             env["DATABASE_URL_FILE"] = str(self.secrets / "database-url")
             env.pop("DATABASE_URL", None)
+            env.setdefault("NOVASTACK_BALLAST_FOLDER", str(self.state / "control-db"))
         return env

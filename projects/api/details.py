@@ -29,6 +29,7 @@ from projects.api.outputs import (
     StatusOutput,
     live_operations,
     operation_brief,
+    write_fence_of,
 )
 from projects.models import Project
 from projects.services import connection_reveal
@@ -74,7 +75,11 @@ class StatusView(DetailView):
         """What was asked for and what was seen. `observed_at` says when."""
         project = self.project()
         operation = live_operations([project]).get(project.pk)
-        body = {**status_of(project), "operation": operation_brief(operation, request)}
+        body = {
+            **status_of(project),
+            "write_fence": write_fence_of(project),
+            "operation": operation_brief(operation, request),
+        }
         return Response(StatusOutput(body).data)
 
 

@@ -20,6 +20,7 @@ from projects.models import (
     Project,
     ProjectStatus,
     Region,
+    WriteFence,
 )
 
 
@@ -52,7 +53,25 @@ class OperationBrief(serializers.Serializer[Any]):
 class Limits(serializers.Serializer[Any]):
     memory_bytes = serializers.IntegerField()
     cpus = serializers.FloatField()
-    storage_bytes = serializers.IntegerField(help_text="Soft: measured at most 60 s late.")
+    storage_bytes = serializers.IntegerField(help_text="Soft: measured at most 60 s late, then writers are fenced.")
+
+
+class WriteFenceOutput(serializers.Serializer[Any]):
+    """Sessions are read-only by default; null when they are not."""
+
+    reason = serializers.ChoiceField(
+        choices=WriteFence.choices, help_text="`storage`: the limit; `disk`: the region's."
+    )
+    since = serializers.DateTimeField()
+    detail = serializers.CharField(help_text="What it means, for people.")
+
+
+def write_fence_of(project: Project) -> dict[str, Any] | None:
+    if not project.write_fence:
+        return None
+    return {
+        "reason": project.write_fence, "since": project.write_fenced_at, "detail": project.write_fence_detail,
+    }  # fmt: skip
 
 
 class ProjectSerializer(serializers.ModelSerializer[Project]):
@@ -63,6 +82,7 @@ class ProjectSerializer(serializers.ModelSerializer[Project]):
     plan = serializers.SlugField(source="plan.slug", read_only=True)
     limits = serializers.SerializerMethodField()
     labels = serializers.DictField(child=serializers.CharField(), read_only=True)
+    write_fence = serializers.SerializerMethodField()
     operation = serializers.SerializerMethodField()
     created_by = serializers.EmailField(source="created_by.email", read_only=True, default=None, allow_null=True)
 
@@ -71,7 +91,7 @@ class ProjectSerializer(serializers.ModelSerializer[Project]):
         fields = [
             "id", "name", "slug", "description", "organization", "engine", "version", "region", "plan", "placement",
             "status", "desired_status", "status_detail", "limits", "labels", "exposure", "tls_required",
-            "deletion_protection", "size_bytes", "operation", "created_by", "created_at", "updated_at",
+            "deletion_protection", "size_bytes", "write_fence", "operation", "created_by", "created_at", "updated_at",
             "recycle_until",
         ]  # fmt: skip
         read_only_fields = fields
@@ -83,6 +103,10 @@ class ProjectSerializer(serializers.ModelSerializer[Project]):
             "cpus": float(project.cpus),
             "storage_bytes": project.storage_bytes,
         }
+
+    @extend_schema_field(WriteFenceOutput(allow_null=True))
+    def get_write_fence(self, project: Project) -> dict[str, Any] | None:
+        return write_fence_of(project)
 
     @extend_schema_field(OperationBrief(allow_null=True))
     def get_operation(self, project: Project) -> dict[str, Any] | None:
@@ -99,11 +123,13 @@ class RegionSerializer(serializers.ModelSerializer[Region]):
         read_only_fields = fields
 
     def get_available(self, region: Region) -> bool:
-        return region.available
+        return region.available and region.has_room
 
     def get_reason(self, region: Region) -> str:
         if not region.available:
             return "No runtime is set up here yet."
+        if not region.has_room:
+            return f"{region.disk_problem[0].upper()}{region.disk_problem[1:]}."
         return "" if region.reachable else region.reason or "The runtime can't be reached now."
 
 
@@ -157,6 +183,7 @@ class StatusOutput(serializers.Serializer[Any]):
     observed_at = serializers.DateTimeField(allow_null=True)
     health = serializers.ChoiceField(choices=Health.choices)
     detail = serializers.CharField(help_text="Why it is so, for people.")
+    write_fence = WriteFenceOutput(allow_null=True)
     operation = OperationBrief(allow_null=True)
     server = ServerOutput(allow_null=True)
 

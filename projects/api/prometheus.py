@@ -24,6 +24,10 @@ class FleetCollector:
         yield GaugeMetricFamily("novastack_connections", "Sessions on all databases", value=figures["connections"])
         regions = {(slug,): int(reachable) for slug, reachable in figures["regions"].items()}
         yield _counts("novastack_region_reachable", "1 when the runtime answers", ["region"], regions)
+        disks = {(slug,): used / 100 for slug, used in figures["disks"].items()}
+        yield _counts("novastack_region_disk_used_ratio", "Of the disk that holds the data", ["region"], disks)
+        fenced = {(reason,): count for reason, count in figures["fenced"].items()}
+        yield _counts("novastack_projects_fenced", "Projects whose writers are fenced", ["reason"], fenced)
         beats = {(name,): at.timestamp() for name, at in figures["heartbeats"].items()}
         yield _counts("novastack_heartbeat_timestamp_seconds", "Last sign of life", ["process"], beats)
 

@@ -55,12 +55,24 @@ class EngineAdmin(ABC):
         """Forbid (or allow again) the tenant's logins and end its sessions (rule 22)."""
 
     @abstractmethod
+    def fence_writers(self, names: TenantNames, *, fenced: bool) -> int:
+        """Make the tenant's sessions read-only by default (or no longer), over restarts and changed passwords, and end
+        those that are open, so that it holds for all; returns how many were ended. Logins, and settings that are the
+        tenant's own, stay. The tenant may still say in a session that it writes, to free space; lifting leaves sessions
+        alone that are writing at that moment. `stats().fenced` says whether it holds."""
+
+    @abstractmethod
+    def hold_fence(self, names: TenantNames, *, hard: bool) -> int:
+        """Keep a fence that stands: settings by which the tenant's logins get around it for good are taken back, and
+        their sessions ended. `hard`: sessions that are in the middle of writing are ended too. Returns how many."""
+
+    @abstractmethod
     def end_sessions(self, username: str) -> int:
         """End the login's sessions; returns how many."""
 
     @abstractmethod
     def stats(self, database: str) -> ServerStats:
-        """Size, connections and limit of one database."""
+        """Size, connections and limit of one database, and whether its writers are fenced."""
 
     def reload_tls(self, *, required: bool) -> None:
         """Take certificate and key from the server's files again, and refuse plain connections or not, without ending

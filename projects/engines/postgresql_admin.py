@@ -23,6 +23,10 @@ CONTROL_CONNECTIONS = 5
 TEMP_FILE_LIMIT = "1GB"
 _NOT_YET = 0  # the database's connection limit while it is being made: only superusers get in
 _INVALID = -2  # an interrupted DROP DATABASE leaves this
+# The fence on a database: the mode of its new sessions, and a mark that says it is ours (`SHOW novastack.write_fence`).
+_READ_ONLY, _FENCE_MARK = "default_transaction_read_only", "novastack.write_fence"
+_END_SECONDS = 5.0
+_LATE_LOGIN_SECONDS = 0.1  # a login that read the old settings may be seen this much later
 
 
 class PostgreSQLAdmin(EngineAdmin):
@@ -98,6 +102,67 @@ class PostgreSQLAdmin(EngineAdmin):
             )
         )
 
+    # The database's own setting, not its logins': it holds for every login, tenants can't change it, and what a tenant set
+    # on its login stays the tenant's. It is in the catalog, so that restarts, rotations and renames keep it.
+    def fence_writers(self, names: TenantNames, *, fenced: bool) -> int:
+        with translated(), self._connection.transaction():
+            for setting in (_READ_ONLY, _FENCE_MARK):
+                change = f"SET {setting} = 'on'" if fenced else f"RESET {setting}"
+                self._do(f"ALTER DATABASE {{}} {change}", names.database)
+        if fenced:
+            return self._drop_overrides(names) + self._end_older(names, "true")
+        # What has written by now has overridden the fence itself: it may be freeing space.
+        return self._end_older(names, "backend_xid IS NULL")
+
+    def hold_fence(self, names: TenantNames, *, hard: bool) -> int:
+        ended = self._drop_overrides(names)
+        if hard:
+            ended += self._end_where(names, "backend_xid IS NOT NULL")
+        return ended
+
+    def _drop_overrides(self, names: TenantNames) -> int:
+        """What a login says by `ALTER ROLE … SET` wins over the database's setting: taken back, with its sessions."""
+        rows = self._rows(
+            """
+            SELECT r.rolname, d.datname FROM pg_db_role_setting s
+              JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase
+             WHERE r.rolname = ANY(%(logins)s) AND (s.setdatabase = 0 OR d.datname = %(database)s)
+               AND EXISTS (SELECT FROM unnest(s.setconfig) c
+                            WHERE c LIKE %(prefix)s AND c <> %(read_only)s)
+            """,
+            logins=self._logins(names),
+            database=names.database,
+            prefix=f"{_READ_ONLY}=%",
+            read_only=f"{_READ_ONLY}=on",
+        )
+        for login, database in rows:
+            if database is None:
+                self._do(f"ALTER ROLE {{}} RESET {_READ_ONLY}", login)
+            else:
+                self._do(f"ALTER ROLE {{}} IN DATABASE {{}} RESET {_READ_ONLY}", login, database)
+        return sum(self.end_sessions(login) for login in {login for login, _ in rows})
+
+    def _end_older(self, names: TenantNames, condition: str) -> int:
+        """End the tenant's sessions that began before now, also those whose login is still under way."""
+        before = self._value("SELECT clock_timestamp()::text")
+        deadline = time.monotonic() + _END_SECONDS
+        ended = quiet = 0
+        while quiet < 2:
+            found = self._end_where(names, f"({condition}) AND backend_start <= %(before)s::timestamptz", before=before)
+            ended += found
+            quiet = 0 if found else quiet + 1
+            if time.monotonic() > deadline:
+                raise EngineError("sessions of the tenant did not end in time")
+            time.sleep(_LATE_LOGIN_SECONDS)
+        return ended
+
+    def _end_where(self, names: TenantNames, condition: str, **parameters: object) -> int:
+        query = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = ANY(%(logins)s)"  # noqa: S608 - ours
+            f" AND datname = %(database)s AND backend_type = 'client backend' AND {condition}"
+        )
+        return len(self._rows(query, logins=self._logins(names), database=names.database, **parameters))
+
     def stats(self, database: str) -> ServerStats:
         # Logins of a tenant: members of a role that can't log in itself and was granted CONNECT. Whose session it is can be
         # seen by everybody, what kind of session only by a superuser: so this works for the control role too.
@@ -116,15 +181,18 @@ class PostgreSQLAdmin(EngineAdmin):
                      WHERE a.datid = d.oid AND a.usesysid IN (SELECT oid FROM logins)),
                    (SELECT CASE WHEN bool_or(rolconnlimit < 0) THEN NULL ELSE sum(rolconnlimit) END FROM logins),
                    current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,
-                   split_part(current_setting('server_version'), ' ', 1)
+                   split_part(current_setting('server_version'), ' ', 1),
+                   EXISTS (SELECT FROM pg_db_role_setting s WHERE s.setdatabase = d.oid AND s.setrole = 0
+                              AND s.setconfig @> %(fence)s::text[])
               FROM pg_database d WHERE d.datname = %(database)s
             """,
             database=database,
+            fence=[f"{_READ_ONLY}=on", f"{_FENCE_MARK}=on"],
         )
         if not row:
             raise EngineError("the database does not exist")
-        size, connections, limit, server_limit, version = row[0]
-        return ServerStats(int(size), int(connections), int(limit or server_limit), str(version))
+        size, connections, limit, server_limit, version, fenced = row[0]
+        return ServerStats(int(size), int(connections), int(limit or server_limit), str(version), bool(fenced))
 
     # --- parts --------------------------------------------------------------------------------------------------------
     def _make_roles(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
@@ -220,7 +288,7 @@ class PostgreSQLAdmin(EngineAdmin):
         with translated():
             self._connection.execute(sql.SQL(statement).format(*filled))  # type: ignore[arg-type]
 
-    def _rows(self, query: str, *parameters: str, **named: str) -> Sequence[Row]:
+    def _rows(self, query: str, *parameters: str, **named: object) -> Sequence[Row]:
         with translated():
             return self._connection.execute(query, named or parameters).fetchall()  # type: ignore[arg-type]
 

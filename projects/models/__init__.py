@@ -1,7 +1,14 @@
-from projects.models.catalogue import Plan, Region
+from projects.models.catalogue import (
+    DISK_CLOSED_PERCENT,
+    DISK_FENCED_PERCENT,
+    DISK_WARN_PERCENT,
+    Plan,
+    Region,
+)
 from projects.models.choices import (
     DatabaseSlot,
     DesiredStatus,
+    DiskLevel,
     Exposure,
     Health,
     LockMode,
@@ -12,6 +19,7 @@ from projects.models.choices import (
     ProjectStatus,
     RoleKind,
     StepState,
+    WriteFence,
 )
 from projects.models.metrics import MetricSample
 from projects.models.operations import Operation, OperationEvent, OperationLock, OperationStep
@@ -27,6 +35,9 @@ from projects.models.servers import (
 )
 
 __all__ = [
+    "DISK_CLOSED_PERCENT",
+    "DISK_FENCED_PERCENT",
+    "DISK_WARN_PERCENT",
     "BlockedPort",
     "DataTombstone",
     "Database",
@@ -34,6 +45,7 @@ __all__ = [
     "DatabaseServer",
     "DatabaseSlot",
     "DesiredStatus",
+    "DiskLevel",
     "Endpoint",
     "Exposure",
     "Health",
@@ -56,4 +68,5 @@ __all__ = [
     "ServerDesired",
     "ServerKind",
     "StepState",
+    "WriteFence",
 ]

@@ -8,9 +8,14 @@ from django.core.exceptions import ValidationError
 from django.db import models
 
 from novastack.common.models import BaseModel
+from projects.models.choices import DiskLevel
 
 GIB = 1024**3
 MIB = 1024**2
+# Of the disk that holds the data, in percent used as `df` says it (rule 16).
+DISK_WARN_PERCENT = 80
+DISK_CLOSED_PERCENT = 90
+DISK_FENCED_PERCENT = 95
 
 
 class Region(BaseModel):
@@ -48,6 +53,31 @@ class Region(BaseModel):
     @property
     def available(self) -> bool:
         return self.enabled and bool(self.runtime)
+
+    @property
+    def disk_used_percent(self) -> float | None:
+        """Of the disk that holds the data; None where no worker can see it."""
+        value = self.disk.get("used_percent")
+        return None if value is None else float(value)
+
+    @property
+    def disk_level(self) -> str:
+        return str(self.disk.get("level", DiskLevel.OK))
+
+    @property
+    def has_room(self) -> bool:
+        """New servers may be made as far as the disk goes. What is not known does not stop them."""
+        return (self.disk_used_percent or 0) < DISK_CLOSED_PERCENT
+
+    @property
+    def disk_problem(self) -> str:
+        """What the disk's fullness means now, for people; empty when it means nothing."""
+        used = self.disk_used_percent or 0
+        if self.disk_level == DiskLevel.FENCED:
+            return f"the disk is {used:.0f} % full, writers are fenced"
+        if used >= DISK_CLOSED_PERCENT:
+            return f"the disk is {used:.0f} % full, nothing new is made"
+        return f"the disk is {used:.0f} % full" if used >= DISK_WARN_PERCENT else ""
 
     def clean(self) -> None:
         if self.port_start > self.port_end:

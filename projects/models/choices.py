@@ -44,6 +44,22 @@ class Health(TextChoices):
     UNHEALTHY = "unhealthy", "Unhealthy"
 
 
+class WriteFence(TextChoices):
+    """Why a project's sessions are read-only by default; none when empty."""
+
+    STORAGE = "storage", "Storage limit"
+    DISK = "disk", "Disk almost full"
+
+
+class DiskLevel(TextChoices):
+    """How full the disk of a region's data is (rule 16)."""
+
+    OK = "ok", "Enough room"
+    WARN = "warn", "Filling up"
+    CLOSED = "closed", "Nothing new"
+    FENCED = "fenced", "Writers fenced"
+
+
 class ObservedState(TextChoices):
     UNKNOWN = "unknown", "Unknown"
     STARTING = "starting", "Starting"

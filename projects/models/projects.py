@@ -8,7 +8,7 @@ from django.db.models import Q
 
 from novastack.common.models import BaseModel
 from projects.models.catalogue import Plan, Region
-from projects.models.choices import DesiredStatus, Exposure, Health, Placement, ProjectStatus
+from projects.models.choices import DesiredStatus, Exposure, Health, Placement, ProjectStatus, WriteFence
 from projects.querysets import EndpointQuerySet, ProjectQuerySet
 
 
@@ -53,6 +53,15 @@ class Project(BaseModel):
     size_bytes = models.BigIntegerField(null=True, editable=False)
     connections = models.PositiveIntegerField(null=True, editable=False)
     connections_limit = models.PositiveIntegerField(null=True, editable=False)
+    write_fence = models.CharField(
+        max_length=8,
+        choices=WriteFence,
+        blank=True,
+        editable=False,
+        help_text="Why its writers are fenced, if they are.",
+    )
+    write_fenced_at = models.DateTimeField(null=True, editable=False)
+    write_fence_applied = models.BooleanField(default=False, editable=False, help_text="The engine was told so.")
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
@@ -81,10 +90,22 @@ class Project(BaseModel):
             models.Index(fields=["region"], name="project_region_live", condition=Q(recycled_at=None)),
             models.Index(fields=["recycle_until"], name="project_bin", condition=Q(recycled_at__isnull=False)),
             models.Index(fields=["health_checked_at"], name="project_health_due"),
+            models.Index(
+                fields=["region"], name="project_fences", condition=~Q(write_fence="") | Q(write_fence_applied=True)
+            ),
         ]
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def write_fence_detail(self) -> str:
+        """What the fence means, for people; empty without one."""
+        if self.write_fence == WriteFence.DISK:
+            return f"The disk of {self.region.name} is almost full. Sessions are read-only until there is room again."
+        if self.write_fence == WriteFence.STORAGE:
+            return "The database is larger than its storage limit. Sessions are read-only by default until it is not."
+        return ""
 
     @property
     def recycled(self) -> bool:

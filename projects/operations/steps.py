@@ -120,10 +120,10 @@ def _take_back(ctx: Context, handle: domain.Handle) -> None:
 
 def _room(ctx: Context) -> None:
     """Nothing new above 90 % of the disk (rule 16)."""
-    used = ctx.project.region.disk.get("used_percent")
-    if used is not None and used >= 90:
+    region = ctx.project.region
+    if not region.has_room:
         raise StepFailed(
-            "capacity_exhausted", f"The disk of {ctx.project.region.name} is {used:.0f} % full. Free some."
+            "capacity_exhausted", f"The disk of {region.name} is {region.disk_used_percent:.0f} % full. Free some."
         )
 
 

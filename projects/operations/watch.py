@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 import structlog
@@ -27,7 +25,7 @@ from projects.models import (
     Region,
     RoleKind,
 )
-from projects.operations import status, wiring
+from projects.operations import fences, status, wiring
 from projects.querysets import ProjectQuerySet
 
 log = structlog.get_logger(__name__)
@@ -45,6 +43,7 @@ class _Target:
     engine: str
     endpoint: domain.Endpoint
     control: domain.Credentials
+    fence_applied: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +51,7 @@ class _Result:
     healthy: bool
     detail: str
     stats: domain.ServerStats | None = None
+    fence_applied: bool = False  # what the row said before the look
 
 
 def check_health() -> int:
@@ -99,14 +99,19 @@ def _record(results: dict[UUID, _Result], due: dict[UUID, datetime | None]) -> t
             if result.stats is not None:
                 project.size_bytes, project.connections = result.stats.size_bytes, result.stats.connections
                 project.connections_limit = result.stats.connections_limit
+                if project.write_fence_applied == result.fence_applied:
+                    project.write_fence_applied = fences.seen(project, result.stats.fenced)
             rows.append(project)
             if before != project.health:
                 changed.append(project.pk)
         Project.objects.bulk_update(
             rows,
-            ["health", "health_detail", "health_checked_at", "size_bytes", "connections", "connections_limit"],
+            [
+                "health", "health_detail", "health_checked_at", "size_bytes", "connections", "connections_limit",
+                "write_fence_applied",
+            ],
             batch_size=500,
-        )
+        )  # fmt: skip
     return changed, [p.pk for p in rows if p.health == Health.HEALTHY]
 
 
@@ -123,7 +128,7 @@ def _targets(project_ids: list[UUID]) -> dict[UUID, _Target]:
     found = {}
     roles = DatabaseRole.objects.filter(
         kind=RoleKind.CONTROL, database__project_id__in=project_ids, database__slot=DatabaseSlot.CURRENT
-    ).select_related("database", "server")
+    ).select_related("database__project", "server")
     for role in roles:
         if role.secret is not None:
             found[role.database.project_id] = _Target(
@@ -131,6 +136,7 @@ def _targets(project_ids: list[UUID]) -> dict[UUID, _Target]:
                 role.server.engine,
                 role.server.control_endpoint,
                 domain.Credentials(role.name, role.secret.open(), role.database.name),
+                role.database.project.write_fence_applied,
             )
     return found
 
@@ -141,7 +147,7 @@ def _look(target: _Target) -> _Result:
     try:
         with engine.admin(target.endpoint, target.control, timeout_seconds=4) as session:
             session.ping()
-            return _Result(True, "", session.stats(target.control.database))
+            return _Result(True, "", session.stats(target.control.database), target.fence_applied)
     except domain.LoginRefused:
         return _Result(False, "The server answers, but refuses NovaStack's own login.")
     except domain.ServerNotReady as error:
@@ -163,7 +169,6 @@ def collect_usage() -> int:
     samples: list[MetricSample] = []
     for region in Region.objects.filter(enabled=True, reachable=True).exclude(runtime=""):
         samples += _usage_of(region)
-        _disk_of(region)
     MetricSample.objects.bulk_create(samples, batch_size=1000)
     return len(samples)
 
@@ -196,22 +201,3 @@ def _usage_of(region: Region) -> list[MetricSample]:
             )  # fmt: skip
     DatabaseServer.objects.bulk_update(servers, ["cpu_percent", "memory_used_bytes", "usage_at"], batch_size=500)
     return samples
-
-
-def _disk_of(region: Region) -> None:
-    """How full the disk of the data is (rule 16), where this worker can see it."""
-    try:
-        root = region.config.get("data_root") or wiring.runtime_of(region).data_root()
-        if not root:
-            return
-        usage = shutil.disk_usage(root)
-    except (OSError, domain.NovaStackRuntimeError):
-        return  # not from here: a worker in a container, say
-    disk: dict[str, Any] = {
-        "total_bytes": usage.total,
-        "free_bytes": usage.free,
-        # As `df` says it: what is kept back for root or by a quota is no room of ours.
-        "used_percent": round(100 * usage.used / max(1, usage.used + usage.free), 1),
-    }
-    if abs(disk["used_percent"] - region.disk.get("used_percent", -1)) >= 0.5:
-        Region.objects.filter(pk=region.pk).update(disk=disk)

@@ -65,6 +65,10 @@ class PortsUsedUp(Problem):
     status, code, title = 409, "no_free_port", "All ports of the region are in use"
 
 
+class NoRoom(Problem):
+    status, code, title = 409, "capacity_exhausted", "The region's disk is almost full; nothing new is made there"
+
+
 def slug_preview(organization: Organization, name: str) -> str:
     """The slug that a project of this name would get now."""
     base = slug_from(name, fallback="project")
@@ -117,13 +121,19 @@ def _engine_and_version(request: ProjectRequest) -> tuple[Engine, str]:
 
 def _region_and_plan(request: ProjectRequest) -> tuple[Region, Plan]:
     regions = Region.objects.filter(enabled=True).exclude(runtime="").order_by("created_at")
-    region = regions.filter(slug=request.region).first() if request.region else regions.first()
-    if region is None:
+    possible = list(regions.filter(slug=request.region) if request.region else regions)
+    if not possible:
         raise Invalid.field("region", "unknown", "There is no such available region; see `regions/`.")
+    region = next((region for region in possible if region.has_room), possible[0])
     plans = Plan.objects.filter(enabled=True).order_by("-is_default", "position")
     plan = plans.filter(slug=request.plan).first() if request.plan else plans.first()
     if plan is None:
         raise Invalid.field("plan", "unknown", "There is no such plan; see `plans/`.")
+    if not region.has_room:  # rule 16
+        raise NoRoom(
+            f"The disk of {region.name} is {region.disk_used_percent:.0f} % full: nothing new is made there until an operator"
+            " has freed some."
+        )
     return region, plan
 
 
@@ -131,7 +141,7 @@ def _region_and_plan(request: ProjectRequest) -> tuple[Region, Plan]:
 def project_create(*, principal: Principal, organization: Organization, request: ProjectRequest) -> Project:
     """Rows for a project, its address, server, database and roles, and the operation that makes them real.
 
-    Raises `Invalid` with the field, `NameTaken`, `QuotaExceeded`, `PermissionDenied`, `NotFound`.
+    Raises `Invalid` with the field, `NameTaken`, `QuotaExceeded`, `NoRoom`, `PermissionDenied`, `NotFound`.
     """
     require(principal, organization, Capability.PROJECT_CREATE)
     name = validation.clean_name(request.name)

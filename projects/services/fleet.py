@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections import defaultdict
@@ -14,12 +15,12 @@ from django.db.models import Count, Sum
 
 from novastack.common import health
 from novastack.common.models import Heartbeat, Install
-from projects.models import DatabaseServer, Operation, Project, ProjectStatus, Region
+from projects.models import DISK_WARN_PERCENT, DatabaseServer, Operation, Project, ProjectStatus, Region
+from projects.operations import disks
 
 QUEUES = ("provisioning", "monitoring", "maintenance", "backups")
 ENGINES = ("postgresql", "mysql", "mariadb", "mongodb", "ferretdb")
 ILL = {ProjectStatus.UNHEALTHY, ProjectStatus.NOT_AVAILABLE, ProjectStatus.FAILED}
-DISK_WARN_PERCENT = 80
 _BROKER_SECONDS = 5.0
 
 
@@ -81,12 +82,20 @@ def _runtimes(regions: list[Region]) -> dict[str, Any]:
 
 
 def _storage(regions: list[Region]) -> dict[str, Any]:
-    full = [
-        f"{r.slug}: {r.disk['used_percent']:.0f} % used"
-        for r in regions
-        if r.disk.get("used_percent", 0) >= DISK_WARN_PERCENT
-    ]
+    full = [f"{region.slug}: {region.disk_problem}" for region in regions if region.disk_problem]
+    if own := control_disk_problem():
+        full.append(f"control database: {own}")
     return health.check(not full, "; ".join(full))
+
+
+def control_disk_problem() -> str:
+    """What is wrong with the disk of the control database, where it is on this machine (`make run`)."""
+    try:
+        usage = shutil.disk_usage(settings.NOVASTACK_BALLAST_FOLDER) if settings.NOVASTACK_BALLAST_FOLDER else None
+    except OSError:
+        return ""
+    used = disks.used_percent(usage) if usage else 0
+    return f"its disk is {used:.0f} % full" if used >= DISK_WARN_PERCENT else ""
 
 
 def _engines() -> dict[str, dict[str, Any]]:
@@ -105,6 +114,7 @@ def _engines() -> dict[str, dict[str, Any]]:
 
 def figures() -> dict[str, Any]:
     """What Prometheus gets."""
+    regions = list(Region.objects.all())
     sums = Project.objects.aggregate(size=Sum("size_bytes"), connections=Sum("connections"))
     return {
         "version": settings.VERSION,
@@ -113,7 +123,11 @@ def figures() -> dict[str, Any]:
         "operations": _grouped(Operation, "kind", "state"),
         "size_bytes": sums["size"] or 0,
         "connections": sums["connections"] or 0,
-        "regions": {region.slug: region.available and region.reachable for region in Region.objects.all()},
+        "regions": {region.slug: region.available and region.reachable for region in regions},
+        "disks": {r.slug: r.disk_used_percent for r in regions if r.disk_used_percent is not None},
+        "fenced": dict(
+            Project.objects.order_by().exclude(write_fence="").values_list("write_fence").annotate(Count("pk"))
+        ),
         "heartbeats": dict(Heartbeat.objects.values_list("name", "at")),
     }
 

@@ -90,7 +90,7 @@ def _chosen(form: NewProjectForm, regions: list[Region], plans: list[Plan]) -> d
 
     engine = registry.engines().get(value("engine")) or registry.engine("postgresql")
     versions = {v.version for v in engine.versions}
-    usable = [region for region in regions if region.available]
+    usable = [region for region in regions if region.available and region.has_room]
     return {
         "engine": engine,
         "version": value("version") if value("version") in versions else engine.default_version,

@@ -11,6 +11,7 @@ from django.views.decorators.http import require_GET
 from accounts.permissions import principal_from, require_operator
 from novastack.common.models import Heartbeat, Install
 from projects.models import DatabaseServer, Orphan, Region
+from projects.services.fleet import control_disk_problem
 from projects.views.common import page_of
 
 
@@ -30,5 +31,6 @@ def operator(request: HttpRequest) -> HttpResponse:
         "section": "operator", "regions": regions, "page": page, "pages": numbers, "query": "",
         "orphans": list(Orphan.objects.filter(resolved_at=None).select_related("region")[:20]),
         "heartbeats": list(Heartbeat.objects.all()), "install": Install.load(),
+        "control_disk_problem": control_disk_problem(),
     }  # fmt: skip
     return render(request, "projects/operator.html", context)

@@ -7,8 +7,10 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
+from typing import Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
@@ -57,6 +59,27 @@ class Tenant:
         return Credentials(self.names.control, self.control_password, self.names.database)
 
 
+class TenantSession(Protocol):
+    """What the contract does as a tenant. The table has one row at first."""
+
+    def make_table(self) -> None: ...
+
+    def write(self) -> bool:
+        """Whether a row could be added; False only for a read-only session."""
+
+    def rows(self) -> int: ...
+
+    def ended(self) -> bool: ...
+
+    def override(self, *, for_good: bool) -> None:
+        """Say that this session writes all the same, or (`for_good`) that all sessions of the login do."""
+
+    def begin_writing(self) -> None:
+        """A transaction that has written and stays open."""
+
+    def empty_table(self) -> None: ...
+
+
 def new_names(connection_limit: int = 20) -> TenantNames:
     part = uuid.uuid4().hex[:8]
     return TenantNames(
@@ -96,6 +119,10 @@ class EngineContract:
             admin.harden()
             admin.create_tenant(names, login_password=tenant.password, control_password=tenant.control_password)
         return tenant
+
+    def open_session(self, server: LiveServer, tenant: Tenant) -> AbstractContextManager[TenantSession]:
+        """As the tenant, with what a client gets that asks for nothing special."""
+        raise NotImplementedError("override it for this engine")
 
     def drop(self, server: LiveServer, names: TenantNames) -> None:
         with self.engine.admin(server.endpoint, server.admin) as admin:
@@ -288,3 +315,91 @@ class EngineContract:
         assert stats.connections == 0
         assert stats.connections_limit == tenant.names.connection_limit
         assert stats.version[0].isdigit()
+
+    # --- writers that are fenced --------------------------------------------------------------------------------------
+    def test_fenced_writers_read_and_may_free_space_on_purpose(self, server: LiveServer, tenant: Tenant) -> None:
+        with (
+            self.engine.admin(server.endpoint, server.admin) as admin,
+            self.open_session(server, tenant) as before,
+        ):
+            before.make_table()
+            assert before.write()
+            assert not admin.stats(tenant.names.database).fenced
+            assert admin.fence_writers(tenant.names, fenced=True) == 1
+            assert before.ended()
+            assert admin.stats(tenant.names.database).fenced
+            with self.engine.admin(server.endpoint, tenant.control) as session:
+                assert session.stats(tenant.names.database).fenced  # as the role of the health checks sees it
+            with self.open_session(server, tenant) as session:
+                assert session.rows() == 2
+                assert not session.write()
+                session.override(for_good=False)
+                session.empty_table()
+                assert session.write()
+            assert admin.fence_writers(tenant.names, fenced=True) == 0
+            with self.open_session(server, tenant) as idle:
+                assert not idle.write()
+                assert admin.fence_writers(tenant.names, fenced=False) == 1
+                assert idle.ended()
+            assert not admin.stats(tenant.names.database).fenced
+            assert admin.fence_writers(tenant.names, fenced=False) == 0
+            with self.open_session(server, tenant) as session:
+                assert session.write()
+
+    def test_a_fence_is_there_after_everything_that_happens_to_a_tenant(
+        self, server: LiveServer, tenant: Tenant
+    ) -> None:
+        names = tenant.names
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            with self.open_session(server, tenant) as session:
+                session.make_table()
+            admin.fence_writers(names, fenced=True)
+            admin.set_password(names.login, "rotated")
+            admin.lock_tenant(names, locked=True)
+            admin.lock_tenant(names, locked=False)
+            admin.create_tenant(names, login_password="again", control_password=tenant.control_password)
+            again = dataclasses.replace(tenant, password="again")
+            self.engine.verify_tenant(server.endpoint, names, "again")  # our own proof still works
+            self.engine.probe(server.endpoint, again.login)
+            with self.open_session(server, again) as session:
+                assert not session.write()
+            assert admin.stats(names.database).fenced
+
+    def test_lifting_leaves_alone_who_is_freeing_space(self, server: LiveServer, tenant: Tenant) -> None:
+        with (
+            self.engine.admin(server.endpoint, server.admin) as admin,
+            self.open_session(server, tenant) as session,
+        ):
+            session.make_table()
+            admin.fence_writers(tenant.names, fenced=True)
+            with self.open_session(server, tenant) as busy:
+                busy.override(for_good=False)
+                busy.begin_writing()
+                assert admin.fence_writers(tenant.names, fenced=False) == 0
+                assert not busy.ended()
+
+    def test_a_fence_that_is_held(self, server: LiveServer, tenant: Tenant) -> None:
+        """Softly: nobody gets around it for good. Hard: nobody writes for long. Readers are never ended."""
+        with (
+            self.engine.admin(server.endpoint, server.admin) as admin,
+            self.open_session(server, tenant) as session,
+        ):
+            session.make_table()
+            admin.fence_writers(tenant.names, fenced=True)
+            with self.open_session(server, tenant) as reader, self.open_session(server, tenant) as writer:
+                assert reader.rows() == 1
+                writer.override(for_good=False)
+                writer.begin_writing()
+                assert admin.hold_fence(tenant.names, hard=False) == 0
+                assert not writer.ended()
+                assert admin.hold_fence(tenant.names, hard=True) == 1
+                assert writer.ended()
+                assert not reader.ended()
+            with self.open_session(server, tenant) as sly:
+                sly.override(for_good=True)
+            with self.open_session(server, tenant) as around:
+                assert around.write()
+                assert admin.hold_fence(tenant.names, hard=False) == 1
+                assert around.ended()
+            with self.open_session(server, tenant) as session:
+                assert not session.write()

@@ -36,6 +36,7 @@ class PaperData:
     system_identifier: str = field(default_factory=lambda: f"paper-{next(_numbers)}")
     shut: set[str] = field(default_factory=set)
     databases: set[str] = field(default_factory=set)
+    fenced: set[str] = field(default_factory=set)
     rows: dict[str, str] = field(default_factory=dict)
 
 
@@ -45,6 +46,7 @@ class PaperPostgreSQL(PostgreSQL):
         self.data: dict[str, PaperData] = {}
         self.diary: list[str] = []
         self.refuses_to_answer = False
+        self.size_bytes = 8 << 20
         self.fails: dict[str, list[Exception]] = {}
 
     def of(self, endpoint: Endpoint) -> PaperData:
@@ -121,5 +123,14 @@ class PaperAdmin(EngineAdmin):
     def end_sessions(self, username: str) -> int:
         return 0
 
+    def fence_writers(self, names: TenantNames, *, fenced: bool) -> int:
+        self.engine.act("fence" if fenced else "lift")
+        (self.held.fenced.add if fenced else self.held.fenced.discard)(names.database)
+        return 0
+
+    def hold_fence(self, names: TenantNames, *, hard: bool) -> int:
+        self.engine.act("hold hard" if hard else "hold")
+        return 0
+
     def stats(self, database: str) -> ServerStats:
-        return ServerStats(8 << 20, 1, 20)
+        return ServerStats(self.engine.size_bytes, 1, 20, fenced=database in self.held.fenced)

@@ -16,9 +16,8 @@ from projects import domain, registry
 from projects.models import DatabaseServer, Operation, Orphan, Project, Region
 from projects.operations import queue, reconciler, status, watch
 from projects.operations.base import Step, Wait
-from projects.runtimes.memory import MemoryRuntime, _Volume
+from projects.runtimes.memory import _Volume
 from projects.services import project_action
-from tests.factories import make_catalogue
 from tests.operations.conftest import begin, create, drive, let_lease_expire, once, operation_of
 
 DiskUsage = namedtuple("DiskUsage", ["total", "used", "free"])
@@ -362,16 +361,3 @@ def test_the_promise_after_a_worker_is_back(idle, kind, runtime, hints):
 def test_unknown_runtimes_are_not_built(db):
     with pytest.raises(KeyError):
         registry.runtime("nosuch", install_id="x", config={})
-
-
-def test_the_disk_of_the_data_is_measured_where_the_runtime_says(db, monkeypatch):
-    region, _ = make_catalogue()
-    monkeypatch.setattr(MemoryRuntime, "data_root", lambda self: "/nowhere")
-    watch._disk_of(region)  # a worker that can't see it says nothing
-    region.refresh_from_db()
-    assert region.disk == {}
-    monkeypatch.setattr(MemoryRuntime, "data_root", lambda self: "/")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: DiskUsage(1000, 90, 10))  # a quota: 900 are not ours
-    watch._disk_of(region)
-    region.refresh_from_db()
-    assert region.disk == {"total_bytes": 1000, "free_bytes": 10, "used_percent": 90.0}

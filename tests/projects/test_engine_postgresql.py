@@ -9,6 +9,8 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -50,6 +52,55 @@ def connect(server: LiveServer, credentials: Credentials, **options: object) -> 
     )  # type: ignore[call-overload, no-any-return]  # fmt: skip
 
 
+class PostgreSQLSession:
+    """A tenant's session, for the contract."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def make_table(self) -> None:
+        self.connection.execute("CREATE TABLE things AS SELECT 1 AS id")
+
+    def write(self) -> bool:
+        try:
+            self.connection.execute("INSERT INTO things VALUES (2)")
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            assert error.sqlstate == "25006"
+            return False
+        return True
+
+    def rows(self) -> int:
+        row = self.connection.execute("SELECT count(*) FROM things").fetchone()
+        assert row is not None
+        return int(str(row[0]))
+
+    def ended(self) -> bool:
+        try:
+            self.connection.execute("SELECT 1")
+        except psycopg.OperationalError:
+            return True
+        return False
+
+    def override(self, *, for_good: bool) -> None:
+        if not for_good:
+            self.connection.execute("SET default_transaction_read_only = off")
+            return
+        self.connection.execute("SET ROLE NONE")
+        self.connection.execute("SET default_transaction_read_only = off")
+        login = self.connection.info.user
+        self.connection.execute(f"ALTER ROLE {login} SET default_transaction_read_only = off")
+        self.connection.execute(
+            f"ALTER ROLE {login} IN DATABASE {self.connection.info.dbname} SET default_transaction_read_only = off"
+        )
+
+    def begin_writing(self) -> None:
+        self.connection.execute("BEGIN")
+        self.connection.execute("INSERT INTO things VALUES (3)")
+
+    def empty_table(self) -> None:
+        self.connection.execute("TRUNCATE things")
+
+
 @pytest.mark.docker
 class PostgreSQLContract(EngineContract):
     engine = PostgreSQL()
@@ -64,6 +115,11 @@ class PostgreSQLContract(EngineContract):
     def inside(self, server: LiveServer, tenant: Tenant) -> Iterator[Connection]:
         with connect(server, tenant.login) as connection:
             yield connection
+
+    @contextlib.contextmanager
+    def open_session(self, server: LiveServer, tenant: Tenant) -> Iterator[PostgreSQLSession]:
+        with contextlib.closing(connect(server, tenant.login)) as connection:
+            yield PostgreSQLSession(connection)
 
     # --- what a tenant may do -----------------------------------------------------------------------------------------
     @pytest.mark.parametrize("extension", ["pgcrypto", "citext", "hstore", "pg_trgm", "uuid-ossp", "btree_gist"])
@@ -169,6 +225,65 @@ class PostgreSQLContract(EngineContract):
                 connection.execute("SELECT * FROM public.things")
             row = connection.execute("SELECT current_setting('search_path')").fetchone()
             assert row == ("pg_catalog",)
+
+    # --- writers that are fenced --------------------------------------------------------------------------------------
+    def test_a_tenant_cannot_lift_the_fence_and_can_see_it(self, server: LiveServer, tenant: Tenant) -> None:
+        database = tenant.names.database
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.fence_writers(tenant.names, fenced=True)
+        with self.inside(server, tenant) as connection:
+            assert connection.execute("SHOW novastack.write_fence").fetchone() == ("on",)
+            connection.execute("SET default_transaction_read_only = off")
+            for statement in (
+                f"ALTER DATABASE {database} RESET default_transaction_read_only", f"ALTER DATABASE {database} RESET ALL",
+                f"ALTER ROLE ALL IN DATABASE {database} RESET ALL",
+            ):  # fmt: skip
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute(statement)
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            assert admin.stats(database).fenced
+
+    def test_settings_of_others_stay(self, server: LiveServer, tenant: Tenant) -> None:
+        """A tenant that is read-only by choice stays so; so does a database that an operator made read-only."""
+        database, login = tenant.names.database, tenant.names.login
+        with connect(server, server.admin) as connection, self.engine.admin(server.endpoint, server.admin) as admin:
+            connection.execute(f"ALTER ROLE {login} SET default_transaction_read_only = on")
+            connection.execute(f"ALTER DATABASE {database} SET statement_timeout = '1min'")
+            admin.fence_writers(tenant.names, fenced=True)
+            admin.hold_fence(tenant.names, hard=True)
+            admin.fence_writers(tenant.names, fenced=False)
+            connection.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+            assert not admin.stats(database).fenced
+        with self.inside(server, tenant) as connection:
+            assert connection.execute("SHOW default_transaction_read_only").fetchone() == ("on",)
+            assert connection.execute("SHOW statement_timeout").fetchone() == ("1min",)
+
+    def test_an_application_that_connects_again_at_once_is_no_reason_to_fail(
+        self, server: LiveServer, tenant: Tenant
+    ) -> None:
+        """Its new sessions are fenced ones; they are not waited for."""
+        stop = threading.Event()
+
+        def insist() -> None:
+            while not stop.is_set():
+                with (
+                    contextlib.suppress(psycopg.OperationalError),
+                    contextlib.closing(connect(server, tenant.login)) as c,
+                ):
+                    while not stop.is_set():
+                        c.execute("SELECT 1")
+
+        threads = [threading.Thread(target=insist) for _ in range(4)]
+        try:
+            for thread in threads:
+                thread.start()
+            with self.engine.admin(server.endpoint, server.admin) as admin:
+                time.sleep(0.3)
+                assert admin.fence_writers(tenant.names, fenced=True) >= 1
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
 
     # --- a tenant in trouble ------------------------------------------------------------------------------------------
     def test_a_tenant_that_wrecked_its_settings(self, server: LiveServer, tenant: Tenant) -> None:

@@ -1,0 +1,129 @@
+"""The disks that hold data: how full they are, and a ballast that is given up when one is nearly full (rule 16)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import structlog
+from django.conf import settings
+
+from projects import domain
+from projects.models import (
+    DISK_CLOSED_PERCENT,
+    DISK_FENCED_PERCENT,
+    DISK_WARN_PERCENT,
+    DiskLevel,
+    Region,
+)
+from projects.operations import wiring
+
+log = structlog.get_logger(__name__)
+CALM_BELOW_PERCENT = 78  # from a warning back to none, so that it is not said again and again
+BALLAST_BELOW_PERCENT = 85
+BALLAST_MOST = 100  # never more than this part of the disk: one hundredth
+BALLAST_NAME = "ballast"
+ROOT_KEPT_SECONDS = 300
+_roots: dict[UUID, tuple[str, str, float]] = {}
+
+
+def measure() -> None:
+    """How full the disk of each region's data is, where this worker can see it. Writes what changed, says once what it
+    means."""
+    for region in Region.objects.exclude(runtime=""):
+        measure_region(region)
+
+
+def measure_region(region: Region) -> None:
+    try:
+        root = _root_of(region)
+        if not root:
+            return
+        usage = shutil.disk_usage(root)
+    except (OSError, domain.NovaStackRuntimeError):
+        return  # not from here: a worker in a container, say
+    before = region.disk_level
+    used = used_percent(usage)
+    level = level_of(used, before)
+    disk: dict[str, Any] = {
+        "total_bytes": usage.total, "free_bytes": usage.free, "used_percent": used, "level": str(level),
+    }  # fmt: skip
+    if level == region.disk.get("level") and abs(used - region.disk.get("used_percent", -1)) < 0.5:
+        return
+    Region.objects.filter(pk=region.pk).update(disk=disk)
+    if level != before:
+        calmer = level in {DiskLevel.OK, DiskLevel.WARN} and before != DiskLevel.OK
+        say = log.info if calmer else log.warning
+        say("disk of the data", region=region.slug, used_percent=used, level=str(level), before=before)
+
+
+def used_percent(usage: Any) -> float:
+    """As `df` says it: what is kept back for root or by a quota is no room of ours."""
+    return round(100 * usage.used / max(1, usage.used + usage.free), 1)
+
+
+def level_of(used: float, before: str) -> DiskLevel:
+    """What that much means. Fenced until it is below 90 % again, warned of until it is below 78 %."""
+    if used >= DISK_FENCED_PERCENT or (before == DiskLevel.FENCED and used >= DISK_CLOSED_PERCENT):
+        return DiskLevel.FENCED
+    if used >= DISK_CLOSED_PERCENT:
+        return DiskLevel.CLOSED
+    if used >= DISK_WARN_PERCENT or (before != DiskLevel.OK and used >= CALM_BELOW_PERCENT):
+        return DiskLevel.WARN
+    return DiskLevel.OK
+
+
+def _root_of(region: Region) -> str:
+    """The folder to measure: the region's `data_root`, or what the runtime says (asked every 5 minutes: it is a call to
+    the Docker engine)."""
+    if given := region.config.get("data_root"):
+        return str(given)
+    known = _roots.get(region.pk)
+    if known and known[0] == region.runtime and time.monotonic() - known[2] < ROOT_KEPT_SECONDS:
+        return known[1]
+    root = wiring.runtime_of(region).data_root()
+    if root and region.runtime == "docker" and settings.NOVASTACK_DOCKER_DISK:
+        root = settings.NOVASTACK_DOCKER_DISK  # this worker's own door to the same disk
+    if root:
+        _roots[region.pk] = (region.runtime, root, time.monotonic())
+    return root
+
+
+def keep_ballast(folder: str, size_bytes: int) -> None:
+    """Keep a file of that size (at most a hundredth of the disk) in `folder`, and give it up when the disk is 95 % full, so
+    that whoever must still write (the control database, checkpoints) has room until writers are fenced. Made again below
+    85 %. No folder or size 0: none. Asks no database: that one may have run out of room already."""
+    if not folder:
+        return
+    ballast = Path(folder) / BALLAST_NAME
+    try:
+        usage = shutil.disk_usage(folder)
+        used = used_percent(usage)
+        if ballast.exists():
+            if used >= DISK_FENCED_PERCENT or size_bytes <= 0:
+                ballast.unlink()
+                log.error("ballast released", folder=folder, used_percent=used)
+        elif size_bytes > 0 and used < BALLAST_BELOW_PERCENT:
+            _make(ballast, min(size_bytes, usage.total // BALLAST_MOST))
+            log.info("ballast made", folder=folder, used_percent=used)
+    except OSError as error:
+        log.warning("ballast not kept", folder=folder, error=str(error))
+
+
+def _make(ballast: Path, size_bytes: int) -> None:
+    """Room that is really taken, not a file with a hole."""
+    part = ballast.with_name(f".{ballast.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size_bytes)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        part.replace(ballast)
+    finally:
+        part.unlink(missing_ok=True)
