@@ -29,9 +29,11 @@ RUN set -eu; \
     /opt/venv/bin/python -m compileall -q -j 0 /opt/venv/lib
 
 FROM ${BASE_IMAGE}
+# A new volume takes owner and mode of the folder that it is mounted on.
 RUN set -eu; \
     groupadd --system --gid 10001 novastack; \
-    useradd --system --uid 10001 --gid novastack --home-dir /app --no-create-home --shell /usr/sbin/nologin novastack
+    useradd --system --uid 10001 --gid novastack --home-dir /app --no-create-home --shell /usr/sbin/nologin novastack; \
+    install -d -m 0700 -o 10001 -g 10001 /var/lib/novastack/disk
 COPY --from=build /opt/venv /opt/venv
 WORKDIR /app
 COPY images/app/healthcheck.py /usr/local/bin/novastack-healthcheck

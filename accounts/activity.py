@@ -83,6 +83,8 @@ def detail(event: AuditEvent) -> str:
         return f"{engine} {data.get('version', '')}, {str(data.get('plan', '')).capitalize()}"
     if event.action == "project.writes_fenced":
         return "The disk is almost full" if data.get("reason") == "disk" else "Larger than its storage limit"
+    if event.action == "project.writes_allowed":
+        return "The disk has room again" if data.get("reason") == "disk" else "Below its storage limit again"
     if event.action == "member.role_changed":
         return f"{data.get('before', '')} to {data.get('after', '')}".capitalize()
     if event.action == "credentials.revealed":

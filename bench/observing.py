@@ -9,7 +9,7 @@ from bench import stats
 from bench.fixtures import many_projects, person
 from projects import domain, registry
 from projects.models import DatabaseServer, Region
-from projects.operations import reconciler, wiring
+from projects.operations import disks, fences, reconciler, wiring
 
 COUNT = 1_000
 
@@ -54,7 +54,25 @@ def run() -> list[str]:
                 f"{stats.verdict(len(writes), 0)})"
             )
             lines += [f"    write: {sql[:150]}" for sql in writes]
+            lines += _guarding()
             raise _Rollback
     except _Rollback:
         pass
     return lines
+
+
+def _guarding() -> list[str]:
+    """The tick that looks at disks and storage limits, over the same projects."""
+
+    def tick() -> None:
+        disks.measure()
+        fences.keep()
+
+    tick()
+    with CaptureQueriesContext(connection) as captured:
+        tick()
+    writes = sum(q["sql"].split()[0] in {"UPDATE", "INSERT", "DELETE"} for q in captured)
+    return [
+        f"guarding disks and limits of {COUNT:,} projects: {stats.summary(stats.timed(tick, 30))}, {len(captured)} "
+        f"queries, {writes} writes (bound: 0 writes {stats.verdict(writes, 0)})"
+    ]

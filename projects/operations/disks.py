@@ -63,7 +63,8 @@ def measure_region(region: Region) -> None:
 
 def used_percent(usage: Any) -> float:
     """As `df` says it: what is kept back for root or by a quota is no room of ours."""
-    return round(100 * usage.used / max(1, usage.used + usage.free), 1)
+    percent: float = 100 * usage.used / max(1, usage.used + usage.free)
+    return round(percent, 1)
 
 
 def level_of(used: float, before: str) -> DiskLevel:

@@ -104,7 +104,9 @@ def test_above_the_limit_writers_are_fenced_until_it_is_well_below(ready, paper)
         ("project.writes_fenced", "storage", "system"), ("project.writes_allowed", "storage", "system"),
     ]  # fmt: skip
     assert activity.words(told[0].action) == "Paused writing"
-    assert activity.detail(told[0]) == "Larger than its storage limit"
+    assert [activity.detail(event) for event in told] == [
+        "Larger than its storage limit", "Below its storage limit again",
+    ]  # fmt: skip
 
 
 def test_a_full_disk_fences_all_of_its_region_and_leaves_who_is_too_large(team, ready, paper):
