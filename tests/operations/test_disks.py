@@ -12,10 +12,10 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from projects import tasks
-from projects.models import Region
+from projects.models import Project, Region
 from projects.operations import disks, fences
 from projects.runtimes.memory import MemoryRuntime
-from tests.factories import make_catalogue
+from tests.factories import api_client, make_catalogue
 from tests.operations.conftest import create
 
 DiskUsage = namedtuple("DiskUsage", "total used free")
@@ -196,3 +196,51 @@ def test_make_run_keeps_it_beside_the_control_database(tmp_path, monkeypatch):
         shutil.rmtree(home.state, ignore_errors=True)
     assert django_settings.NOVASTACK_BALLAST_FOLDER == ""
     assert Path(own["NOVASTACK_HOME"]) == home.path
+
+
+# --- how it is shown ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("percent", "wording", "detail"),
+    [
+        (50, "50 %", ""),
+        (82, "badge-warn", "the disk is 82 % full"),
+        (91, "Nothing new is made", "the disk is 91 % full, nothing new is made"),
+        (96, "Writers fenced until below 90 %", "the disk is 96 % full, writers are fenced"),
+    ],
+)
+def test_operators_see_it(client, team, ready, disk, settings, percent, wording, detail):
+    settings.NOVASTACK_BALLAST_FOLDER = "/"  # the control database's disk, which is as full
+    disk(percent)
+    tasks.fences.keep()
+    team.bob.is_staff = True
+    team.bob.save()
+    client.force_login(team.bob)
+    text = client.get("/operator/").content.decode()
+    assert wording in text
+    assert ("The control database: its disk is" in text) == bool(detail)
+    api = api_client(team.bob)
+    check = api.get("/api/v1/health/").json()["checks"]["storage"]
+    assert check["status"] == ("degraded" if detail else "healthy")
+    assert (f"local: {detail}" if detail else "") in check["detail"]
+    shown = next(r for r in api.get("/api/v1/regions/").json()["results"] if r["slug"] == "local")
+    assert shown["available"] == (percent < 90)
+    assert bool(shown["reason"]) == (percent >= 90)
+    metrics = client.get("/metrics").content.decode()
+    assert f'novastack_region_disk_used_ratio{{region="local"}} {percent / 100}' in metrics
+    assert ('novastack_projects_fenced{reason="disk"} 1.0' in metrics) == (percent >= 95)
+
+
+def test_the_api_and_the_page_refuse_at_once(client, team, runtime, disk):
+    disk(92)
+    answer = api_client(team.alice).post("/api/v1/projects/", {"name": "Shop"}, format="json")
+    assert (answer.status_code, answer.json()["code"]) == (409, "capacity_exhausted")
+    assert "92 % full" in answer.json()["detail"]
+    client.force_login(team.alice)
+    form = client.get("/projects/new/").content.decode()
+    assert "Its disk is almost full" in form
+    page = client.post("/projects/new/", {"name": "Shop", "engine": "postgresql", "region": "local", "plan": "small"})
+    assert page.status_code == 400
+    assert "92 % full: nothing new is made there" in page.content.decode()
+    assert not Project.objects.exists()
