@@ -25,7 +25,7 @@ PROJECTS = "/api/v1/projects/"
 FIELDS = {
     "id", "name", "slug", "description", "organization", "engine", "version", "region", "plan", "placement", "status",
     "desired_status", "status_detail", "limits", "labels", "exposure", "tls_required", "deletion_protection",
-    "size_bytes", "operation", "created_by", "created_at", "updated_at", "recycle_until",
+    "size_bytes", "write_fence", "operation", "created_by", "created_at", "updated_at", "recycle_until",
 }  # fmt: skip
 
 
