@@ -44,8 +44,8 @@ def measure_region(region: Region) -> None:
         if not root:
             return
         usage = shutil.disk_usage(root)
-    except (OSError, domain.NovaStackRuntimeError):
-        return  # not from here: a worker in a container, say
+    except (OSError, KeyError, domain.NovaStackRuntimeError):
+        return  # not from here: a worker in a container, a runtime that is not known here
     before = region.disk_level
     used = used_percent(usage)
     level = level_of(used, before)
@@ -107,6 +107,7 @@ def keep_ballast(folder: str, size_bytes: int) -> None:
         if ballast.exists():
             if used >= DISK_FENCED_PERCENT or size_bytes <= 0:
                 ballast.unlink()
+                _part_of(ballast).unlink(missing_ok=True)
                 log.error("ballast released", folder=folder, used_percent=used)
         elif size_bytes > 0 and used < BALLAST_BELOW_PERCENT:
             _make(ballast, min(size_bytes, usage.total // BALLAST_MOST))
@@ -115,9 +116,14 @@ def keep_ballast(folder: str, size_bytes: int) -> None:
         log.warning("ballast not kept", folder=folder, error=str(error))
 
 
+def _part_of(ballast: Path) -> Path:
+    """One name, so that what a killed worker left of it is used up by the next."""
+    return ballast.with_name(f".{ballast.name}.part")
+
+
 def _make(ballast: Path, size_bytes: int) -> None:
     """Room that is really taken, not a file with a hole."""
-    part = ballast.with_name(f".{ballast.name}.{os.getpid()}")
+    part = _part_of(ballast)
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
