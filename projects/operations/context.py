@@ -12,7 +12,6 @@ import structlog
 from django.db import transaction
 
 from novastack.common.clock import now
-from novastack.common.models import Install
 from projects import domain, registry
 from projects.engines.base import Engine
 from projects.models import (
@@ -84,18 +83,15 @@ class Context:
     def guard(self) -> None:
         """Call right before each side effect: only who holds the live lease may go on (rule 3), and a read-only
         install changes nothing (rule 11)."""
-        if self._heartbeat.lost.is_set() or not leases.holds(self.lease):
+        standing = leases.standing(self.lease)
+        if self._heartbeat.lost.is_set() or not standing.held:
             raise LeaseLost
         if time.monotonic() > self._deadline:
             raise StepFailed("deadline_exceeded", f"“{self.row.title}” took longer than it may.")
-        if (
-            self._cancellable
-            and Operation.objects.filter(pk=self.operation.pk, cancel_requested_at__isnull=False).exists()
-        ):
+        if self._cancellable and standing.cancel_requested:
             raise CancelRequested
-        install = Install.load()
-        if install.read_only:
-            raise Wait(f"The install is read-only: {install.read_only_reason or 'set by an operator'}.", seconds=30)
+        if standing.read_only:
+            raise Wait(f"The install is read-only: {standing.read_only_reason or 'set by an operator'}.", seconds=30)
 
     @contextlib.contextmanager
     def fenced(self) -> Iterator[None]:

@@ -12,7 +12,6 @@ from uuid import UUID
 import structlog
 from django.db import connection, connections, transaction
 
-from novastack.common.clock import DatabaseNow
 from projects.models import Operation
 from projects.operations import locks
 from projects.operations.base import HEARTBEAT_SECONDS, LEASE_SECONDS, LeaseLost
@@ -80,19 +79,44 @@ def _grant_locks(operation_id: UUID) -> bool:
         return operation is not None and locks.grant_waiting(operation)
 
 
+# Asked before every side effect, so in one round trip: whether the lease is ours and alive by the database's clock, whether
+# somebody asked to cancel, and whether the install may be changed.
+_STANDING = """
+SELECT operation.fence = %s AND operation.lease_owner = %s AND operation.lease_until > clock_timestamp(),
+       operation.cancel_requested_at IS NOT NULL, install.read_only, install.read_only_reason
+FROM projects_operation operation LEFT JOIN common_install install ON true WHERE operation.id = %s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    held: bool
+    cancel_requested: bool
+    read_only: bool
+    read_only_reason: str
+
+
+def standing(lease: Lease) -> Standing:
+    with connection.cursor() as cursor:
+        cursor.execute(_STANDING, [lease.fence, lease.owner, lease.operation_id])
+        held, cancel, read_only, reason = cursor.fetchone() or (False, False, False, "")
+    return Standing(bool(held), bool(cancel), bool(read_only), str(reason or ""))
+
+
 def holds(lease: Lease) -> bool:
     """Whether the lease is still ours and alive, by the database's clock."""
-    return Operation.objects.filter(
-        pk=lease.operation_id, fence=lease.fence, lease_owner=lease.owner, lease_until__gt=DatabaseNow()
-    ).exists()
+    return standing(lease).held
 
 
-def fenced(lease: Lease) -> Operation:
-    """The operation's row, locked, if nobody claimed it since; else `LeaseLost`. In a transaction."""
-    row = Operation.objects.select_for_update(no_key=True).filter(pk=lease.operation_id, fence=lease.fence).first()
-    if row is None or row.lease_owner != lease.owner:
-        raise LeaseLost
-    return row
+def fenced(lease: Lease) -> None:
+    """Lock the operation's row if nobody claimed it since; else `LeaseLost`. In a transaction."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT FROM projects_operation WHERE id = %s AND fence = %s AND lease_owner = %s FOR NO KEY UPDATE",
+            [lease.operation_id, lease.fence, lease.owner],
+        )
+        if cursor.rowcount != 1:
+            raise LeaseLost
 
 
 def extend(lease: Lease) -> bool:

@@ -330,9 +330,9 @@ class _Run:
     def _event(self, level: str, message: str) -> None:
         self.operation.events.create(at=now(), level=level, message=message[:500])
 
-    def _fenced(self) -> Operation:
-        """The row, locked, if our fence is still the newest; else `LeaseLost`. In a transaction."""
-        return leases.fenced(self.lease)
+    def _fenced(self) -> None:
+        """Lock the row if our fence is still the newest; else `LeaseLost`. In a transaction."""
+        leases.fenced(self.lease)
 
     def _release(self, seconds: float) -> None:
         """Give the worker back until `seconds` from now. In a transaction, with the rows that say why."""
@@ -353,7 +353,8 @@ class _Run:
                     .values_list("pk")
                 )
             subjects = locks.lock_subjects_of(self.operation)
-            row = self._fenced()
+            self._fenced()
+            row = Operation.objects.get(pk=self.operation.pk)
             row.state, row.finished_at, row.lease_until, row.lease_owner = state, now(), None, ""
             row.next_attempt_at = None
             row.error = {"code": code, "detail": detail[:500], "retryable": retryable} if code else None

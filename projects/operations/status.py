@@ -26,6 +26,12 @@ from projects.operations import base
 
 log = structlog.get_logger(__name__)
 MANY_GROUPS = 8
+_PROJECT_FACTS = (
+    "desired_status", "recycled_at", "failure", "ready_at", "health", "health_detail", "status", "status_detail",
+    "region__reachable", "region__reason",
+)  # fmt: skip
+_SERVER_FACTS = ("server__observed_state", "server__observed_detail")
+_OPERATION_FACTS = ("project_uuid", "kind", "definition_version", "started_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +109,15 @@ def refresh(project_ids: Iterable[UUID]) -> int:
 
 def _refresh(wanted: list[UUID]) -> int:
     locked = Project.objects.select_for_update(of=("self",), no_key=True).filter(pk__in=wanted).order_by("pk")
-    projects = list(locked.select_related("region"))
+    projects = list(locked.select_related("region").only(*_PROJECT_FACTS))
+    current = Database.objects.filter(project_id__in=wanted, slot="current").select_related("server")
     servers: dict[UUID, DatabaseServer] = {
-        row.project_id: row.server
-        for row in Database.objects.filter(project_id__in=wanted, slot="current").select_related("server")
+        row.project_id: row.server for row in current.only("project_id", *_SERVER_FACTS)
     }
     live: dict[UUID | None, Operation] = {}
-    for operation in Operation.objects.live().filter(project_uuid__in=wanted).order_by("created_at"):
+    for operation in (
+        Operation.objects.live().filter(project_uuid__in=wanted).order_by("created_at").only(*_OPERATION_FACTS)
+    ):
         live.setdefault(operation.project_uuid, operation)
     changed = []
     for project in projects:

@@ -29,6 +29,7 @@ class Containers:
         self._clients = clients
         self._install_id = install_id
         self._network_name = network_name
+        self._owners: dict[tuple[str, str], tuple[int, int]] = {}
 
     def inspect(self, name: str) -> Container | None:
         with mapped():
