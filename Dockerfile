@@ -60,4 +60,5 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["nov
 # The number of processes is WEB_CONCURRENCY, further options are GUNICORN_CMD_ARGS: gunicorn reads both itself.
 CMD ["gunicorn", "novastack.wsgi:application", "--bind=0.0.0.0:8000", "--worker-class=gthread", "--threads=8", \
      "--worker-tmp-dir=/dev/shm", "--no-control-socket", "--timeout=60", "--graceful-timeout=30", \
-     "--keep-alive=65", "--max-requests=20000", "--max-requests-jitter=2000", "--access-logfile=-"]
+     "--keep-alive=65", "--max-requests=20000", "--max-requests-jitter=2000", "--access-logfile=-", \
+     "--logger-class=novastack.common.access_log.MaskingLogger"]

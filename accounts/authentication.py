@@ -14,7 +14,7 @@ from rest_framework_simplejwt.exceptions import TokenError
 from rest_framework_simplejwt.tokens import AccessToken
 
 from accounts.models import ApiToken, RefreshFamily, User
-from accounts.models.tokens import TOKEN_MARK, hash_token
+from accounts.models.tokens import REVOKED_BY_RESTORE, TOKEN_MARK, hash_token
 from accounts.services.sessions import FAMILY_CLAIM, PASSWORD_CLAIM, password_mark
 from novastack.common.clock import now
 
@@ -56,6 +56,8 @@ class ApiTokenAuthentication(authentication.BaseAuthentication):
         token = None
         if clear.startswith(TOKEN_MARK) and clear.isascii() and len(clear) < 100:
             token = ApiToken.objects.select_related("user").filter(token_hash=hash_token(clear)).first()
+        if token is not None and token.revoked_reason == REVOKED_BY_RESTORE and token.user.is_active:
+            raise AuthenticationFailed("This API token ended when NovaStack was restored from a backup; make a new one.")
         if token is None or token.revoked_at is not None or not token.user.is_active:
             raise AuthenticationFailed("This API token is unknown or revoked.")
         if not token.is_valid:

@@ -266,6 +266,7 @@ ACCOUNT_FORMS = {"signup": "accounts.forms.SignupForm"}
 ACCOUNT_EMAIL_VERIFICATION: str = env(
     "ACCOUNT_EMAIL_VERIFICATION", default="mandatory" if NOVASTACK_HAS_SMTP else "none"
 )
+ACCOUNT_PASSWORD_RESET_TOKEN_GENERATOR = "accounts.reset_tokens.ResetTokenGenerator"
 ACCOUNT_EMAIL_SUBJECT_PREFIX = "NovaStack: "
 ACCOUNT_SESSION_REMEMBER = None
 ACCOUNT_REAUTHENTICATION_REQUIRED = True
@@ -277,6 +278,8 @@ if TESTING:
 MFA_ADAPTER = "accounts.mfa.MFAAdapter"
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
+# Where nobody can confirm an address, an unconfirmed one must not keep people from a second factor.
+MFA_ALLOW_UNVERIFIED_EMAIL = ACCOUNT_EMAIL_VERIFICATION == "none"
 MFA_TOTP_ISSUER = "NovaStack"
 MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = not PRODUCTION  # passkeys on http://localhost
 USERSESSIONS_TRACK_ACTIVITY = False
@@ -294,8 +297,8 @@ REST_FRAMEWORK = {
     "DEFAULT_PAGINATION_CLASS": "novastack.common.api.PageNumberPagination",
     "DEFAULT_FILTER_BACKENDS": [
         "django_filters.rest_framework.DjangoFilterBackend",
-        "rest_framework.filters.SearchFilter",
-        "rest_framework.filters.OrderingFilter",
+        "novastack.common.filters.Search",
+        "novastack.common.filters.Ordering",
     ],
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "DEFAULT_THROTTLE_CLASSES": [

@@ -77,15 +77,14 @@ def run_janitor() -> None:
 @shared_task(name="projects.purge_due")
 def purge_due() -> None:
     """The daily clean-up of the recycle bin: runs once in 20 hours however often it is sent."""
-    install = Install.load()
-    last = install.notes.get("purge_due_at", "")
-    if install.read_only or (last and last > (now() - timedelta(hours=20)).isoformat()):
-        return
-    due = janitor.due_in_bin(install.notes.get("purge_due_seen", []))
-    install.notes = {
-        **install.notes, "purge_due_at": now().isoformat(), "purge_due_seen": due.seen, "purge_due_refused": due.refusal,
-    }  # fmt: skip
-    install.save(update_fields=["notes"])
+    Install.load()
+    with transaction.atomic():
+        install = Install.objects.select_for_update().get(pk=1)  # of two at once the second sees that it was done
+        last = install.notes.get("purge_due_at", "")
+        if install.read_only or (last and last > (now() - timedelta(hours=20)).isoformat()):
+            return
+        due = janitor.due_in_bin(install.notes.get("purge_due_seen", []))
+        Install.merge_notes(purge_due_at=now().isoformat(), purge_due_seen=due.seen, purge_due_refused=due.refusal)
     if due.refusal:
         log.error("recycle bin not emptied", reason=due.refusal)
     for project in due.projects:

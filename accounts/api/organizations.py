@@ -72,6 +72,7 @@ class OrganizationViewSet(OrganizationScoped, mixins.ListModelMixin, viewsets.Ge
     lookup_value_converter = "slug"
     search_fields = ["name", "slug"]
     ordering_fields = ["name", "created_at"]
+    ordering = "name"
 
     def get_queryset(self) -> QuerySet[Organization]:
         if getattr(self, "swagger_fake_view", False):
@@ -132,6 +133,7 @@ class MemberListView(OrganizationScoped, ListAPIView[Membership]):
     serializer_class = MemberSerializer
     search_fields = ["user__email", "user__full_name"]
     ordering_fields = ["created_at", "role", "user__email"]
+    ordering = "created_at"
     filterset_fields = ["role"]
 
     def get_queryset(self) -> QuerySet[Membership]:

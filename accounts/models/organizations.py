@@ -49,7 +49,10 @@ class Membership(BaseModel):
             models.UniqueConstraint(fields=["organization", "user"], name="membership_unique"),
             models.CheckConstraint(condition=Q(role__in=Role.values), name="membership_role_known"),
         ]
-        indexes = [models.Index(fields=["user", "organization"], name="membership_user")]
+        indexes = [
+            models.Index(fields=["user", "organization"], name="membership_user"),
+            models.Index(fields=["organization", "created_at", "id"], name="membership_org_created"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.user_id} {self.role} of {self.organization_id}"
@@ -80,7 +83,7 @@ class Invitation(BaseModel):
             ),
             models.CheckConstraint(condition=Q(role__in=Role.values), name="invitation_role_known"),
         ]
-        indexes = [models.Index(fields=["organization", "-created_at"], name="invitation_org_created")]
+        indexes = [models.Index(fields=["organization", "-created_at", "-id"], name="invitation_org_created")]
 
     def __str__(self) -> str:
         return f"{self.email} to {self.organization_id}"

@@ -17,6 +17,7 @@ from novastack.common.secrets import random_password
 
 TOKEN_MARK = "nvs_"  # noqa: S105  (what every token starts with; no secret)
 PREFIX_LENGTH = 12
+REVOKED_BY_RESTORE = "control_restore"  # nobody's act: the install was restored, later revocations are unknown
 
 
 def hash_token(clear: str) -> str:
@@ -39,6 +40,7 @@ class ApiToken(BaseModel):
     expires_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, editable=False, help_text="Written at most once a minute.")
     revoked_at = models.DateTimeField(null=True, editable=False)
+    revoked_reason = models.CharField(max_length=32, blank=True, editable=False, help_text="Empty: by a person.")
 
     class Meta:
         ordering = ["-created_at", "-id"]

@@ -20,7 +20,7 @@ from accounts.services.organizations import (
     organization_update,
 )
 from accounts.services.sessions import TokenPair, session_end, session_refresh, session_start
-from accounts.services.tokens import token_create, token_revoke
+from accounts.services.tokens import revoke_after_restore, token_create, token_revoke, tokens_for_list
 from accounts.services.users import (
     clean_up,
     membership_ensure,
@@ -56,11 +56,13 @@ __all__ = [
     "profile_update",
     "record",
     "registration_open",
+    "revoke_after_restore",
     "session_end",
     "session_refresh",
     "session_start",
     "token_create",
     "token_revoke",
+    "tokens_for_list",
     "user_create",
     "user_register",
     "user_sign_out_everywhere",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db import transaction
+from django.db.models import Q, QuerySet
 
-from accounts.models import ApiToken, Organization, Scope, User
-from accounts.models.tokens import PREFIX_LENGTH, hash_token
+from accounts.models import ApiToken, Invitation, Organization, Scope, User
+from accounts.models.tokens import PREFIX_LENGTH, REVOKED_BY_RESTORE, hash_token
 from accounts.permissions import Capability, Principal, require, require_scope
 from accounts.services.audit import record
 from accounts.validation import clean_line
@@ -16,6 +17,7 @@ from novastack.common.clock import now
 from novastack.common.errors import Conflict, Invalid, NotFound, PermissionDenied
 
 MAX_TOKENS = 100
+RESTORE_SHOWN = timedelta(days=30)
 
 
 @transaction.atomic
@@ -82,3 +84,21 @@ def token_revoke(*, principal: Principal, token: ApiToken) -> None:
 def revoke_bound_tokens(*, user: User, organization: Organization) -> None:
     """When a membership ends, so do the tokens that were for it."""
     ApiToken.objects.filter(user=user, organization=organization, revoked_at=None).update(revoked_at=now())
+
+
+def tokens_for_list(user: User) -> QuerySet[ApiToken]:
+    """The user's tokens that work; and, for 30 days, those that a restore of the install ended, so that people see why."""
+    shown = Q(revoked_at=None) | Q(revoked_reason=REVOKED_BY_RESTORE, revoked_at__gt=now() - RESTORE_SHOWN)
+    return ApiToken.objects.filter(shown, user=user).select_related("organization")
+
+
+@transaction.atomic
+def revoke_after_restore() -> tuple[int, int]:
+    """End all API tokens and open invitations: which of them were revoked since the backup was made, it can't know.
+
+    Returns how many of each.
+    """
+    moment = now()
+    tokens = ApiToken.objects.filter(revoked_at=None).update(revoked_at=moment, revoked_reason=REVOKED_BY_RESTORE)
+    invitations = Invitation.objects.filter(accepted_at=None, revoked_at=None).update(revoked_at=moment)
+    return tokens, invitations

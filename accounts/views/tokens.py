@@ -15,7 +15,7 @@ from accounts.context import current_organization
 from accounts.models import ApiToken, Scope
 from accounts.page_forms import SCOPE_HINTS, TokenForm, add_problem
 from accounts.permissions import principal_from
-from accounts.services import token_create, token_revoke
+from accounts.services import token_create, token_revoke, tokens_for_list
 from novastack.common.errors import NotFound, PermissionDenied, Problem
 
 
@@ -40,7 +40,7 @@ def tokens(request: HttpRequest) -> HttpResponse:
             add_problem(form, problem)
         else:
             form = TokenForm()
-    rows = ApiToken.objects.filter(user=principal.user, revoked_at=None).select_related("organization")
+    rows = tokens_for_list(principal.user)
     context: dict[str, Any] = {
         "section": "tokens", "form": form, "tokens": list(rows), "made": made, "clear": clear,
         "scopes": [(s.value, SCOPE_HINTS[s]) for s in Scope],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from django.db import models
+from django.db.models import F, Func, Value
 
 from novastack.common.clock import now
 from novastack.common.ids import uuid7
@@ -42,6 +44,16 @@ class Install(models.Model):
     def load(cls) -> Install:
         """The one row; made on first use."""
         return cls.objects.get_or_create(id=1)[0]
+
+    @classmethod
+    def merge_notes(cls, **notes: Any) -> None:
+        """Set these notes and leave the others: one UPDATE, so that two writers at once lose nothing of each other.
+
+        The values are what JSON knows. The only way to write notes: `save()` would bring back what others changed since.
+        """
+        cls.load()
+        merged = Func(F("notes"), Value(notes, models.JSONField()), template="(%(expressions)s)", arg_joiner=" || ")
+        cls.objects.filter(id=1).update(notes=merged)
 
 
 class IdempotencyRecord(BaseModel):

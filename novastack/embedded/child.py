@@ -49,6 +49,7 @@ def load(role: str) -> None:
         import gunicorn.workers.gthread  # noqa: F401
         from django.urls import get_resolver
 
+        import novastack.common.access_log
         import novastack.wsgi  # noqa: F401
 
         _ = get_resolver().url_patterns  # views and serializers
@@ -99,6 +100,7 @@ def _web() -> None:
         "gunicorn", "novastack.wsgi:application", f"--bind=fd://{os.environ['NOVASTACK_WEB_FD']}", "--workers=1",
         "--worker-class=gthread", f"--threads={os.environ.get('NOVASTACK_WEB_THREADS', '8')}", "--timeout=120",
         "--graceful-timeout=5", "--keep-alive=5", "--log-level=warning", "--no-control-socket",
+        "--logger-class=novastack.common.access_log.MaskingLogger",
     ]  # fmt: skip
     run()
 

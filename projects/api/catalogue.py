@@ -11,9 +11,9 @@ from rest_framework.response import Response
 
 from accounts.api.organizations import REF, OrganizationScoped
 from accounts.permissions import Capability
+from novastack.common.filters import Ordering, Search
 from novastack.common.openapi import problems
 from projects import registry
-from projects.api.filters import Ordering, Search
 from projects.api.outputs import EngineOutput, PlanSerializer, RegionSerializer, UsageOutput
 from projects.engines.base import Engine
 from projects.models import Plan, Region

@@ -19,9 +19,9 @@ from accounts.models import AuditEvent
 from accounts.permissions import Capability
 from novastack.common.api import SecretResponse
 from novastack.common.errors import Invalid
+from novastack.common.filters import Ordering, Search
 from novastack.common.openapi import problems
 from projects.api.base import ProjectScoped
-from projects.api.filters import Search
 from projects.api.outputs import (
     ConnectionOutput,
     LogsOutput,
@@ -133,7 +133,8 @@ class ActivityView(ProjectScoped, generics.ListAPIView[AuditEvent]):
     queryset = AuditEvent.objects.none()
     serializer_class = AuditEventSerializer
     pagination_class = AuditEventPagination
-    filter_backends: list[Any] = [DjangoFilterBackend, Search]
+    filter_backends: list[Any] = [DjangoFilterBackend, Search, Ordering]
+    ordering_fields: list[str] = []
     filterset_class = AuditEventFilter
     search_fields: ClassVar[list[str]] = ["target", "actor_label", "action"]
 

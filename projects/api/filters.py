@@ -5,19 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import django_filters
-from django.db.models import Q, QuerySet
 from django_filters.rest_framework import DjangoFilterBackend
-from rest_framework import filters
-from rest_framework.request import Request
 
 from accounts.models import Organization
 from accounts.permissions import principal_from
 from novastack.common.errors import Invalid, NotFound
+from novastack.common.filters import Ordering, Search
 from projects import registry
 from projects.models import Operation, OperationState, Placement, Project, ProjectStatus, Region
 from projects.operations import base
-
-SEARCH_MAX = 100
 
 
 def _engines() -> list[tuple[str, str]]:
@@ -78,42 +74,6 @@ class OperationFilter(django_filters.FilterSet):
     class Meta:
         model = Operation
         fields: list[str] = []
-
-
-class Search(filters.SearchFilter):
-    """`?search=`: every word, in any of the view's `search_fields`, whatever its case. One query, no joins.
-
-    The rows are the principal's (an index), so that some 10,000 of them are read through: contrib modules such as
-    pg_trgm are not everywhere.
-    """
-
-    def filter_queryset(self, request: Request, queryset: QuerySet[Any], view: Any) -> QuerySet[Any]:
-        fields = getattr(view, "search_fields", None)
-        text = request.query_params.get(self.search_param, "")
-        if not fields or not text.strip():
-            return queryset
-        if len(text) > SEARCH_MAX or not text.isprintable():
-            raise Invalid.field("search", "invalid", f"Use at most {SEARCH_MAX} printable characters.")
-        for word in text.split():
-            found = Q()
-            for field in fields:
-                found |= Q(**{f"{field}__icontains": word})
-            queryset = queryset.filter(found)
-        return queryset
-
-
-class Ordering(filters.OrderingFilter):
-    """`?ordering=`: one or more of the view's `ordering_fields`; the id decides between equals (rule 49)."""
-
-    def filter_queryset(self, request: Request, queryset: QuerySet[Any], view: Any) -> QuerySet[Any]:
-        allowed: list[str] = list(getattr(view, "ordering_fields", []))
-        asked = [name.strip() for name in request.query_params.get(self.ordering_param, "").split(",") if name.strip()]
-        for name in asked:
-            if name.removeprefix("-") not in allowed:
-                raise Invalid.field("ordering", "unknown", f"Order by one of: {', '.join(allowed)}.")
-        if not asked or len(asked) > len(allowed):
-            asked = [getattr(view, "ordering", "-created_at")]
-        return queryset.order_by(*asked, "-id" if asked[-1].startswith("-") else "id")
 
 
 FILTERS = [DjangoFilterBackend, Search, Ordering]

@@ -16,7 +16,7 @@ from django.db import connection, transaction
 from django.db.migrations.loader import MigrationLoader
 
 from accounts.models import RefreshFamily
-from accounts.services import audit
+from accounts.services import audit, revoke_after_restore
 from novastack.common import vault
 from novastack.common.clock import now
 from novastack.common.models import Heartbeat, Install
@@ -38,11 +38,18 @@ class Restored:
     keys_already_here: bool = False
     live_operations: int = 0
     migrated: bool = False
+    tokens_revoked: int = 0
+    invitations_revoked: int = 0
 
 
-def control_restore(*, source: Path, passphrase: str | None, keys_to: Path | None) -> Restored:
+def control_restore(
+    *, source: Path, passphrase: str | None, keys_to: Path | None, keep_tokens: bool = False
+) -> Restored:
     """Check the file, restore it into the empty control database, compare every table with the manifest, put the keys
     where `keys_to` says (None: nowhere, allowed only when the configured keys are the same), leave it read-only.
+
+    What was revoked since the backup was made must not work again: nobody stays signed in, links to reset a password
+    end, and so do API tokens and open invitations, unless `keep_tokens` says that none was revoked since.
 
     `ControlError`, or `VaultError` from the file. Until the file has been checked nothing is written.
     """
@@ -61,7 +68,7 @@ def control_restore(*, source: Path, passphrase: str | None, keys_to: Path | Non
         _must_be_empty()
         _restore(folder / DUMP, manifest)
     restored.migrated = _migrate()
-    restored.live_operations = _settle(manifest)
+    _settle(restored, keep_tokens=keep_tokens)
     secrets = control.check_secrets(restored.keys["NOVASTACK_SECRET_KEYS"])
     if secrets["unreadable"] > manifest["secrets"]["unreadable"]:
         raise ControlError(
@@ -152,17 +159,19 @@ def _migrate() -> bool:
 
 
 @transaction.atomic
-def _settle(manifest: dict[str, Any]) -> int:
-    """Nobody is signed in, nothing is due yet, nobody works; read-only with a reason. Returns the live operations."""
-    moment = now()
+def _settle(restored: Restored, *, keep_tokens: bool) -> None:
+    """Nobody is signed in, nothing is due yet, nobody works; read-only with a reason. Counts what it ended."""
+    moment, manifest = now(), restored.manifest
     install = Install.load()
     install.read_only = True
     install.read_only_reason = (
         f"Restored from the control backup of {manifest['made_at'][:16]}Z. Look at it, then: manage.py read_only off"
     )
-    install.notes = {**install.notes, "restored_at": moment.isoformat(), "restored_from": manifest["made_at"]}
-    install.save(update_fields=["read_only", "read_only_reason", "notes"])
+    install.save(update_fields=["read_only", "read_only_reason"])
+    Install.merge_notes(restored_at=moment.isoformat(), restored_from=manifest["made_at"])  # ends links to reset a password
     RefreshFamily.objects.filter(revoked_at=None).update(revoked_at=moment, revoked_reason="control_restore")
+    if not keep_tokens:
+        restored.tokens_revoked, restored.invitations_revoked = revoke_after_restore()
     Heartbeat.objects.all().delete()
     live = Operation.objects.live()
     live.update(lease_until=None, lease_owner="", hinted_at=None)
@@ -170,5 +179,6 @@ def _settle(manifest: dict[str, Any]) -> int:
     Project.objects.filter(recycle_until__lt=moment + BIN_GRACE).update(recycle_until=moment + BIN_GRACE)
     # What was being made then may have been finished and filled since: no undo may destroy it (rule 7).
     Project.objects.filter(credentials_shown_at=None).update(credentials_shown_at=moment)
-    audit.record(None, "install.control_restore", data={"made_at": manifest["made_at"]})
-    return live.count()
+    ended = {"tokens_revoked": restored.tokens_revoked, "invitations_revoked": restored.invitations_revoked}
+    audit.record(None, "install.control_restore", data={"made_at": manifest["made_at"], "keep_tokens": keep_tokens, **ended})
+    restored.live_operations = live.count()

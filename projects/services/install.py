@@ -110,8 +110,7 @@ def runtime_settle(region: Region) -> RuntimeChoice:
         region.config = {**region.config, "root": str(settings.NOVASTACK_SERVERS_ROOT)}
         region.config["data_root"] = region.config["root"]
     region.save(update_fields=["runtime", "config", "updated_at"])
-    install.notes = {**install.notes, "runtime_reason": choice.reason, "runtime": choice.runtime}
-    install.save(update_fields=["notes"])
+    Install.merge_notes(runtime_reason=choice.reason, runtime=choice.runtime)
     return choice
 
 

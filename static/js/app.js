@@ -44,6 +44,11 @@ const say = (text, bad = false) => {
   dress(toast);
   toastBox().append(toast);
 };
+// allauth's scripts: the browser's own words (a time-out, a refusal, no such key) are for the console at most
+document.addEventListener("allauth.error", (event) => {
+  event.preventDefault();
+  say("No passkey or security key was used. Try again, or choose another way.", true);
+});
 
 // --- requests of our own
 const post = async (url, data = {}) => {

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import time_machine
+from django.test import Client
 
+from accounts import services
 from accounts.models import ApiToken, AuditEvent, Scope
 from accounts.models.tokens import hash_token
+from accounts.permissions import Principal
 from novastack.common.clock import now
 from tests.factories import MembershipFactory, Team, api_client, make_token
 
@@ -174,3 +177,20 @@ def test_the_list_takes_a_constant_number_of_queries(team: Team, django_assert_m
     client = api_client(team.alice)
     with django_assert_max_num_queries(4):
         assert client.get(f"{URL}?page_size=100").json()["count"] == 30
+
+
+def test_what_a_restore_ended_is_listed_with_the_reason(client: Client, team: Team) -> None:
+    """On the page, not in the API's list of tokens that work."""
+    principal = Principal.of(team.alice)
+    gone, _ = services.token_create(principal=principal, name="By hand", scopes=["read"])
+    services.token_revoke(principal=principal, token=gone)
+    services.token_create(principal=principal, name="By restore", scopes=["read"])
+    assert services.revoke_after_restore() == (1, 0)
+    client.force_login(team.alice)
+    page = client.get("/tokens/").content.decode()
+    assert "By restore" in page and "By hand" not in page
+    assert "NovaStack was restored from a backup." in page
+    assert "Revoke By restore" not in page  # nothing left to revoke
+    assert api_client(team.alice).get(URL).json()["count"] == 0
+    ApiToken.objects.update(revoked_at=now() - timedelta(days=31))
+    assert "By restore" not in client.get("/tokens/").content.decode()

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from allauth.account.forms import default_token_generator
 from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.db import connection
@@ -26,6 +27,7 @@ from psycopg import sql
 
 from accounts.models import RefreshFamily
 from accounts.permissions import Principal
+from accounts.services import member_invite, token_create
 from novastack.common.clock import now
 from novastack.common.models import Install
 from novastack.common.secrets import Sealed, new_key
@@ -331,30 +333,51 @@ def test_what_an_older_epoch_saw_does_not_count() -> None:
     assert Install.load().read_only
 
 
-def test_sessions_end_and_nothing_is_due_at_once(elsewhere: Elsewhere, tmp_path: Path) -> None:
+@pytest.mark.parametrize("keeping", [False, True], ids=["by default", "keep tokens"])
+def test_credentials_end_and_nothing_is_due_at_once(elsewhere: Elsewhere, tmp_path: Path, keeping: bool) -> None:
     team = make_team()
     install.catalogue_prepare()
     region = Region.objects.get(slug="local")
     RefreshFamily.objects.create(user=team.alice, current_jti="x", expires_at=now() + timedelta(days=1))
+    owner = Principal.of(team.alice)
+    _, clear = token_create(principal=owner, name="CI", scopes=["read"])
+    member_invite(principal=owner, organization=team.organization, email="new@example.test")
+    link = default_token_generator.make_token(team.alice)
+    assert default_token_generator.check_token(team.alice, link)
     Project.objects.create(
         organization=team.organization, name="Old", slug="old", engine="postgresql", version="17", region=region,
         plan=Plan.objects.get(is_default=True), memory_bytes=1, cpus=1, storage_bytes=1, desired_status="recycled",
         status="recycled", recycled_at=now(), recycle_until=now(),
     )  # fmt: skip
     made = control_backup(output=tmp_path / "one.novastack", passphrase=PASS)
-    elsewhere.manage("control_restore", str(made.path), "--keys-to", str(elsewhere.keys), restored=False)
+    keep = ["--keep-tokens"] if keeping else []
+    said = elsewhere.manage("control_restore", str(made.path), "--keys-to", str(elsewhere.keys), *keep, restored=False)
+    assert ("Revoked: 1 API tokens and 1 open invitations" in said.stdout) is not keeping
     found = elsewhere.run(
-        """
-from accounts.models import RefreshFamily, AuditEvent
+        f"""
+from accounts.models import ApiToken, Invitation, RefreshFamily, AuditEvent, User
+from allauth.account.forms import default_token_generator
+from rest_framework.test import APIClient
+ask = APIClient(headers={{"Authorization": "Bearer {clear}"}}).get("/api/v1/auth/profile/")
+alice = User.objects.get(pk="{team.alice.pk}")
 from projects.models import Project
 from novastack.common.clock import now
-answer = {"open": RefreshFamily.objects.filter(revoked_at=None).count(),
+answer = {{"open": RefreshFamily.objects.filter(revoked_at=None).count(),
+          "token": [ask.status_code, ask.json().get("detail", "")],
+          "tokens": ApiToken.objects.filter(revoked_at=None).count(),
+          "invitations": Invitation.objects.filter(revoked_at=None).count(),
+          "reset": default_token_generator.check_token(alice, "{link}"),
           "undo_destroys": Project.objects.filter(credentials_shown_at=None).exists(),
           "days": (Project.objects.get().recycle_until - now()).days,
-          "audit": AuditEvent.objects.filter(action="install.control_restore").count()}
+          "audit": AuditEvent.objects.get(action="install.control_restore").data["tokens_revoked"]}}
 """
     )
-    assert found == {"open": 0, "undo_destroys": False, "days": 6, "audit": 1}
+    status, detail = found.pop("token")
+    assert status == (200 if keeping else 401)
+    assert keeping or "restored from a backup" in detail
+    kept = int(keeping)
+    assert found == {"open": 0, "undo_destroys": False, "days": 6, "audit": 1 - kept, "tokens": kept,
+                     "invitations": kept, "reset": False}  # fmt: skip
 
 
 def test_refusals(elsewhere: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

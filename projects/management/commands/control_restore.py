@@ -24,6 +24,11 @@ class Command(BaseCommand):
             "--keys-to", help="folder for the keys of the backup (default in an embedded install: secrets/ in its home)"
         )
 
+        parser.add_argument(
+            "--keep-tokens", action="store_true",
+            help="API tokens and open invitations stay as they were in the backup: none of them was revoked since",
+        )  # fmt: skip
+
     def handle(self, *args: Any, **options: Any) -> None:
         source = Path(options["file"]).expanduser()
         keys_to = Path(options["keys_to"]).expanduser() if options["keys_to"] else None
@@ -31,7 +36,9 @@ class Command(BaseCommand):
             keys_to = settings.NOVASTACK_HOME / "secrets"
         try:
             secret = passphrase(options["passphrase_file"], twice=False) if is_encrypted(source) else None
-            restored = control_restore(source=source, passphrase=secret, keys_to=keys_to)
+            restored = control_restore(
+                source=source, passphrase=secret, keys_to=keys_to, keep_tokens=options["keep_tokens"]
+            )
         except (ControlError, VaultError) as error:
             raise CommandError(str(error)) from error
         except OSError as error:
@@ -52,6 +59,16 @@ class Command(BaseCommand):
                 )
         if restored.live_operations:
             self.stdout.write(f"{restored.live_operations} operations had not ended; they wait.")
+        self.stdout.write(
+            "API tokens and invitations are those of the backup (--keep-tokens): revoke again what was revoked since."
+            if options["keep_tokens"]
+            else f"Revoked: {restored.tokens_revoked} API tokens and {restored.invitations_revoked} open invitations. Which of"
+            " them had been revoked since the backup was made, it can't know; people make new ones."
+        )
+        self.stdout.write(
+            "Passwords, second factors and roles are those of the backup: change again what was changed since because it was"
+            " lost or leaked."
+        )
         self.stdout.write(
             "NovaStack is READ-ONLY now: it looks at its servers and changes nothing. Make sure that the old copy of it is"
             " stopped, look at the dashboard, then: manage.py read_only off"
