@@ -57,7 +57,9 @@ class ApiTokenAuthentication(authentication.BaseAuthentication):
         if clear.startswith(TOKEN_MARK) and clear.isascii() and len(clear) < 100:
             token = ApiToken.objects.select_related("user").filter(token_hash=hash_token(clear)).first()
         if token is not None and token.revoked_reason == REVOKED_BY_RESTORE and token.user.is_active:
-            raise AuthenticationFailed("This API token ended when NovaStack was restored from a backup; make a new one.")
+            raise AuthenticationFailed(
+                "This API token ended when NovaStack was restored from a backup; make a new one."
+            )
         if token is None or token.revoked_at is not None or not token.user.is_active:
             raise AuthenticationFailed("This API token is unknown or revoked.")
         if not token.is_valid:

@@ -113,6 +113,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "novastack.common.middleware.RequestIdMiddleware",
+    "novastack.common.middleware.ProbeMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "novastack.common.middleware.ApiSlashMiddleware",
@@ -266,7 +267,7 @@ ACCOUNT_FORMS = {"signup": "accounts.forms.SignupForm"}
 ACCOUNT_EMAIL_VERIFICATION: str = env(
     "ACCOUNT_EMAIL_VERIFICATION", default="mandatory" if NOVASTACK_HAS_SMTP else "none"
 )
-ACCOUNT_PASSWORD_RESET_TOKEN_GENERATOR = "accounts.reset_tokens.ResetTokenGenerator"
+ACCOUNT_PASSWORD_RESET_TOKEN_GENERATOR = "accounts.reset_tokens.ResetTokenGenerator"  # noqa: S105 - a path
 ACCOUNT_EMAIL_SUBJECT_PREFIX = "NovaStack: "
 ACCOUNT_SESSION_REMEMBER = None
 ACCOUNT_REAUTHENTICATION_REQUIRED = True

@@ -9,6 +9,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import render
 
 from novastack.common.errors import NotFound, PermissionDenied, Problem
+from novastack.common.health import healthz, readyz
 from novastack.common.logs import clean_request_id
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
@@ -28,6 +29,20 @@ class RequestIdMiddleware:
         response = self.get_response(request)
         response["X-Request-ID"] = request_id
         return response
+
+
+class ProbeMiddleware:
+    """`/healthz` and `/readyz` for whoever asks, whatever the Host: load balancers and container checks use addresses.
+
+    Stands before everything that looks at the Host; nothing in these answers depends on it. GET and HEAD only.
+    """
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        view = {"/healthz": healthz, "/readyz": readyz}.get(request.path_info)
+        return view(request) if view else self.get_response(request)
 
 
 class ApiSlashMiddleware:

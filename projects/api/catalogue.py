@@ -10,7 +10,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.api.organizations import REF, OrganizationScoped
-from accounts.permissions import Capability
+from accounts.permissions import Capability, principal_from
 from novastack.common.filters import Ordering, Search
 from novastack.common.openapi import problems
 from projects import registry
@@ -20,13 +20,13 @@ from projects.models import Plan, Region
 from projects.services import usage_of
 
 
-def _describe(engine: Engine, regions: list[Region]) -> dict[str, Any]:
+def _describe(engine: Engine, regions: list[Region], *, operator: bool) -> dict[str, Any]:
     offered = [region for region in regions if region.available]
     reachable = [region for region in offered if region.reachable]
     if reachable:
         reason = ""
     elif offered:
-        reason = offered[0].reason or "The runtime can't be reached now; projects wait for it."
+        reason = f"{offered[0].reason_for(operator=operator)} Projects wait for it."
     else:
         reason = "No region has a runtime yet."
     return {
@@ -54,7 +54,8 @@ class EngineListView(generics.GenericAPIView[Any]):
     def get(self, request: Request) -> Response:
         """Engines with their versions. `available`: a project would be made at once; else `reason`."""
         regions = list(Region.objects.all())
-        rows = [_describe(engine, regions) for _, engine in sorted(registry.engines().items())]
+        operator = principal_from(request).is_operator
+        rows = [_describe(engine, regions, operator=operator) for _, engine in sorted(registry.engines().items())]
         page = self.paginate_queryset(rows)  # type: ignore[arg-type]
         return self.get_paginated_response(page)
 

@@ -11,6 +11,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.reverse import reverse
 
+from accounts.permissions import principal_from
 from projects.models import (
     DesiredStatus,
     Health,
@@ -130,7 +131,7 @@ class RegionSerializer(serializers.ModelSerializer[Region]):
             return "No runtime is set up here yet."
         if not region.has_room:
             return f"{region.disk_problem[0].upper()}{region.disk_problem[1:]}."
-        return "" if region.reachable else region.reason or "The runtime can't be reached now."
+        return region.reason_for(operator=principal_from(self.context["request"]).is_operator)
 
 
 class PlanSerializer(serializers.ModelSerializer[Plan]):

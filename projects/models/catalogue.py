@@ -18,6 +18,9 @@ DISK_CLOSED_PERCENT = 90
 DISK_FENCED_PERCENT = 95
 
 
+UNREACHABLE = "The region's runtime can't be reached."  # all that tenants are told
+
+
 class Region(BaseModel):
     """Where servers may run: one endpoint of one runtime. `config` is the driver's own (base URL, root folder …)."""
 
@@ -53,6 +56,13 @@ class Region(BaseModel):
     @property
     def available(self) -> bool:
         return self.enabled and bool(self.runtime)
+
+    def reason_for(self, *, operator: bool) -> str:
+        """Why it can't be reached; empty while it can. The runtime's own words may name paths and addresses of the
+        host: only operators read them."""
+        if self.reachable:
+            return ""
+        return (operator and self.reason) or UNREACHABLE
 
     @property
     def disk_used_percent(self) -> float | None:

@@ -168,7 +168,9 @@ def _settle(restored: Restored, *, keep_tokens: bool) -> None:
         f"Restored from the control backup of {manifest['made_at'][:16]}Z. Look at it, then: manage.py read_only off"
     )
     install.save(update_fields=["read_only", "read_only_reason"])
-    Install.merge_notes(restored_at=moment.isoformat(), restored_from=manifest["made_at"])  # ends links to reset a password
+    Install.merge_notes(
+        restored_at=moment.isoformat(), restored_from=manifest["made_at"]
+    )  # ends links to reset a password
     RefreshFamily.objects.filter(revoked_at=None).update(revoked_at=moment, revoked_reason="control_restore")
     if not keep_tokens:
         restored.tokens_revoked, restored.invitations_revoked = revoke_after_restore()
@@ -180,5 +182,7 @@ def _settle(restored: Restored, *, keep_tokens: bool) -> None:
     # What was being made then may have been finished and filled since: no undo may destroy it (rule 7).
     Project.objects.filter(credentials_shown_at=None).update(credentials_shown_at=moment)
     ended = {"tokens_revoked": restored.tokens_revoked, "invitations_revoked": restored.invitations_revoked}
-    audit.record(None, "install.control_restore", data={"made_at": manifest["made_at"], "keep_tokens": keep_tokens, **ended})
+    audit.record(
+        None, "install.control_restore", data={"made_at": manifest["made_at"], "keep_tokens": keep_tokens, **ended}
+    )
     restored.live_operations = live.count()

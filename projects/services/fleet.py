@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from projects.operations import disks
 
 QUEUES = ("provisioning", "monitoring", "maintenance", "backups")
 ENGINES = ("postgresql", "mysql", "mariadb", "mongodb", "ferretdb")
-ILL = {ProjectStatus.UNHEALTHY, ProjectStatus.NOT_AVAILABLE, ProjectStatus.FAILED}
+ILL_SHARE = 0.1
 _BROKER_SECONDS = 5.0
 
 
@@ -99,16 +99,23 @@ def control_disk_problem() -> str:
 
 
 def _engines() -> dict[str, dict[str, Any]]:
-    """An engine without databases is healthy: nothing of it is ill."""
-    counts: dict[str, dict[str, int]] = defaultdict(dict)
-    for row in Project.objects.order_by().values("engine", "status").annotate(count=Count("id")):
-        counts[row["engine"]][row["status"]] = row["count"]
+    """An engine is degraded when a region with databases of it can't be reached, or when more than max(1, 10 %) of its
+    databases that should run don't. One database that is ill is its owner's trouble, not the install's; a provisioning
+    that failed was told to who asked for it. An engine without databases is healthy."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    kept = Project.objects.order_by().exclude(status=ProjectStatus.RECYCLED)
+    for row in kept.values("engine", "status", "region__reachable").annotate(count=Count("id")):
+        kinds = ("total", row["status"] if row["region__reachable"] else "away")
+        counts[row["engine"]].update(dict.fromkeys(kinds, row["count"]))
     answer = {}
     for engine in ENGINES:
-        ill = {status: n for status, n in counts[engine].items() if status in ILL}
-        total = sum(n for status, n in counts[engine].items() if status != ProjectStatus.RECYCLED)
-        detail = ", ".join(f"{n} {status}" for status, n in sorted(ill.items()))
-        answer[engine] = health.check(not ill, detail or (f"{total} databases" if total else "none"))
+        found = counts[engine]
+        ill = found[ProjectStatus.UNHEALTHY] + found[ProjectStatus.NOT_AVAILABLE]
+        run = found[ProjectStatus.RUNNING] + ill
+        told = {"in regions that can't be reached": found["away"], f"of {run} unhealthy": ill}
+        detail = ", ".join(f"{n} {what}" for what, n in told.items() if n)
+        ok = not found["away"] and ill <= max(1, run * ILL_SHARE)
+        answer[engine] = health.check(ok, detail or (f"{found['total']} databases" if found["total"] else "none"))
     return answer
 
 

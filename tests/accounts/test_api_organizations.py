@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from accounts.models import ApiToken, AuditEvent, Invitation, Membership, Organization
 from accounts.permissions import Principal
@@ -319,3 +320,37 @@ def test_other_organizations_events_stay_theirs(team: Team) -> None:
     OrganizationFactory()
     record(Principal.of(team.charlie), "project.created", organization=team.elsewhere, target="hidden")
     assert "hidden" not in api_client(team.alice).get(f"{URL}acme/audit-events/").content.decode()
+
+
+class TestOrdering:
+    LISTS = [
+        "/api/v1/organizations/", "/api/v1/organizations/acme/members/", "/api/v1/organizations/acme/invitations/",
+        "/api/v1/organizations/acme/audit-events/", "/api/v1/auth/tokens/",
+    ]  # fmt: skip
+
+    @pytest.mark.parametrize("path", LISTS)
+    @pytest.mark.parametrize("asked", ["nonsense", "-password", "created_at,nonsense", "created_at,-created_at"])
+    def test_what_is_not_known_is_named(self, team: Team, path: str, asked: str) -> None:
+        response = api_client(team.alice).get(path, {"ordering": asked})
+        assert (response.status_code, response.json()["errors"][0]["field"]) == (400, "ordering")
+
+    def test_equals_are_ordered_by_id(self, team: Team) -> None:
+        moment = now()
+        for number in range(6):
+            member_invite(principal=Principal.of(team.alice), organization=team.organization, email=f"p{number}@x.test")
+        Invitation.objects.update(created_at=moment, expires_at=moment + timedelta(days=1))
+        ids = sorted(str(pk) for pk in Invitation.objects.values_list("pk", flat=True))
+        for asked, expected in (("expires_at", ids), ("-expires_at", ids[::-1]), ("", ids[::-1])):
+            with CaptureQueriesContext(connection) as queries:
+                found = api_client(team.alice).get(self.LISTS[2], {"ordering": asked}).json()["results"]
+            assert [row["id"] for row in found] == expected
+            assert any('"id" ' in q["sql"].partition("ORDER BY")[2] for q in queries.captured_queries)
+
+    @pytest.mark.parametrize("model", [Membership, Invitation, ApiToken])
+    def test_the_default_order_is_an_index_s(self, team: Team, model: Any) -> None:
+        owner = {"user": team.alice} if model is ApiToken else {"organization": team.organization}
+        with connection.cursor() as cursor:
+            for name in ("seqscan", "bitmapscan", "sort", "incremental_sort"):
+                cursor.execute(f"SET LOCAL enable_{name} = off")
+        plan = model.objects.filter(**owner).order_by(*model._meta.ordering).explain()
+        assert "Index" in plan and "Sort" not in plan

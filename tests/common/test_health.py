@@ -12,9 +12,9 @@ from django.test import Client
 from novastack.common import health
 from novastack.common.clock import now
 from novastack.common.models import Heartbeat
-from projects.models import Region
+from projects.models import Project, Region
 from projects.services import fleet
-from tests.factories import UserFactory, api_client
+from tests.factories import PlanFactory, UserFactory, api_client, make_team
 
 pytestmark = pytest.mark.django_db
 NAMES = {"api", "database", "broker", "worker", "beat", "runtime", "storage",
@@ -39,6 +39,17 @@ def test_healthz_asks_nobody(client: Client, django_assert_num_queries: Any) -> 
     with django_assert_num_queries(0):
         assert client.get("/healthz").status_code == 200
     assert client.post("/healthz").status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_probes_answer_whatever_the_host(client: Client, settings: Any, path: str) -> None:
+    """Load balancers and container checks ask by address; everything else keeps to ALLOWED_HOSTS."""
+    settings.ALLOWED_HOSTS = ["dbs.example.test"]
+    assert client.get(path, headers={"Host": "10.1.2.3:8000"}).status_code == 200
+    assert client.head(path, headers={"Host": "not a host"}).status_code == 200
+    assert client.post(path, headers={"Host": "10.1.2.3:8000"}).status_code == 405
+    for other in ("/", f"{path}/", "/metrics", "/api/v1/health/"):
+        assert client.get(other, headers={"Host": "10.1.2.3:8000"}).status_code == 400, other
 
 
 def test_readyz_names_what_is_missing(client: Client, monkeypatch: Any) -> None:
@@ -86,6 +97,32 @@ class TestApi:
         body = operator_client().get("/api/v1/health/").json()
         assert body["status"] == body["checks"][part]["status"] == "degraded"
         assert body["checks"][part]["detail"]
+
+    @pytest.mark.parametrize(
+        ("running", "others", "away", "expected"),
+        [
+            (0, {"failed": 3}, False, "healthy"),
+            (5, {"unhealthy": 1, "failed": 5}, False, "healthy"),
+            (5, {"unhealthy": 2}, False, "degraded"),
+            (28, {"unhealthy": 3}, False, "healthy"),
+            (27, {"unhealthy": 2, "not_available": 2}, False, "degraded"),
+            (1, {"recycled": 1}, False, "healthy"),
+            (1, {}, True, "degraded"),
+            (0, {"recycled": 1}, True, "healthy"),
+        ],
+    )
+    def test_an_engine_is_judged_by_its_fleet(
+        self, running: int, others: dict[str, int], away: bool, expected: str
+    ) -> None:
+        region = Region.objects.get(slug="here")
+        common = {"organization": make_team().organization, "region": region, "plan": PlanFactory(), "engine": "postgresql",
+                  "version": "17", "memory_bytes": 1, "cpus": 1, "storage_bytes": 1}  # fmt: skip
+        for status, count in {"running": running, **others}.items():
+            for number in range(count):
+                name = f"{status}-{number}".replace("_", "-")
+                Project.objects.create(name=name, slug=name, status=status, **common)
+        Region.objects.filter(slug="here").update(reachable=not away)
+        assert operator_client().get("/api/v1/health/").json()["checks"]["postgresql"]["status"] == expected
 
     def test_a_broker_that_is_away(self, monkeypatch: Any) -> None:
         def refuse() -> None:

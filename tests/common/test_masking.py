@@ -45,7 +45,8 @@ def test_no_link_keeps_its_secret(link: str) -> None:
 def test_what_is_no_secret_stays() -> None:
     pk = "01980000-0000-7000-8000-0000000000aa"
     for line in (f"DELETE /api/v1/organizations/acme/invitations/{pk}/", "POST /api/v1/invitations/accept/",
-                 f"POST /members/invitations/{pk}/withdraw/", "/projects/?search=orders&page=2", "/accounts/password/reset/"):  # fmt: skip
+                 f"POST /members/invitations/{pk}/withdraw/", "/projects/?search=orders&page=2",
+                 "/accounts/password/reset/"):  # fmt: skip
         assert mask_paths(line) == line
     assert mask_paths('"GET /invitations/abc/ HTTP/1.1" 200') == '"GET /invitations/[masked]/ HTTP/1.1" 200'
     assert mask_paths("/x?a=1&token=abc&b=2") == "/x?a=1&token=[masked]&b=2"
@@ -72,7 +73,9 @@ def test_every_route_with_a_secret_in_it_is_masked() -> None:
     secret = [path for path, parts in routes(get_resolver()) if parts - NAMES]
     assert len(secret) >= 3
     for path in secret:
-        filled = re.sub(r"\(\?P<\w+>(?:\[[^\]]*\]|\.)\+\)|<(?:\w+:)?\w+>", SECRET, path).replace("^", "").replace("$", "")
+        filled = (
+            re.sub(r"\(\?P<\w+>(?:\[[^\]]*\]|\.)\+\)|<(?:\w+:)?\w+>", SECRET, path).replace("^", "").replace("$", "")
+        )
         assert SECRET in filled
         assert SECRET not in mask_paths(f"/{filled}"), path
 
@@ -99,7 +102,10 @@ def production_command(port: int) -> list[str]:
     """gunicorn as the image starts it, in front of the standard library's demo application."""
     text = (ROOT / "Dockerfile").read_text()
     command: list[str] = json.loads(re.sub(r"\\\n", "", text[text.rindex("CMD [") + 4 :]))
-    swapped = {"novastack.wsgi:application": "wsgiref.simple_server:demo_app", "--bind=0.0.0.0:8000": f"--bind=127.0.0.1:{port}"}  # fmt: skip
+    swapped = {
+        "novastack.wsgi:application": "wsgiref.simple_server:demo_app",
+        "--bind=0.0.0.0:8000": f"--bind=127.0.0.1:{port}",
+    }
     assert swapped.keys() <= set(command)
     return [sys.executable, "-m", *(swapped.get(part, part) for part in command)]
 

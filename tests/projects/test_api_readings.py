@@ -14,7 +14,7 @@ from projects import domain
 from projects.models import MetricSample, Project, Region
 from projects.operations import wiring
 from projects.services import readings as readings_service
-from tests.factories import RegionFactory, Team, api_client, make_catalogue, make_project, make_token
+from tests.factories import RegionFactory, Team, UserFactory, api_client, make_catalogue, make_project, make_token
 
 
 @pytest.fixture
@@ -209,11 +209,21 @@ class TestCatalogue:
 
     def test_an_unreachable_region_says_so(self, bob: APIClient) -> None:
         make_catalogue()
-        Region.objects.update(reachable=False, reason="Docker does not answer")
+        Region.objects.update(reachable=False, reason="/run/docker.sock: refused")
         engine = bob.get("/api/v1/engines/").json()["results"][0]
-        assert engine["available"] is False and engine["reason"] == "Docker does not answer"
+        assert engine["available"] is False
+        assert engine["reason"] == "The region's runtime can't be reached. Projects wait for it."
         region = bob.get("/api/v1/regions/").json()["results"][0]
-        assert region["available"] is True and region["reachable"] is False and region["reason"]
+        assert (region["available"], region["reachable"]) == (True, False)
+        assert region["reason"] == "The region's runtime can't be reached."
+
+    @pytest.mark.django_db
+    def test_operators_read_why(self) -> None:
+        make_catalogue()
+        Region.objects.update(reachable=False, reason="/run/docker.sock: refused")
+        operator = api_client(UserFactory(is_staff=True))
+        assert "docker.sock" in operator.get("/api/v1/engines/").json()["results"][0]["reason"]
+        assert "docker.sock" in operator.get("/api/v1/regions/").json()["results"][0]["reason"]
 
     def test_regions_and_plans(self, bob: APIClient) -> None:
         make_catalogue()
