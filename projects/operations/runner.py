@@ -15,6 +15,7 @@ from django.db import connection, transaction
 from novastack.common.clock import DatabaseNow, now
 from projects import domain
 from projects.models import OnGiveUp, Operation, OperationState, OperationStep, Project, StepState
+from projects.models.catalogue import UNREACHABLE
 from projects.operations import base, leases, locks, status
 from projects.operations.base import CancelRequested, Definition, LeaseLost, Step, StepFailed, Wait
 from projects.operations.context import Context
@@ -26,7 +27,6 @@ DONE = {StepState.SUCCEEDED, StepState.SKIPPED}
 SERVER_LOST = {"server_exited", "server_not_ready"}
 MAX_RESTARTS = 2  # of a server that went away under one step
 MAX_COUNT = 30_000  # a small integer's column; what rolls forward may try for months
-UNREACHABLE = "The runtime can't be reached."
 
 
 def worker_name() -> str:
@@ -148,7 +148,9 @@ class _Run:
     def _unreachable(self, row: OperationStep, context: Context, error: Exception) -> None:
         """Rule 4: no attempt is used, nothing is undone, the project shows `not_available` at once."""
         reason = str(error)[:500] or UNREACHABLE
-        self._wait(row, Wait(reason, seconds=5))
+        if row.detail != UNREACHABLE:
+            log.warning("runtime unreachable", step=row.name, error=reason)
+        self._wait(row, Wait(UNREACHABLE, seconds=5))
         self._outage(context, reason)
 
     def _outage(self, context: Context, reason: str) -> None:
@@ -259,7 +261,8 @@ class _Run:
         try:
             step.undo(context)
         except (Wait, domain.RuntimeUnreachable) as error:
-            reason = f"Undo of “{row.title}” waits: {error}"[:500]
+            away = isinstance(error, domain.RuntimeUnreachable)
+            reason = f"Undo of “{row.title}” waits: {UNREACHABLE if away else error}"[:500]
             with transaction.atomic():
                 if row.data.get("_undo_waits") != reason:  # said once, not every five seconds for a week
                     row.data = {**row.data, "_undo_waits": reason}
@@ -267,7 +270,7 @@ class _Run:
                 row.state = StepState.WAITING
                 self._save_row(row)
                 self._release(getattr(error, "seconds", 5))
-            if isinstance(error, domain.RuntimeUnreachable):
+            if away:
                 self._outage(context, str(error) or UNREACHABLE)
             return False
         except (LeaseLost, DatabaseError):

@@ -22,6 +22,7 @@ from projects.models import (
     ProjectStatus,
     Region,
 )
+from projects.models.catalogue import UNREACHABLE
 from projects.operations import base
 
 log = structlog.get_logger(__name__)
@@ -39,7 +40,6 @@ class Facts:
     desired: str
     recycled: bool
     region_reachable: bool
-    region_reason: str
     operation_kind: str | None  # the live operation that holds the project, if any
     operation_while: str | None
     failure: dict[str, Any] | None
@@ -57,7 +57,7 @@ def derive(facts: Facts) -> tuple[str, str]:
     if facts.desired in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}:
         return ProjectStatus.DELETING, _why_not_deleted(facts)
     if not facts.region_reachable:
-        return ProjectStatus.NOT_AVAILABLE, facts.region_reason
+        return ProjectStatus.NOT_AVAILABLE, UNREACHABLE
     if facts.operation_kind is not None and facts.operation_while:
         return facts.operation_while, ""
     if facts.failure:
@@ -69,7 +69,7 @@ def derive(facts: Facts) -> tuple[str, str]:
 
 def _why_not_deleted(facts: Facts) -> str:
     if not facts.region_reachable:
-        return facts.region_reason
+        return UNREACHABLE
     if facts.failure and facts.operation_kind is None:
         return str(facts.failure.get("detail", ""))
     return ""
@@ -77,7 +77,7 @@ def _why_not_deleted(facts: Facts) -> str:
 
 def _observed(facts: Facts) -> tuple[str, str]:
     if facts.observed == ObservedState.UNREACHABLE:
-        return ProjectStatus.NOT_AVAILABLE, facts.observed_detail
+        return ProjectStatus.NOT_AVAILABLE, UNREACHABLE
     if facts.observed == ObservedState.RUNNING:
         if facts.desired == DesiredStatus.STOPPED:
             return ProjectStatus.STOPPING, "The server still runs."
@@ -166,7 +166,6 @@ def _facts(project: Project, server: DatabaseServer | None, operation: Operation
         desired=project.desired_status,
         recycled=project.recycled_at is not None,
         region_reachable=project.region.reachable,
-        region_reason=project.region.reason,
         operation_kind=kind,
         operation_while=_while(operation),
         failure=project.failure,

@@ -9,6 +9,7 @@ import pytest
 from novastack.common.clock import DatabaseNow, now
 from projects import domain
 from projects.models import OnGiveUp, Operation, OperationLock, OperationStep, Project, Region
+from projects.models.catalogue import UNREACHABLE
 from projects.operations import base, leases, runner
 from projects.operations.base import LeaseLost, RetryPolicy, Step, StepFailed, Wait
 from projects.services import project_delete
@@ -175,8 +176,9 @@ def test_an_unreachable_runtime_uses_no_attempt_and_shows_at_once(idle, kind, no
     region = Region.objects.get(pk=idle.region_id)
     assert (region.reachable, region.reason) == (False, "Docker does not answer.")
     other.refresh_from_db()
-    assert (other.status, other.status_detail) == ("not_available", "Docker does not answer.")
+    assert (other.status, other.status_detail) == ("not_available", UNREACHABLE)
     assert states(operation) == {"one": "waiting"}
+    assert operation.steps.get().detail == UNREACHABLE, "the runtime's own words are the operators'"
     assert drive(operation).state == "succeeded"
     assert operation.steps.get().attempt == 1
     assert "un-one" not in notes
@@ -198,6 +200,7 @@ def test_unreachable_while_undoing_waits_and_says_it_once(idle, kind, notes):
     assert operation.state == "failed"
     assert operation.error["code"] == "broken"
     assert operation.events.filter(message__contains="waits").count() == 1
+    assert not operation.events.filter(message__contains="Docker").exists()
 
 
 def test_cancel_undoes_and_ends_cancelled(idle, kind, notes):

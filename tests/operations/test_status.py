@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from projects.models import DatabaseServer, DesiredStatus, Health, ObservedState, Project, ProjectStatus, Region
+from projects.models.catalogue import UNREACHABLE
 from projects.operations import status
 from projects.operations.status import Facts, derive
 
 WELL = Facts(
-    desired="running", recycled=False, region_reachable=True, region_reason="", operation_kind=None,
+    desired="running", recycled=False, region_reachable=True, operation_kind=None,
     operation_while=None, failure=None, ready=True, observed="running", observed_detail="", health="healthy",
     health_detail="",
 )  # fmt: skip
@@ -30,7 +31,7 @@ FAILURE = {"code": "x", "detail": "It broke."}
         ({"observed": "stopped", "observed_detail": "Killed: out of memory."}, "unhealthy", "Killed: out of memory."),
         ({"observed": "absent"}, "unhealthy", "The server was seen stopped; it is started again."),
         ({"observed": "starting"}, "starting", ""),
-        ({"observed": "unreachable", "observed_detail": "Gone."}, "not_available", "Gone."),
+        ({"observed": "unreachable", "observed_detail": "Gone."}, "not_available", UNREACHABLE),
         ({"observed": "stopped", "desired": "stopped"}, "stopped", ""),
         ({"observed": "absent", "desired": "stopped"}, "stopped", ""),
         ({"observed": "running", "desired": "stopped"}, "stopping", "The server still runs."),
@@ -39,10 +40,10 @@ FAILURE = {"code": "x", "detail": "It broke."}
         ({"ready": False}, "queued", ""),
         ({"ready": False, "operation_kind": "provision", "operation_while": "provisioning"}, "provisioning", ""),
         ({"operation_kind": "rotate_password", "operation_while": None}, "running", ""),
-        ({"region_reachable": False, "region_reason": "No Docker.", **AT_WORK}, "not_available", "No Docker."),
-        ({"region_reachable": False, "failure": FAILURE}, "not_available", ""),
+        ({"region_reachable": False, **AT_WORK}, "not_available", UNREACHABLE),
+        ({"region_reachable": False, "failure": FAILURE}, "not_available", UNREACHABLE),
         ({"desired": "recycled", "operation_kind": "delete"}, "deleting", ""),
-        ({"desired": "recycled", "region_reachable": False, "region_reason": "No Docker."}, "deleting", "No Docker."),
+        ({"desired": "recycled", "region_reachable": False}, "deleting", UNREACHABLE),
         ({"desired": "recycled", "failure": FAILURE}, "deleting", "It broke."),
         ({"desired": "recycled", "recycled": True}, "recycled", ""),
         ({"desired": "recycled", "recycled": True, "region_reachable": False}, "recycled", ""),
@@ -57,7 +58,7 @@ def test_the_table(changes, expected, detail):
 facts = st.builds(
     Facts,
     desired=st.sampled_from(DesiredStatus.values), recycled=st.booleans(), region_reachable=st.booleans(),
-    region_reason=st.sampled_from(["", "No Docker."]), operation_kind=st.sampled_from([None, "start", "restore"]),
+    operation_kind=st.sampled_from([None, "start", "restore"]),
     operation_while=st.sampled_from([None, "starting", "restoring", "moving", "upgrading"]),
     failure=st.sampled_from([None, FAILURE]), ready=st.booleans(), observed=st.sampled_from(ObservedState.values),
     observed_detail=st.text(max_size=5), health=st.sampled_from(Health.values), health_detail=st.text(max_size=5),
@@ -106,9 +107,9 @@ def test_refresh_is_a_constant_number_of_queries(team, idle, django_assert_max_n
 
 def test_a_region_that_comes_and_goes_takes_its_projects_along(idle):
     region = Region.objects.get(pk=idle.region_id)
-    status.set_reachable(region, False, "No Docker.")
+    status.set_reachable(region, False, UNREACHABLE)
     idle.refresh_from_db()
-    assert (idle.status, idle.status_detail) == ("not_available", "No Docker.")
+    assert (idle.status, idle.status_detail) == ("not_available", UNREACHABLE)
     status.set_reachable(region, True, "")
     idle.refresh_from_db()
     assert idle.status == "not_available", "what was seen before the outage says nothing: it must be seen again"
@@ -120,7 +121,7 @@ def test_a_region_takes_many_projects_along_in_few_statements(team, idle, django
     projects = [make_project(team.alice, team.organization, name=f"P{n}") for n in range(12)]
     region = Region.objects.get(pk=idle.region_id)
     with django_assert_max_num_queries(12):
-        status.set_reachable(region, False, "No Docker.")
+        status.set_reachable(region, False, UNREACHABLE)
     assert Project.objects.filter(status="not_available").count() == len(projects) + 1
 
 
