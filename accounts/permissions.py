@@ -30,6 +30,7 @@ class Capability(StrEnum):
     AUDIT_VIEW = "audit_view"
     TOKEN_MANAGE = "token_manage"  # noqa: S105  (tokens limited to this organization)
     PROJECT_VIEW = "project_view"
+    PROJECT_LOGS = "project_logs"  # a failed statement may be in there, with the tenants' data
     PROJECT_CREATE = "project_create"
     PROJECT_CHANGE = "project_change"  # rename, labels, limits, protection
     PROJECT_ACT = "project_act"  # start, stop, restart, rotate, retry, cancel
@@ -41,7 +42,7 @@ class Capability(StrEnum):
 C = Capability
 _VIEWER = frozenset({C.ORG_VIEW, C.MEMBER_VIEW, C.PROJECT_VIEW, C.TOKEN_MANAGE})
 _MEMBER = _VIEWER | {
-    C.AUDIT_VIEW, C.CONNECT, C.PROJECT_CREATE, C.PROJECT_CHANGE, C.PROJECT_ACT, C.PROJECT_DELETE,
+    C.AUDIT_VIEW, C.CONNECT, C.PROJECT_LOGS, C.PROJECT_CREATE, C.PROJECT_CHANGE, C.PROJECT_ACT, C.PROJECT_DELETE,
 }  # fmt: skip
 _ADMIN = _MEMBER | {C.PROJECT_PURGE, C.MEMBER_MANAGE, C.ORG_CHANGE}
 _OWNER = _ADMIN | {C.ORG_DELETE}
@@ -53,7 +54,7 @@ ROLE_CAPABILITIES: Mapping[str, frozenset[Capability]] = {
     Role.VIEWER: _VIEWER,
 }
 
-_READ = frozenset({C.ORG_VIEW, C.MEMBER_VIEW, C.PROJECT_VIEW, C.AUDIT_VIEW})
+_READ = frozenset({C.ORG_VIEW, C.MEMBER_VIEW, C.PROJECT_VIEW, C.PROJECT_LOGS, C.AUDIT_VIEW})
 SCOPE_CAPABILITIES: Mapping[str, frozenset[Capability]] = {
     Scope.READ: _READ,
     Scope.WRITE: _READ | {C.PROJECT_CREATE, C.PROJECT_CHANGE, C.PROJECT_ACT, C.PROJECT_DELETE, C.PROJECT_PURGE},

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import filesizeformat
+from django.template.response import TemplateResponse
 
 from accounts.admin import ReadOnlyAdmin
 from accounts.models import User
@@ -35,7 +36,14 @@ from projects.models import (
     Project,
     Region,
 )
-from projects.services import operation_cancel, operation_retry, project_action, project_delete
+from projects.services import (
+    operation_cancel,
+    operation_retry,
+    project_action,
+    project_delete,
+    project_forget,
+    region_declare_gone,
+)
 
 
 def operator_of(request: HttpRequest) -> OperatorPrincipal:
@@ -44,7 +52,8 @@ def operator_of(request: HttpRequest) -> OperatorPrincipal:
     return OperatorPrincipal(user=request.user, ip=client_ip(request), request_id=getattr(request, "request_id", ""))
 
 
-def act_on(request: HttpRequest, rows: QuerySet[Any], act: Callable[[OperatorPrincipal, Any], Any], done: str) -> None:
+def act_on(request: HttpRequest, rows: QuerySet[Any], act: Callable[[OperatorPrincipal, Any], Any], done: str,
+           see: str = " See Operations.") -> None:  # fmt: skip
     """One after the other; a refusal of one is said and does not stop the others."""
     operator, made = operator_of(request), 0
     for row in rows:
@@ -55,7 +64,7 @@ def act_on(request: HttpRequest, rows: QuerySet[Any], act: Callable[[OperatorPri
         else:
             made += 1
     if made:
-        messages.success(request, f"{done}: {made}. See Operations.")
+        messages.success(request, f"{done}: {made}.{see}")
 
 
 class CatalogueAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
@@ -67,11 +76,21 @@ class CatalogueAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 @admin.register(Region)
 class RegionAdmin(CatalogueAdmin):
     list_display = ["name", "slug", "runtime", "enabled", "reconcile", "reachable", "reason", "disk_used",
-                    "observed_at"]  # fmt: skip
-    list_filter = ["runtime", "enabled", "reachable", "reconcile"]
+                    "observed_at", "gone_at"]  # fmt: skip
+    list_filter = ["runtime", "enabled", "reachable", "reconcile", ("gone_at", admin.EmptyFieldListFilter)]
     search_fields = ["name", "slug"]
     date_hierarchy = "created_at"
-    readonly_fields = [*CatalogueAdmin.readonly_fields, "reachable", "reason", "observed_at", "disk"]
+    readonly_fields = [*CatalogueAdmin.readonly_fields, "reachable", "reason", "observed_at", "unreachable_since",
+                       "gone_at", "disk"]  # fmt: skip
+    actions = ["declare_gone", "not_gone"]
+
+    @admin.action(description="Declare gone: its runtime will not come back")
+    def declare_gone(self, request: HttpRequest, rows: QuerySet[Region]) -> None:
+        act_on(request, rows, lambda who, row: region_declare_gone(principal=who, region=row, gone=True), "Gone", "")
+
+    @admin.action(description="Not gone after all")
+    def not_gone(self, request: HttpRequest, rows: QuerySet[Region]) -> None:
+        act_on(request, rows, lambda who, row: region_declare_gone(principal=who, region=row, gone=False), "Back", "")
 
     @admin.display(description="disk")
     def disk_used(self, region: Region) -> str:
@@ -128,6 +147,22 @@ def project_acts(action: str, title: str) -> Callable[[Any, HttpRequest, QuerySe
     return run
 
 
+@admin.action(description="Forget without its runtime…")
+def forget(model_admin: Any, request: HttpRequest, rows: QuerySet[Any]) -> HttpResponse | None:
+    """Asks for the slug of each first; then removes their rows. Nothing is done to a runtime."""
+    projects = list(rows.select_related("organization", "region"))
+    if "confirmed" not in request.POST:
+        context = {**model_admin.admin_site.each_context(request), "opts": model_admin.model._meta,
+                   "title": "Forget without the runtime", "projects": projects}  # fmt: skip
+        return TemplateResponse(request, "projects/admin_forget.html", context)
+    act_on(
+        request, rows.select_related("organization", "region"),
+        lambda who, row: project_forget(principal=who, project=row, confirm=request.POST.get(f"confirm-{row.pk}", "")),
+        "Forgotten; no data was deleted", " See Orphans for what may still exist.",
+    )  # fmt: skip
+    return None
+
+
 @admin.register(Project)
 class ProjectAdmin(ReadOnlyAdmin):
     list_display = ["name", "organization", "engine", "version", "status", "desired_status", "health", "region", "plan",
@@ -152,8 +187,8 @@ class ProjectAdmin(ReadOnlyAdmin):
     readonly_fields = [
         "id", "slug", "status", "status_detail", "failure", "generation", "ready_at", "credentials_shown_at",
         "purging_at", "recycled_at", "recycle_until", "health", "health_detail", "health_checked_at", "size_bytes",
-        "connections", "connections_limit", "write_fence", "write_fenced_at", "write_fence_applied", "created_at",
-        "updated_at",
+        "connections", "connections_limit", "stats_at", "write_fence", "write_fenced_at", "write_fence_applied",
+        "created_at", "updated_at",
     ]  # fmt: skip
     actions = [
         project_acts("start", "Start"),
@@ -163,6 +198,7 @@ class ProjectAdmin(ReadOnlyAdmin):
         project_acts("retry", "Retry what failed"),
         project_acts("delete", "Delete into the recycle bin"),
         project_acts("undelete", "Undelete"),
+        forget,
     ]
 
     @admin.display(ordering="size_bytes")
@@ -267,7 +303,7 @@ class DatabaseRoleAdmin(ReadOnlyAdmin):
 class DataTombstoneAdmin(ReadOnlyAdmin):
     """Data that was given up; the janitor deletes it when due."""
 
-    list_display = ["__str__", "region", "project_name", "reason", "due_at", "deleted_at", "last_error"]
+    list_display = ["__str__", "region", "project_name", "reason", "due_at", "deleted_at", "forgotten_at", "last_error"]
     list_filter = ["region", "reason", ("deleted_at", admin.EmptyFieldListFilter)]
     list_select_related = ["region"]
     search_fields = ["server_uuid", "project_uuid", "project_name"]
@@ -278,8 +314,9 @@ class DataTombstoneAdmin(ReadOnlyAdmin):
 class OrphanAdmin(ReadOnlyAdmin):
     """What exists in a runtime and is not known here. Reported, never touched."""
 
-    list_display = ["name", "kind", "region", "first_seen_at", "resolved_at"]
-    list_filter = ["kind", "region", ("resolved_at", admin.EmptyFieldListFilter)]
+    list_display = ["name", "kind", "region", "first_seen_at", "forgotten_at", "resolved_at", "note"]
+    list_filter = ["kind", "region", ("resolved_at", admin.EmptyFieldListFilter),
+                   ("forgotten_at", admin.EmptyFieldListFilter)]  # fmt: skip
     list_select_related = ["region"]
     search_fields = ["name"]
     date_hierarchy = "first_seen_at"

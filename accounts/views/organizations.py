@@ -31,7 +31,8 @@ from novastack.common.errors import NotFound, PermissionDenied, Problem
 
 # What each role may do, for people. `accounts.permissions` is the truth; a test compares the two.
 CAPABILITY_ROWS: tuple[tuple[str, tuple[Capability, ...]], ...] = (
-    ("See projects, status, logs", (Capability.PROJECT_VIEW,)),
+    ("See projects and their status", (Capability.PROJECT_VIEW,)),
+    ("Read logs", (Capability.PROJECT_LOGS,)),
     (
         "Create, change, start, stop, rotate",
         (Capability.PROJECT_CREATE, Capability.PROJECT_CHANGE, Capability.PROJECT_ACT),

@@ -111,11 +111,12 @@ class LogsView(DetailView):
     @extend_schema(
         operation_id="projects_logs",
         parameters=[OpenApiParameter("tail", int, default=200, description=f"Lines, 1 to {LOG_LINES_MAX}.")],
-        responses={200: LogsOutput, **problems(400, 404, 409, 503)},
+        responses={200: LogsOutput, **problems(400, 403, 404, 409, 503)},
     )
     def get(self, request: Request, pk: UUID) -> Response:
-        """The server's last log lines, live: 503 when its runtime can't be reached now."""
-        project = self.project()
+        """The server's last log lines, live: 503 when its runtime can't be reached now. Failed statements stand there with
+        their data: not for viewers."""
+        project = self.project(Capability.PROJECT_LOGS)
         tail = whole_number(request, "tail", default=200, least=1, most=LOG_LINES_MAX)
         lines = logs_read(principal=self.principal, project=project, tail=tail)
         return SecretResponse({"next": None, "previous": None, "results": [{"message": line} for line in lines]})

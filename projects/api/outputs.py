@@ -176,6 +176,9 @@ class ServerOutput(serializers.Serializer[Any]):
     connections = serializers.IntegerField(allow_null=True)
     connections_limit = serializers.IntegerField(allow_null=True)
     size_bytes = serializers.IntegerField(allow_null=True)
+    measured_at = serializers.DateTimeField(
+        allow_null=True, help_text="The last reading. CPU, memory and connections are null when it is not of now."
+    )
 
 
 class StatusOutput(serializers.Serializer[Any]):

@@ -59,6 +59,7 @@ class ProjectListView(ProjectScoped, generics.ListAPIView[Project]):
     filter_backends = FILTERS
     filterset_class = ProjectFilter
     search_fields: ClassVar[list[str]] = ["name", "slug", "description"]
+    search_column = "search_text"  # of these fields
     ordering_fields: ClassVar[list[str]] = [
         "created_at", "updated_at", "name", "status", "engine", "size_bytes", "recycle_until",
     ]  # fmt: skip

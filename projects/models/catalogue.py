@@ -39,6 +39,10 @@ class Region(BaseModel):
     reachable = models.BooleanField(default=True, editable=False)
     reason = models.CharField(max_length=500, blank=True, editable=False)
     observed_at = models.DateTimeField(null=True, editable=False)
+    unreachable_since = models.DateTimeField(null=True, editable=False)
+    gone_at = models.DateTimeField(
+        null=True, editable=False, help_text="An operator has declared that this runtime will not come back."
+    )
     disk = models.JSONField(default=dict, blank=True, editable=False)
 
     class Meta:
@@ -55,7 +59,7 @@ class Region(BaseModel):
 
     @property
     def available(self) -> bool:
-        return self.enabled and bool(self.runtime)
+        return self.enabled and bool(self.runtime) and self.gone_at is None
 
     def reason_for(self, *, operator: bool) -> str:
         """Why it can't be reached; empty while it can. The runtime's own words may name paths and addresses of the

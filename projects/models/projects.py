@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Q
+from django.db.models import Q, Value
+from django.db.models.functions import Concat, Lower
 
 from novastack.common.models import BaseModel
 from projects.models.catalogue import Plan, Region
@@ -23,6 +24,10 @@ class Project(BaseModel):
     name = models.CharField(max_length=63)
     slug = models.SlugField(max_length=63, editable=False, help_text="Immutable; typed to confirm.")
     description = models.CharField(max_length=500, blank=True)
+    search_text = models.GeneratedField(  # one comparison a row instead of three, each with a change of case
+        expression=Lower(Concat("name", Value(" "), "slug", Value(" "), "description", output_field=models.TextField())),
+        output_field=models.TextField(), db_persist=True, editable=False,
+    )  # fmt: skip
     labels = models.JSONField(default=dict, blank=True)
     engine = models.CharField(max_length=16)
     version = models.CharField(max_length=16)
@@ -62,6 +67,7 @@ class Project(BaseModel):
     )
     write_fenced_at = models.DateTimeField(null=True, editable=False)
     write_fence_applied = models.BooleanField(default=False, editable=False, help_text="The engine was told so.")
+    stats_at = models.DateTimeField(null=True, editable=False, help_text="When size and connections were last read.")
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
@@ -72,7 +78,7 @@ class Project(BaseModel):
         ordering = ["-created_at", "-id"]
         constraints = [
             models.UniqueConstraint(
-                models.functions.Lower("name"),
+                Lower("name"),
                 "organization",
                 condition=Q(recycled_at=None),
                 name="project_name_unique",
@@ -87,6 +93,7 @@ class Project(BaseModel):
         indexes = [
             models.Index(fields=["organization", "-created_at", "-id"], name="project_org_created"),
             models.Index(fields=["organization", "status"], name="project_org_status"),
+            models.Index(fields=["organization", "name", "id"], name="project_org_name"),
             models.Index(fields=["region"], name="project_region_live", condition=Q(recycled_at=None)),
             models.Index(fields=["recycle_until"], name="project_bin", condition=Q(recycled_at__isnull=False)),
             models.Index(fields=["health_checked_at"], name="project_health_due"),

@@ -153,6 +153,9 @@ class DataTombstone(BaseModel):
     due_at = models.DateTimeField()
     deleted_at = models.DateTimeField(null=True)
     last_error = models.CharField(max_length=500, blank=True)
+    forgotten_at = models.DateTimeField(
+        null=True, help_text="Its runtime was given up: from then on the data is an orphan, and the janitor's no more."
+    )
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["server_uuid", "incarnation"], name="tombstone_once")]
@@ -170,13 +173,16 @@ class DataTombstone(BaseModel):
 
 
 class Orphan(BaseModel):
-    """Something that exists in a runtime and is not known here. Reported, never touched (rule 11)."""
+    """Something that exists in a runtime and is not known here, or that may exist in one that was given up (`forgotten_at`
+    with a `note`). Reported, never touched (rule 11)."""
 
     region = models.ForeignKey(Region, on_delete=models.CASCADE, related_name="orphans")
     name = models.CharField(max_length=255)
     kind = models.CharField(max_length=16, default="server")
     first_seen_at = models.DateTimeField(auto_now_add=True)
     resolved_at = models.DateTimeField(null=True)
+    forgotten_at = models.DateTimeField(null=True)
+    note = models.CharField(max_length=500, blank=True)
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["region", "kind", "name"], name="orphan_once")]

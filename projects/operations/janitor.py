@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import structlog
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 
 from accounts.services import audit
 from accounts.services import clean_up as accounts_clean_up
@@ -36,7 +36,7 @@ def delete_due_data(limit: int = 20) -> int:
     if Install.load().read_only:
         return 0
     done = 0
-    due = DataTombstone.objects.filter(deleted_at=None, due_at__lte=now()).select_related("region").order_by("due_at")
+    due = _waiting().filter(due_at__lte=now()).select_related("region").order_by("due_at")
     for tomb in due[:limit]:
         if _is_alive(tomb):
             tomb.last_error = "A server still uses this data: not deleted."
@@ -48,6 +48,11 @@ def delete_due_data(limit: int = 20) -> int:
     return done
 
 
+def _waiting() -> QuerySet[DataTombstone]:
+    """What was forgotten with its runtime is nobody's to delete any more."""
+    return DataTombstone.objects.filter(deleted_at=None, forgotten_at=None)
+
+
 def _is_alive(tomb: DataTombstone) -> bool:
     return (
         DatabaseServer.objects.filter(pk=tomb.server_uuid, incarnation=tomb.incarnation)
@@ -57,6 +62,8 @@ def _is_alive(tomb: DataTombstone) -> bool:
 
 
 def _delete(tomb: DataTombstone) -> int:
+    if not _waiting().filter(pk=tomb.pk).exists():  # forgotten since we looked
+        return 0
     try:
         runtime = wiring.runtime_of(tomb.region)
         runtime.destroy(tomb.handle, delete_data=True)

@@ -352,6 +352,8 @@ def find_orphans(region: Region, runtime: Runtime, install: Install) -> int:
 def _known(region: Region) -> set[tuple[str, str, int]]:
     """(kind, server, incarnation) of what may exist. Given-up data may until it was seen deleted; its server may not."""
     rows = list(DatabaseServer.objects.filter(region=region).values_list("pk", "incarnation"))
-    tombs = DataTombstone.objects.filter(region=region, deleted_at=None).values_list("server_uuid", "incarnation")
+    tombs = DataTombstone.objects.filter(region=region, deleted_at=None, forgotten_at=None).values_list(
+        "server_uuid", "incarnation"
+    )
     known = {(kind, str(pk), number) for pk, number in rows for kind in ("server", "data")}
     return known | {("data", str(pk), number) for pk, number in tombs}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from novastack.common.clock import now
 from projects import domain
@@ -18,6 +19,7 @@ from projects.models import (
     ObservedState,
     OnGiveUp,
     Operation,
+    OperationStep,
     Project,
     ProjectStatus,
     ServerDesired,
@@ -83,8 +85,11 @@ def mark_purging(ctx: Context) -> None:
 
 
 def remove_server(ctx: Context) -> None:
-    """The server goes now; its data gets a tombstone."""
+    """The server goes now; its data gets a tombstone. What was never made leaves none, and nothing to wait for."""
     steps.writes_allowed(ctx)
+    if never_made(ctx):
+        ctx.explain("There is no server, and no data.")
+        return
     ctx.adopt()
     ctx.guard()
     ctx.runtime.destroy(ctx.server.handle, delete_data=False)
@@ -93,6 +98,30 @@ def remove_server(ctx: Context) -> None:
             ctx.server, project_name=ctx.project.name, organization_id=ctx.project.organization_id, reason="purged"
         )
     ctx.explain("Removed")
+
+
+def never_begun(server: DatabaseServer) -> bool:
+    """By the rows alone: no worker ever began to make this incarnation, so that there is nothing to look for anywhere."""
+    if server.initialised_at is not None or server.runtime_ref or server.incarnation > 1:
+        return False
+    begun = OperationStep.objects.filter(
+        operation__project_uuid=server.project_uuid, operation__kind="provision", name="server",
+        started_at__isnull=False,
+    )  # fmt: skip
+    return not begun.exists()
+
+
+def never_made(ctx: Context) -> bool:
+    """Whether this incarnation was never made. A worker that died while it made it has written nothing down: then the
+    runtime is asked. One that is only late takes away what it makes (`steps.create_server`)."""
+    server = ctx.server
+    if server.initialised_at is not None or server.runtime_ref:
+        return False
+    if DataTombstone.objects.filter(server_uuid=server.pk, incarnation=server.incarnation).exists():
+        return False
+    if never_begun(server):
+        return True
+    return ctx.adopt().state == domain.ServerState.ABSENT and not ctx.runtime.data_exists(server.handle)
 
 
 def await_data_gone(ctx: Context) -> None:
@@ -108,15 +137,20 @@ def await_data_gone(ctx: Context) -> None:
 def forget(ctx: Context) -> None:
     """Rows go last. The port stays reserved for a week: old clients still send their passwords to it (rule 14)."""
     ctx.guard()
-    project_id = ctx.project.pk
     with ctx.fenced():  # all or nothing: half of it would leave rows that nothing points to
-        Endpoint.objects.filter(project_id=project_id).update(
-            project=None, reserved_until=now() + timedelta(days=PORT_RESERVED_DAYS)
-        )
-        DatabaseRole.objects.filter(database__project_id=project_id).delete()
-        Database.objects.filter(project_id=project_id).delete()
-        DatabaseServer.objects.filter(project_uuid=project_id).delete()
-        Project.objects.filter(pk=project_id).delete()
+        remove_rows(ctx.project.pk)
+
+
+def remove_rows(project_id: UUID) -> None:
+    """The project's rows, but for what outlives it: operations, audit events, tombstones, the reserved port. In a
+    transaction."""
+    Endpoint.objects.filter(project_id=project_id).update(
+        project=None, reserved_until=now() + timedelta(days=PORT_RESERVED_DAYS)
+    )
+    DatabaseRole.objects.filter(database__project_id=project_id).delete()
+    Database.objects.filter(project_id=project_id).delete()
+    DatabaseServer.objects.filter(project_uuid=project_id).delete()
+    Project.objects.filter(pk=project_id).delete()
 
 
 def _rows_gone(ctx: Context) -> None:

@@ -148,8 +148,9 @@ def set_reachable(region: Region, reachable: bool, reason: str) -> None:
     reason = reason[:500]
     if region.reachable == reachable and region.reason == reason:
         return
-    region.reachable, region.reason, region.observed_at = reachable, reason, now()
-    region.save(update_fields=["reachable", "reason", "observed_at", "updated_at"])
+    since = None if reachable else region.unreachable_since or now()
+    region.reachable, region.reason, region.observed_at, region.unreachable_since = reachable, reason, now(), since
+    region.save(update_fields=["reachable", "reason", "observed_at", "unreachable_since", "updated_at"])
     log.warning("region changed", region=region.slug, reachable=reachable, reason=reason)
     if not reachable:
         # What was seen before says nothing any more: back again, each server is looked at, and logged in to, anew.

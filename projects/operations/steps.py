@@ -18,6 +18,7 @@ from projects.models import (
     DataTombstone,
     Endpoint,
     ObservedState,
+    Orphan,
     Region,
     RoleKind,
     ServerDesired,
@@ -102,6 +103,8 @@ def _take_back(ctx: Context, handle: domain.Handle) -> None:
     rows = DatabaseServer.objects.filter(pk=ctx.server.pk, incarnation=handle.incarnation)
     if rows.exclude(desired_state=ServerDesired.ABSENT).exists():
         return  # another worker goes on with it
+    if Orphan.objects.filter(region=ctx.server.region_id, name=handle.name, forgotten_at__isnull=False).exists():
+        return  # forgotten with its runtime: reported there, touched by nobody
     ctx.runtime.destroy(handle, delete_data=False)
     DataTombstone.objects.update_or_create(
         server_uuid=ctx.server.pk,

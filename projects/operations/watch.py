@@ -35,6 +35,8 @@ RETRY_EVERY_SECONDS = 4
 STARTING_SECONDS = 120
 HEALTH_BATCH = 200
 WELL_FOR_SECONDS = 600
+SAMPLE_EVERY_SECONDS = 30  # usage by beat's schedule, statistics with each look at a healthy server
+CURRENT = timedelta(seconds=2 * SAMPLE_EVERY_SECONDS)  # an older reading says nothing about now
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def _record(results: dict[UUID, _Result], due: dict[UUID, datetime | None]) -> t
             project.health_detail, project.health_checked_at = result.detail[:500], moment
             if result.stats is not None:
                 project.size_bytes, project.connections = result.stats.size_bytes, result.stats.connections
-                project.connections_limit = result.stats.connections_limit
+                project.connections_limit, project.stats_at = result.stats.connections_limit, moment
                 if project.write_fence_applied == result.fence_applied:
                     project.write_fence_applied = fences.seen(project, result.stats.fenced)
             rows.append(project)
@@ -108,7 +110,7 @@ def _record(results: dict[UUID, _Result], due: dict[UUID, datetime | None]) -> t
             rows,
             [
                 "health", "health_detail", "health_checked_at", "size_bytes", "connections", "connections_limit",
-                "write_fence_applied",
+                "stats_at", "write_fence_applied",
             ],
             batch_size=500,
         )  # fmt: skip
@@ -173,6 +175,11 @@ def collect_usage() -> int:
     return len(samples)
 
 
+def is_current(read_at: datetime | None, moment: datetime) -> bool:
+    """Whether a reading taken then still says something at `moment`."""
+    return read_at is not None and moment - read_at <= CURRENT
+
+
 def _usage_of(region: Region) -> list[MetricSample]:
     servers = list(
         DatabaseServer.objects.filter(region=region, observed_state=ObservedState.RUNNING).defer(
@@ -196,7 +203,8 @@ def _usage_of(region: Region) -> list[MetricSample]:
             samples.append(
                 MetricSample(
                     project=project, at=moment, cpu_percent=seen.cpu_percent, memory_bytes=seen.memory_bytes,
-                    size_bytes=project.size_bytes, connections=project.connections,
+                    size_bytes=project.size_bytes,
+                    connections=project.connections if is_current(project.stats_at, moment) else None,
                 )
             )  # fmt: skip
     DatabaseServer.objects.bulk_update(servers, ["cpu_percent", "memory_used_bytes", "usage_at"], batch_size=500)

@@ -182,7 +182,8 @@ class ProcessRuntime(Runtime):
 
     def logs(self, handle: Handle, *, tail: int = 200, since: datetime | None = None) -> Iterator[bytes]:
         volume = Volume(self.root, handle)
-        yield from tail_lines([volume.own / "server.log.1", volume.log], tail=tail, since=since)
+        for line in tail_lines([volume.own / "server.log.1", volume.log], tail=tail, since=since):
+            yield volume.without_paths(line)
 
     def usage(self, handles: Sequence[Handle]) -> Mapping[Handle, Usage]:
         refs = {}

@@ -50,6 +50,12 @@ class Volume:
         self.record = self.own / "run.json"
         self.files = self.own / "files"
 
+    def without_paths(self, line: bytes) -> bytes:
+        """A log line without this host's folders: `<data>` stands for the server's own, and for the root of them all."""
+        for path in (self.path, self.path.resolve(), self.root, self.root.resolve()):
+            line = line.replace(os.fsencode(path), b"<data>")
+        return line
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """One caller at a time per server, in all processes. `DataInUse` when another one does not end in time: a call
@@ -190,7 +196,7 @@ class Volume:
     def last_line(self) -> str:
         """The log's last line, shortened: a reason for people."""
         with contextlib.suppress(FileNotFoundError):
-            lines = tail_bytes(self.log, 4096).decode(errors="replace").strip().splitlines()
+            lines = self.without_paths(tail_bytes(self.log, 4096)).decode(errors="replace").strip().splitlines()
             return lines[-1][-300:] if lines else ""
         return ""
 

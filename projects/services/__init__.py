@@ -10,6 +10,7 @@ from projects.services.actions import (
 from projects.services.changes import project_update
 from projects.services.connections import connection_reveal
 from projects.services.creation import ProjectRequest, project_create, slug_preview
+from projects.services.forgetting import project_forget, region_declare_gone
 from projects.services.quotas import usage_of
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "project_action",
     "project_create",
     "project_delete",
+    "project_forget",
     "project_purge",
     "project_update",
+    "region_declare_gone",
     "slug_preview",
     "usage_of",
 ]

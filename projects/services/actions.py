@@ -28,8 +28,8 @@ S = ProjectStatus
 # action → the statuses in which it makes sense, and what to say otherwise
 ALLOWED: dict[str, tuple[set[str], str]] = {
     "start": ({S.STOPPED, S.FAILED, S.NOT_AVAILABLE}, "Only a stopped project can be started."),
-    "stop": ({S.RUNNING, S.UNHEALTHY, S.FAILED, S.NOT_AVAILABLE}, "Only a running project can be stopped."),
-    "restart": ({S.RUNNING, S.UNHEALTHY, S.NOT_AVAILABLE}, "Only a running project can be restarted."),
+    "stop": ({S.RUNNING, S.UNHEALTHY, S.STARTING, S.FAILED, S.NOT_AVAILABLE}, "Only a running project can be stopped."),
+    "restart": ({S.RUNNING, S.UNHEALTHY, S.STARTING, S.NOT_AVAILABLE}, "Only a running project can be restarted."),
     "rotate_password": ({S.RUNNING, S.UNHEALTHY}, "The password can be rotated while the project runs."),
     "undelete": ({S.RECYCLED}, "Only a project in the recycle bin can be undeleted."),
     "retry": ({S.FAILED}, "Only a failed project can be retried."),
@@ -41,7 +41,8 @@ class DeletionProtected(Conflict):
     code, title = "deletion_protected", "Deletion protection is on"
 
 
-def _locked(project: Project) -> Project:
+def lock_project(project: Project) -> Project:
+    """The project's row, locked and fresh, with its organization, plan and region. In a transaction."""
     return Project.objects.select_for_update(of=("self",), no_key=True).select_related("organization", "plan", "region").get(
         pk=project.pk
     )  # fmt: skip
@@ -54,7 +55,15 @@ def allowed_actions(project: Project) -> set[str]:
         found -= {"start", "stop", "restart", "rotate_password"}
     if project.purging_at is not None:
         found.clear()
+    # “Starting” is also what nobody has logged in to yet, perhaps because no monitoring worker lives: then people may act.
+    # While an operation starts it, it is not theirs to interrupt.
+    if project.status == S.STARTING and found and _held(project):
+        found -= {"stop", "restart"}
     return found
+
+
+def _held(project: Project) -> bool:
+    return Operation.objects.live().filter(project_uuid=project.pk).exists()
 
 
 @transaction.atomic
@@ -68,7 +77,7 @@ def project_action(
         raise ActionNotAllowed(f"There is no action “{action[:40]}”; use one of: {', '.join(ACTIONS)}.")
     if action == "undelete":  # its quota is counted under this lock; organization before project, as everywhere
         Organization.objects.select_for_update(no_key=True).get(pk=project.organization_id)
-    project = _locked(project)
+    project = lock_project(project)
     status.refresh([project.pk])
     project.refresh_from_db(fields=["status", "status_detail"])
     if action not in allowed_actions(project):
@@ -124,10 +133,10 @@ def check_confirm(project: Project, confirm: str | None) -> None:
 def project_delete(*, principal: Principal, project: Project) -> Operation:
     """Into the recycle bin. Always accepted unless protected: a running operation is asked to cancel (rule 5)."""
     require(principal, project.organization_id, Capability.PROJECT_DELETE)
-    project = _locked(project)
+    project = lock_project(project)
     if _is_deleted(project):
         raise ActionNotAllowed("The project is deleted already; see the recycle bin.")
-    _refuse_protected(project)
+    refuse_protected(project)
     project.desired_status = DesiredStatus.RECYCLED
     project.save(update_fields=["desired_status", "updated_at"])
     operation = operation_create(
@@ -142,8 +151,8 @@ def project_purge(*, principal: Principal, project: Project, confirm: str | None
     """Server and data for good, also from the recycle bin. Needs the typed slug."""
     require(principal, project.organization_id, Capability.PROJECT_PURGE)
     check_confirm(project, confirm)
-    project = _locked(project)
-    _refuse_protected(project)
+    project = lock_project(project)
+    refuse_protected(project)
     operation = removal.purge_begin(project, created_by=principal.user, created_by_label=principal.label)
     if operation is None:
         raise ActionNotAllowed("The project is being removed already.")
@@ -158,7 +167,8 @@ def _is_deleted(project: Project) -> bool:
     return Operation.objects.live().filter(project_uuid=project.pk, kind="delete").exists()
 
 
-def _refuse_protected(project: Project) -> None:
+def refuse_protected(project: Project) -> None:
+    """`DeletionProtected` while deletion protection is on."""
     if project.deletion_protection:
         raise DeletionProtected("Turn deletion protection off in the project's settings first.")
 

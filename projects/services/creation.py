@@ -120,7 +120,7 @@ def _engine_and_version(request: ProjectRequest) -> tuple[Engine, str]:
 
 
 def _region_and_plan(request: ProjectRequest) -> tuple[Region, Plan]:
-    regions = Region.objects.filter(enabled=True).exclude(runtime="").order_by("created_at")
+    regions = Region.objects.filter(enabled=True, gone_at=None).exclude(runtime="").order_by("created_at")
     possible = list(regions.filter(slug=request.region) if request.region else regions)
     if not possible:
         raise Invalid.field("region", "unknown", "There is no such available region; see `regions/`.")

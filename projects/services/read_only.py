@@ -41,7 +41,7 @@ def state() -> State:
     found.waiting = {
         "live operations": Operation.objects.live().count(),
         "projects in the recycle bin": Project.objects.in_bin().count(),
-        "data waiting for deletion": DataTombstone.objects.filter(deleted_at=None).count(),
+        "data waiting for deletion": DataTombstone.objects.filter(deleted_at=None, forgotten_at=None).count(),
         "unknown servers and volumes": Orphan.objects.filter(resolved_at=None).count(),
     }
     return found

@@ -19,6 +19,7 @@ from novastack.common.errors import ActionNotAllowed, RuntimeNotAvailable
 from projects import tasks
 from projects.models import Database, DatabaseServer, DatabaseSlot, MetricSample, ObservedState, Project
 from projects.operations.logs import log_lines
+from projects.operations.watch import is_current
 
 LOG_LINES_MAX = 5000
 RELAY_SECONDS = 8.0
@@ -43,11 +44,37 @@ def server_of(project: Project) -> DatabaseServer | None:
     return row.server if row else None
 
 
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Percent of one core, bytes, a count: what was measured just now. None where there is no reading of now: it does not
+    run, or nobody has looked for two sampling periods. `measured_at` is the last reading's time, however old."""
+
+    cpu_percent: float | None
+    memory_bytes: int | None
+    connections: int | None
+    measured_at: datetime | None
+
+
+def figures_of(project: Project, server: DatabaseServer | None) -> Figures:
+    moment = now()
+    usage_at = server.usage_at if server else None
+    last = max((at for at in (usage_at, project.stats_at) if at), default=None)
+    if server is None or server.observed_state != ObservedState.RUNNING or not project.region.reachable:
+        return Figures(None, None, None, last)
+    used, counted = is_current(usage_at, moment), is_current(project.stats_at, moment)
+    return Figures(
+        cpu_percent=server.cpu_percent if used else None,
+        memory_bytes=server.memory_used_bytes if used else None,
+        connections=project.connections if counted else None,
+        measured_at=last,
+    )
+
+
 def status_of(project: Project) -> dict[str, Any]:
     """The `status` answer of the API but for `operation`. Everything was observed; null is not known."""
     server = server_of(project)
     seen = [moment for moment in (project.health_checked_at, server.observed_at if server else None) if moment]
-    running = server is not None and server.observed_state == ObservedState.RUNNING
+    figures = figures_of(project, server)
     return {
         "status": project.status,
         "desired_status": project.desired_status,
@@ -59,12 +86,13 @@ def status_of(project: Project) -> dict[str, Any]:
             "name": server.handle.name,
             "image": server.image,
             "started_at": server.started_at,
-            "cpu_percent": server.cpu_percent if running else None,  # an old reading is no reading
-            "memory_bytes": server.memory_used_bytes if running else None,
+            "cpu_percent": figures.cpu_percent,
+            "memory_bytes": figures.memory_bytes,
             "memory_limit_bytes": server.memory_bytes,
-            "connections": project.connections,
+            "connections": figures.connections,
             "connections_limit": project.connections_limit,
             "size_bytes": project.size_bytes,
+            "measured_at": figures.measured_at,
         },
     }  # fmt: skip
 
@@ -112,7 +140,7 @@ def logs_read(*, principal: Principal, project: Project, tail: int = 200) -> lis
 
     Live by nature. Where the web has no way to runtimes (production, rule 23), the monitoring worker reads them for it.
     """
-    require(principal, project.organization_id, Capability.PROJECT_VIEW)
+    require(principal, project.organization_id, Capability.PROJECT_LOGS)
     server = server_of(project)
     if server is None or server.initialised_at is None:
         raise ActionNotAllowed("The server has not been made yet; there is no log.")

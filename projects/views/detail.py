@@ -26,7 +26,7 @@ from projects.models import (
 from projects.operations import base
 from projects.services.actions import allowed_actions
 from projects.services.connections import connection_masked
-from projects.services.readings import metrics_of, server_of
+from projects.services.readings import figures_of, metrics_of, server_of
 from projects.views.common import project_for
 from projects.views.lists import percent
 
@@ -107,6 +107,7 @@ def _facts(principal: Principal, project: Project) -> dict[str, Any]:
         "steps_done": sum(s.state == "succeeded" for s in operation.steps.all()) if operation else 0,
         "steps_all": len(operation.steps.all()) if operation else 0,
         "server": server,
+        "figures": figures_of(project, server),
         "size_percent": percent(project.size_bytes, project.storage_bytes),
         "uptime_seconds": (now() - server.started_at).total_seconds()
         if server and server.started_at and project.status in {ProjectStatus.RUNNING, ProjectStatus.UNHEALTHY}

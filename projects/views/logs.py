@@ -15,6 +15,7 @@ from django.utils.http import urlencode
 from django.utils.safestring import SafeString, mark_safe
 from django.views.decorators.http import require_GET
 
+from accounts.permissions import Capability
 from novastack.common.errors import Problem
 from projects.services.readings import LOG_LINES_MAX, logs_read
 from projects.views.common import project_for, render_secret
@@ -62,7 +63,7 @@ def _marked(text: str, needle: str) -> SafeString:
 @require_GET
 def project_logs(request: HttpRequest, project_id: UUID) -> HttpResponse:
     """The last 500 lines that match; `download`: up to 5,000 as text."""
-    principal, project = project_for(request, project_id)
+    principal, project = project_for(request, project_id, Capability.PROJECT_LOGS)
     if "download" in request.GET:
         lines = logs_read(principal=principal, project=project, tail=LOG_LINES_MAX)
         response = HttpResponse("\n".join([*lines, ""]), content_type="text/plain; charset=utf-8")

@@ -288,3 +288,20 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
     with pytest.raises(ImageMissing, match=r"no postgres 99 \(found: "):
         ProcessRuntime("x", tmp_path).resolve_image(ENGINE.name, "99", "postgres")
+
+
+def test_log_lines_name_no_folder_of_the_host(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    volume = Volume(link, Handle("01a1fe2d-b8fb-7ac8-849e-9ecbaba95fff", 1))
+    volume.own.mkdir(parents=True)
+    volume.log.write_bytes(
+        f'FATAL: data directory "{volume.path}/data" is wrong\n'
+        f'LOG: see "{volume.path.resolve()}/data/x" and {link}/locks\n'.encode()
+    )
+    assert volume.last_line() == 'LOG: see "<data>/data/x" and <data>/locks'
+    runtime = ProcessRuntime.__new__(ProcessRuntime)
+    runtime.root = link
+    lines = list(runtime.logs(volume.handle))
+    assert lines == [b'FATAL: data directory "<data>/data" is wrong', b'LOG: see "<data>/data/x" and <data>/locks']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from dataclasses import replace
@@ -23,7 +24,7 @@ from projects.models import (
     Project,
     RoleKind,
 )
-from projects.operations import janitor, reconciler, removal
+from projects.operations import janitor, reconciler, removal, runner
 from projects.services import (
     connection_reveal,
     operation_cancel,
@@ -587,3 +588,44 @@ def test_purge_begins_once(ready):
     with transaction.atomic():
         assert removal.purge_begin(ready, created_by_label="x") is not None
         assert removal.purge_begin(ready, created_by_label="x") is None
+
+
+def test_a_purge_of_what_was_never_made_has_nothing_to_wait_for(shop, runtime, alice):
+    runtime.unreachable = True
+    operation = project_purge(principal=alice, project=shop, confirm=shop.slug)
+    runner.run(Operation.objects.get(kind="provision").pk)  # makes way
+    runner.run(operation.pk)  # nobody lets time pass, and no janitor comes
+    operation.refresh_from_db()
+    assert operation.state == "succeeded" and not Project.objects.exists() and not DataTombstone.objects.exists()
+
+
+def test_a_purge_looks_for_what_a_killed_worker_may_have_made(shop, runtime, alice):
+    """Made, and the worker died before it wrote that down: the rows say “never made”, the runtime knows better."""
+    provision = operation_of(shop)
+    with killed_at_ensure(runtime):
+        runner.run(provision.pk)
+    server = DatabaseServer.objects.get(project_uuid=shop.pk)
+    assert not server.runtime_ref and server.initialised_at is None and server.handle.name in runtime.world.volumes
+    Operation.objects.filter(pk=provision.pk).update(state="failed", lease_until=None)
+    OperationLock.objects.all().delete()
+    operation = project_purge(principal=alice, project=shop, confirm=shop.slug)
+    runner.run(operation.pk)
+    assert DataTombstone.objects.filter(server_uuid=server.pk, deleted_at=None).exists()
+    operation.refresh_from_db()
+    assert operation.live and states(operation)["data"] == "waiting"
+
+
+@contextlib.contextmanager
+def killed_at_ensure(runtime):
+    real = runtime.ensure
+
+    def ensure(spec, *, data):
+        real(spec, data=data)
+        raise Killed
+
+    runtime.ensure = ensure
+    try:
+        with pytest.raises(Killed):
+            yield
+    finally:
+        runtime.ensure = real

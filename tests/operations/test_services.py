@@ -16,7 +16,8 @@ from novastack.common.errors import (
     PermissionDenied,
     QuotaExceeded,
 )
-from projects.models import Operation
+from projects.models import Operation, Project
+from projects.operations import status
 from projects.services import (
     connection_reveal,
     operation_cancel,
@@ -26,7 +27,7 @@ from projects.services import (
     project_purge,
     project_update,
 )
-from projects.services.actions import ALLOWED, DeletionProtected
+from projects.services.actions import ALLOWED, DeletionProtected, allowed_actions
 from tests.operations.conftest import create, drive, once, operation_of, seconds_until_next
 
 SERVICES = {
@@ -173,3 +174,23 @@ def test_credentials_are_shown_only_when_ready_and_never_from_the_bin(shop, alic
     shop.refresh_from_db()
     with pytest.raises(ActionNotAllowed):
         connection_reveal(principal=alice, project=shop)
+
+
+@pytest.mark.parametrize("action", ["stop", "restart"])
+def test_without_a_monitoring_worker_a_server_that_starts_can_be_stopped(ready, alice, action):
+    """Nobody has logged in to it since it was seen running: the status stays “starting”, and that is no operation's."""
+    Project.objects.filter(pk=ready.pk).update(health="unknown", health_checked_at=None)
+    status.refresh([ready.pk])
+    ready.refresh_from_db()
+    assert ready.status == "starting" and action in allowed_actions(ready)
+    operation = drive(project_action(principal=alice, project=ready, action=action))
+    assert operation.state == "succeeded"
+
+
+def test_what_an_operation_starts_is_not_stopped_meanwhile(ready, alice):
+    drive(project_action(principal=alice, project=ready, action="stop"))
+    project_action(principal=alice, project=ready, action="start")
+    ready.refresh_from_db()
+    assert ready.status == "starting" and not allowed_actions(ready) & {"stop", "restart"}
+    with pytest.raises(ActionNotAllowed):
+        project_action(principal=alice, project=ready, action="stop")

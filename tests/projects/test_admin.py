@@ -122,6 +122,25 @@ def test_a_refusal_is_shown(browser: Client, project: Project) -> None:
     assert not Operation.objects.live().filter(project_uuid=project.pk).exists()
 
 
+def test_forgetting_asks_for_the_slug_and_is_audited(browser: Client, operator: User, project: Project) -> None:
+    Region.objects.update(reachable=False, unreachable_since=now())
+    regions = {"action": "declare_gone", "_selected_action": [str(Region.objects.get(slug="local").pk)]}
+    assert browser.post(reverse("admin:projects_region_changelist"), regions).status_code == 302
+    assert Region.objects.get(slug="local").gone_at is not None
+    assert AuditEvent.objects.get(action="region.declared_gone").actor == operator
+
+    url = reverse("admin:projects_project_changelist")
+    form = {"action": "forget", "_selected_action": [str(project.pk)]}
+    asked = browser.post(url, form)
+    assert asked.status_code == 200 and f"confirm-{project.pk}" in asked.content.decode()
+    browser.post(url, {**form, "confirmed": "yes", f"confirm-{project.pk}": "wrong"})
+    assert Project.objects.filter(pk=project.pk).exists()
+    browser.post(url, {**form, "confirmed": "yes", f"confirm-{project.pk}": project.slug})
+    assert not Project.objects.filter(pk=project.pk).exists()
+    assert AuditEvent.objects.get(action="project.forgotten", project_id=project.pk).actor == operator
+    assert Orphan.objects.filter(forgotten_at__isnull=False).exists()
+
+
 def test_a_servers_reconcile_can_be_switched_and_nothing_else(browser: Client, project: Project) -> None:
     server = DatabaseServer.objects.get(project_uuid=project.pk)
     url = reverse("admin:projects_databaseserver_change", args=[server.pk])

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from django.test import Client
 from rest_framework.test import APIClient
 
 from accounts.models import AuditEvent
 from novastack.common.clock import now
 from projects import domain
-from projects.models import MetricSample, Project, Region
+from projects.models import DatabaseServer, MetricSample, Project, Region
 from projects.operations import wiring
 from projects.services import readings as readings_service
-from tests.factories import RegionFactory, Team, UserFactory, api_client, make_catalogue, make_project, make_token
+from tests.factories import (
+    RegionFactory,
+    Team,
+    UserFactory,
+    api_client,
+    make_catalogue,
+    make_project,
+    make_token,
+    set_observed,
+)
 
 
 @pytest.fixture
@@ -72,9 +82,60 @@ def test_status(bob: APIClient, project: Project) -> None:
     assert body["observed_at"] and body["operation"] is None and body["detail"] == ""
     assert set(body["server"]) == {
         "runtime", "name", "image", "started_at", "cpu_percent", "memory_bytes", "memory_limit_bytes", "connections",
-        "connections_limit", "size_bytes",
+        "connections_limit", "size_bytes", "measured_at",
     }  # fmt: skip
     assert body["server"]["runtime"] == "memory" and body["server"]["memory_limit_bytes"] == project.memory_bytes
+
+
+class TestFigures:
+    """CPU, memory and connections are those of now, or null; when they were last read stays."""
+
+    def read(self, project: Project, *, seconds_ago: float = 5) -> datetime:
+        moment = now() - timedelta(seconds=seconds_ago)
+        DatabaseServer.objects.filter(project_uuid=project.pk).update(
+            cpu_percent=12.5, memory_used_bytes=1000, usage_at=moment
+        )
+        Project.objects.filter(pk=project.pk).update(
+            connections=7, connections_limit=20, size_bytes=4711, stats_at=moment
+        )
+        return moment
+
+    def figures(self, client: APIClient, project: Project) -> tuple[Any, ...]:
+        server = client.get(url(project, "status")).json()["server"]
+        assert server["size_bytes"] == 4711 and server["connections_limit"] == 20
+        return server["cpu_percent"], server["memory_bytes"], server["connections"], server["measured_at"] is not None
+
+    def test_fresh(self, bob: APIClient, project: Project) -> None:
+        self.read(project)
+        assert self.figures(bob, project) == (12.5, 1000, 7, True)
+
+    def test_older_than_two_periods(self, bob: APIClient, project: Project) -> None:
+        moment = self.read(project, seconds_ago=61)
+        assert self.figures(bob, project) == (None, None, None, True)
+        kept = bob.get(url(project, "status")).json()["server"]["measured_at"]
+        assert datetime.fromisoformat(kept) == moment
+
+    @pytest.mark.parametrize("observed", ["stopped", "absent", "unreachable", "starting"])
+    def test_not_running(self, bob: APIClient, project: Project, observed: str) -> None:
+        self.read(project)
+        set_observed(project, observed)
+        assert self.figures(bob, project) == (None, None, None, True)
+
+    def test_its_region_is_away(self, bob: APIClient, project: Project) -> None:
+        self.read(project)
+        Region.objects.update(reachable=False)
+        assert self.figures(bob, project) == (None, None, None, True)
+
+    def test_the_page_shows_dashes(self, team: Team, project: Project) -> None:
+        self.read(project)
+        browser = Client()
+        browser.force_login(team.bob)
+        live = f"/projects/{project.pk}/live/"
+        fresh = browser.get(live).content.decode()
+        assert "<dd>7</dd>" in fresh and "13 %" in fresh
+        self.read(project, seconds_ago=600)
+        old = browser.get(live).content.decode()
+        assert "<dd>7</dd>" not in old and "13 %" not in old and "1,000 bytes" not in old
 
 
 class TestMetrics:
@@ -119,6 +180,18 @@ class TestLogs:
         assert response.status_code == 200, response.content
         assert [line["message"] for line in response.json()["results"]] == ["two ��[31m", "three"]
         assert response["Cache-Control"] == "no-store"
+
+    def test_not_for_viewers_and_not_without_read(self, team: Team, project: Project, lines: list[bytes]) -> None:
+        """A failed statement stands in it, with the tenant's data."""
+        assert api_client(team.vera).get(url(project, "logs")).status_code == 403
+        assert api_client(team.bob, scopes=["connect"]).get(url(project, "logs")).status_code == 403
+        assert api_client(team.bob, scopes=["read"]).get(url(project, "logs")).status_code == 200
+        assert api_client(team.charlie).get(url(project, "logs")).status_code == 404
+        browser = Client()
+        browser.force_login(team.vera)
+        assert browser.get(f"/projects/{project.pk}/logs/").status_code == 403
+        assert f"/projects/{project.pk}/logs/" not in browser.get(f"/projects/{project.pk}/").content.decode()
+        assert f"/projects/{project.pk}/logs/" not in browser.get("/projects/").content.decode()
 
     def test_unreachable_is_a_503(self, bob: APIClient, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         class Away:

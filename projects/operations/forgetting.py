@@ -1,0 +1,112 @@
+"""A project whose runtime is given up: its operations end, its rows go, and what may still exist there is written down.
+
+Nothing here touches a runtime, and nothing says that data was deleted: nobody has seen that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from django.db.models import F
+
+from novastack.common.clock import now
+from projects.models import (
+    DatabaseServer,
+    DataTombstone,
+    Operation,
+    OperationLock,
+    OperationState,
+    OperationStep,
+    Orphan,
+    Project,
+    StepState,
+)
+from projects.operations import locks, removal
+from projects.operations.queue import hint_on_commit
+
+CODE = "runtime_given_up"
+DETAIL = (
+    "An operator has given the runtime up. The server and its data were not seen removed; they may still exist there."
+)
+UNENDED = [StepState.PENDING, StepState.RUNNING, StepState.RETRYING, StepState.WAITING, StepState.UNDOING]
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """`orphans`: what may still exist in the runtime; `operations`: which were ended."""
+
+    orphans: list[Orphan]
+    operations: list[Operation]
+
+
+def forget_without_runtime(project: Project) -> Forgotten:
+    """Call in a transaction that holds the project's row. Workers still at it lose their lease by the fence."""
+    operations = _end_operations(project)
+    orphans = _write_down(project)
+    removal.remove_rows(project.pk)
+    return Forgotten(orphans, operations)
+
+
+def _end_operations(project: Project) -> list[Operation]:
+    """Project, then subjects, then operations: the order of everybody. Steps that were not seen through say so."""
+    live = Operation.objects.live().filter(project_uuid=project.pk)
+    own = locks.subject_of("project", project.pk)
+    held = OperationLock.objects.filter(operation__in=live).values_list("subject", flat=True)
+    subjects = sorted({own, *held})
+    for subject in subjects:
+        locks.lock_subject(subject)
+    ended = list(live.select_for_update(no_key=True).order_by("pk"))
+    ids = [operation.pk for operation in ended]
+    moment = now()
+    steps = OperationStep.objects.filter(operation__in=ids, state__in=UNENDED)
+    steps.exclude(state=StepState.PENDING).update(
+        state=StepState.FAILED, error_code=CODE, detail=DETAIL, finished_at=moment, updated_at=moment
+    )
+    steps.update(state=StepState.SKIPPED, updated_at=moment)
+    Operation.objects.filter(pk__in=ids).update(
+        state=OperationState.FAILED, error={"code": CODE, "detail": DETAIL, "retryable": False}, finished_at=moment,
+        fence=F("fence") + 1, lease_owner="", lease_until=None, next_attempt_at=None, updated_at=moment,
+    )  # fmt: skip
+    OperationLock.objects.filter(operation__in=ids).delete()
+    for waiting in set(
+        OperationLock.objects.filter(subject__in=subjects, granted=False).values_list("operation_id", flat=True)
+    ):
+        hint_on_commit(waiting)
+    return ended
+
+
+def _write_down(project: Project) -> list[Orphan]:
+    """What may exist: each server that was ever begun, with its data, and data that waited for its deletion."""
+    moment = now()
+    names: set[tuple[str, str]] = set()
+    for server in DatabaseServer.objects.filter(project_uuid=project.pk):
+        if not removal.never_begun(server):
+            names |= {("server", server.handle.name), ("data", server.handle.name)}
+    tombs = DataTombstone.objects.select_for_update().filter(
+        project_uuid=project.pk, deleted_at=None, forgotten_at=None
+    )  # fmt: skip
+    for tomb in tombs:
+        names.add(("data", tomb.handle.name))
+    tombs.update(forgotten_at=moment, last_error=DETAIL, updated_at=moment)
+    gone = set(
+        DataTombstone.objects.filter(project_uuid=project.pk, deleted_at__isnull=False).values_list(
+            "server_uuid", "incarnation"
+        )
+    )
+    names = {(kind, name) for kind, name in names if not _seen_deleted(name, gone)}
+    note = (
+        f"May still exist: project “{project.name}” ({project.slug}, {project.pk}) was forgotten without its runtime at "
+        f"{moment:%Y-%m-%d %H:%M} UTC."
+    )
+    return [
+        Orphan.objects.update_or_create(
+            region_id=project.region_id, kind=kind, name=name,
+            defaults={"resolved_at": None, "forgotten_at": moment, "note": note[:500]},
+        )[0]
+        for kind, name in sorted(names)
+    ]  # fmt: skip
+
+
+def _seen_deleted(name: str, gone: set[tuple[object, int]]) -> bool:
+    """Whether the janitor has seen this incarnation's data gone, and with it its server."""
+    return name in {f"nvs-{server}-{incarnation}" for server, incarnation in gone}
