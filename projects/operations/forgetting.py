@@ -6,6 +6,7 @@ Nothing here touches a runtime, and nothing says that data was deleted: nobody h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from django.db.models import F
 
@@ -107,6 +108,6 @@ def _write_down(project: Project) -> list[Orphan]:
     ]  # fmt: skip
 
 
-def _seen_deleted(name: str, gone: set[tuple[object, int]]) -> bool:
+def _seen_deleted(name: str, gone: set[tuple[UUID, int]]) -> bool:
     """Whether the janitor has seen this incarnation's data gone, and with it its server."""
     return name in {f"nvs-{server}-{incarnation}" for server, incarnation in gone}
