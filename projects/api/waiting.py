@@ -17,7 +17,7 @@ from django.db import connection
 from projects.models import Operation, OperationState
 
 log = structlog.get_logger(__name__)
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.02
 ENDED = [OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED]
 # At most half of this process's threads wait at a time; one more gets its answer at once (rule 49).
 waiters = threading.BoundedSemaphore(max(1, settings.NOVASTACK_WEB_THREADS // 2))

@@ -26,6 +26,10 @@ log = structlog.get_logger(__name__)
 DONE = {StepState.SUCCEEDED, StepState.SKIPPED}
 SERVER_LOST = {"server_exited", "server_not_ready"}
 MAX_RESTARTS = 2  # of a server that went away under one step
+STEP_FIELDS = [
+    "state", "attempt", "crashes", "detail", "error_code", "data", "started_at", "deadline_at", "finished_at",
+    "updated_at",
+]  # fmt: skip
 MAX_COUNT = 30_000  # a small integer's column; what rolls forward may try for months
 
 
@@ -64,6 +68,7 @@ class _Run:
     def __init__(self, operation: Operation, lease: leases.Lease, heartbeat: leases.Heartbeat) -> None:
         self.operation, self.lease, self.heartbeat = operation, lease, heartbeat
         self.rows = list(operation.steps.all())
+        self._succeeded: OperationStep | None = None
         self._shown = False  # whether the project's status says that this operation is at work
 
     def go(self) -> None:
@@ -129,7 +134,7 @@ class _Run:
         finally:
             self.heartbeat.set_deadline(None)
         row.state, row.finished_at, row.error_code, row.crashes = StepState.SUCCEEDED, now(), "", 0
-        self._save_row(row)
+        self._succeeded = row  # written with the next one's begin, or with the end: a step that is run again does no harm
         return True
 
     def _context(self, row: OperationStep, definition: Definition, seconds: float) -> Context:
@@ -323,12 +328,13 @@ class _Run:
         """Fenced: whoever lost the lease while away writes nothing over what its successor wrote."""
         with transaction.atomic():
             self._fenced()
-            row.save(
-                update_fields=[
-                    "state", "attempt", "crashes", "detail", "error_code", "data", "started_at", "deadline_at",
-                    "finished_at", "updated_at",
-                ]
-            )  # fmt: skip
+            self._save_succeeded()
+            row.save(update_fields=STEP_FIELDS)
+
+    def _save_succeeded(self) -> None:
+        if self._succeeded is not None:
+            self._succeeded.save(update_fields=STEP_FIELDS)
+            self._succeeded = None
 
     def _event(self, level: str, message: str) -> None:
         self.operation.events.create(at=now(), level=level, message=message[:500])
@@ -357,6 +363,7 @@ class _Run:
                 )
             subjects = locks.lock_subjects_of(self.operation)
             self._fenced()
+            self._save_succeeded()
             row = Operation.objects.get(pk=self.operation.pk)
             row.state, row.finished_at, row.lease_until, row.lease_owner = state, now(), None, ""
             row.next_attempt_at = None

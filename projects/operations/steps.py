@@ -237,7 +237,7 @@ def await_login(ctx: Context) -> None:
             next_look = polls + 40
             ctx.guard()
             _fail_if_dead(ctx)
-        ctx.sleep(0.03 if polls < 100 else 0.25)
+        ctx.sleep(0.02 if polls < 150 else 0.25)
 
 
 def _seen_running(ctx: Context) -> None:

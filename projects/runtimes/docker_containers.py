@@ -164,7 +164,7 @@ class Containers:
         with mapped():
             client.start(name)
         deadline = time.monotonic() + _ACCEPT_SECONDS
-        pause = 0.03
+        pause = 0.01
         while time.monotonic() < deadline:
             with mapped():
                 state = client.inspect_container(name)["State"]
