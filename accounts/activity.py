@@ -21,6 +21,7 @@ WORDS = {
     "project.stop": "Stopped",
     "project.restart": "Restarted",
     "project.rotate_password": "Rotated password",
+    "project.renew_certificate": "Renewed certificate",
     "project.retry": "Retried",
     "project.deleted": "Deleted project",
     "project.undelete": "Restored from the bin",

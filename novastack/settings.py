@@ -390,6 +390,7 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     # Daily: it runs once in 20 hours however often it is sent. Sent every hour, since a beat that is restarted each day
     # would never come to the end of a day.
     "purge-due": {"task": "projects.purge_due", "schedule": 3600.0, "options": {"expires": 3600}},
+    "certificates": {"task": "projects.renew_certificates", "schedule": 600.0, "options": {"expires": 600}},
     "clean-up": {"task": "projects.clean_up", "schedule": 3600.0, "options": {"expires": 3600}},
     **{
         f"pulse-{queue}": {

@@ -21,6 +21,7 @@ from accounts.services import record
 from novastack.common.errors import Problem
 from projects.models import (
     BlockedPort,
+    CertificateAuthority,
     Database,
     DatabaseRole,
     DatabaseServer,
@@ -262,7 +263,8 @@ class DatabaseServerAdmin(ReadOnlyAdmin):
         "runtime_ref", "project_uuid", "bind_address", "port", "control_host", "memory_bytes", "cpus",
         "max_connections", "max_databases", "system_identifier", "initialised_at", "desired_state", "observed_state",
         "observed_detail", "observed_at", "started_at", "recoveries", "recover_after", "cpu_percent",
-        "memory_used_bytes", "usage_at", "created_at", "updated_at",
+        "memory_used_bytes", "usage_at", "tls_enabled", "tls_reason", "tls_not_after", "tls_names", "tls_authority",
+        "created_at", "updated_at",
     ]  # fmt: skip
     readonly_fields = fields[1:]
 
@@ -273,6 +275,17 @@ class DatabaseServerAdmin(ReadOnlyAdmin):
         obj.save(update_fields=["reconcile", "updated_at"])
         record(operator_of(request), "server.reconcile_changed", project_id=obj.project_uuid, target=str(obj.pk),
                data={"reconcile": obj.reconcile})  # fmt: skip
+
+
+@admin.register(CertificateAuthority)
+class CertificateAuthorityAdmin(ReadOnlyAdmin):
+    """What clients trust. The key is never shown."""
+
+    list_display = ["__str__", "active", "fingerprint", "created_at"]
+    list_filter = ["active"]
+    search_fields = ["id"]
+    date_hierarchy = "created_at"
+    fields = ["active", "fingerprint", "certificate", "not_after", "created_at"]
 
 
 @admin.register(Database)

@@ -11,6 +11,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import IO
 
+CA_FILE = "novastack-ca.pem"  # what the downloaded certificate of the CA is called in texts and snippets
+
 
 class Capability(StrEnum):
     """What an engine can do; callers ask for these, never for an engine's name."""
@@ -362,3 +364,4 @@ class ConnectionInfo:
     username: str
     password: str = field(repr=False)
     tls: bool = False
+    tls_required: bool = False  # plain connections are refused

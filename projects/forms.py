@@ -24,6 +24,7 @@ class NewProjectForm(forms.Form):
     database_name = forms.CharField(max_length=200, required=False)
     username = forms.CharField(max_length=200, required=False)
     public = forms.BooleanField(required=False)
+    tls_required = forms.BooleanField(required=False)
     deletion_protection = forms.BooleanField(required=False)
 
     def as_request(self) -> dict[str, Any]:
@@ -76,6 +77,10 @@ class LimitsForm(forms.Form):
 
     def as_limits(self) -> dict[str, Any]:
         return {"memory_bytes": self.cleaned_data["memory_mb"] * MIB, "cpus": self.cleaned_data["cpus"]}
+
+
+class TlsForm(forms.Form):
+    tls_required = forms.BooleanField(required=False)
 
 
 class ProtectionForm(forms.Form):

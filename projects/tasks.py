@@ -14,7 +14,7 @@ from django.db import transaction
 from novastack.common.clock import now
 from novastack.common.models import Heartbeat, Install
 from projects.models import DatabaseServer, Operation
-from projects.operations import disks, fences, janitor, logs, reconciler, removal, runner, watch
+from projects.operations import disks, fences, janitor, logs, reconciler, removal, runner, tls, watch
 from projects.operations.queue import send_hint
 
 log = structlog.get_logger(__name__)
@@ -90,6 +90,11 @@ def purge_due() -> None:
     for project in due.projects:
         with transaction.atomic():
             removal.purge_begin(project, created_by_label="recycle bin clean-up")
+
+
+@shared_task(name="projects.renew_certificates")
+def renew_certificates() -> None:
+    tls.renew_due()
 
 
 @shared_task(name="projects.clean_up")

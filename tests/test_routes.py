@@ -32,7 +32,7 @@ ROUTES = [route for route in walk() if not FOREIGN.match(route.path)]
 
 # Anybody may ask these; what they answer is tested where they live.
 PUBLIC = {
-    "healthz", "readyz", "metrics", "api-health", "auth-register", "auth-login", "auth-refresh", "auth-logout",
+    "healthz", "readyz", "metrics", "api-health", "ca", "auth-register", "auth-login", "auth-refresh", "auth-logout",
     "accounts:invitation",
 }  # fmt: skip
 # Everybody's own things: a viewer may, and an outsider has some as well.

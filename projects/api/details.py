@@ -11,6 +11,7 @@ from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema
 from rest_framework import generics
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.reverse import reverse
 
 from accounts.api.filters import AuditEventFilter
 from accounts.api.pagination import AuditEventPagination
@@ -63,7 +64,8 @@ class ConnectionView(DetailView):
         info = connection_reveal(
             principal=self.principal, project=self.project(Capability.CONNECT), purpose="api"
         )  # fmt: skip
-        return SecretResponse(render_connection(info))
+        ca_url = reverse("ca", request=request) if info.tls else None
+        return SecretResponse(render_connection(info) | {"ca_url": ca_url})
 
 
 @extend_schema(tags=["projects"])

@@ -51,7 +51,7 @@ class ProjectCreate(Input):
     limits = LimitsInput(required=False)
     labels = serializers.DictField(required=False, child=Text(max_length=LONG, allow_blank=True))
     exposure = serializers.ChoiceField(choices=Exposure.choices, required=False, default=Exposure.LOCAL)
-    tls_required = Flag(required=False, default=False)
+    tls_required = Flag(required=False, default=False, help_text="Refuse connections without TLS.")
     deletion_protection = Flag(required=False, default=False)
     services = ServicesInput(required=False, help_text="The tenant data layer: not available in this release.")
     api_keys = ApiKeysInput(required=False, help_text="The tenant data layer: not available in this release.")
@@ -83,6 +83,7 @@ class ProjectChange(Input):
     description = Text(required=False, allow_blank=True, max_length=500)
     labels = serializers.DictField(required=False, child=Text(max_length=LONG, allow_blank=True))
     limits = LimitsInput(required=False, help_text="New limits start an operation `resize`.")
+    tls_required = Flag(required=False, help_text="Refuse connections without TLS. Starts an operation `change_tls`.")
     deletion_protection = Flag(required=False)
 
 

@@ -179,6 +179,9 @@ class ServerOutput(serializers.Serializer[Any]):
     measured_at = serializers.DateTimeField(
         allow_null=True, help_text="The last reading. CPU, memory and connections are null when it is not of now."
     )
+    tls = serializers.BooleanField(help_text="It was started with TLS.")
+    tls_not_after = serializers.DateTimeField(allow_null=True, help_text="Its certificate is renewed 30 days before.")
+    tls_reason = serializers.CharField(help_text="Why it speaks no TLS.")
 
 
 class StatusOutput(serializers.Serializer[Any]):
@@ -198,7 +201,8 @@ class ConnectionOutput(serializers.Serializer[Any]):
     database = serializers.CharField()
     username = serializers.CharField()
     password = serializers.CharField()
-    tls = serializers.BooleanField()
+    tls = serializers.BooleanField(help_text="The server speaks TLS; `uri` and snippets use it.")
+    ca_url = serializers.URLField(allow_null=True, help_text="The CA's certificate, to verify the server with.")
     uri = serializers.CharField()
     jdbc_url = serializers.CharField()
     env = serializers.DictField(child=serializers.CharField())

@@ -136,8 +136,8 @@ class ProjectView(ProjectScoped, generics.GenericAPIView[Project]):
         responses={200: ProjectSerializer, **problems(400, 403, 404, 409)},
     )  # fmt: skip
     def put(self, request: Request, pk: UUID) -> Response:
-        """Change `name, description, labels, limits, deletion_protection`. What is left out stays; what can't be changed
-        may be sent along as it was read. New `limits` start an operation `resize`."""
+        """Change `name, description, labels, limits, tls_required, deletion_protection`. What is left out stays; what can't be
+        changed may be sent along as it was read. New `limits` start an operation `resize`, `tls_required` a `change_tls`."""
         return self._change(request, ProjectReplace, volatile=VOLATILE)
 
     @extend_schema(
@@ -146,7 +146,8 @@ class ProjectView(ProjectScoped, generics.GenericAPIView[Project]):
         responses={200: ProjectSerializer, **problems(400, 403, 404, 409)},
     )  # fmt: skip
     def patch(self, request: Request, pk: UUID) -> Response:
-        """Change some of `name, description, labels, limits, deletion_protection`. New `limits` start a `resize`."""
+        """Change some of `name, description, labels, limits, tls_required, deletion_protection`. New `limits` start a `resize`,
+        `tls_required` a `change_tls`, both together a `reconfigure`."""
         return self._change(request, ProjectChange, volatile=set())
 
     def _change(self, request: Request, shape: type[ProjectChange], *, volatile: set[str]) -> Response:

@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from projects.api import catalogue, details, health, operations, overview, projects
+from projects.api import catalogue, certificates, details, health, operations, overview, projects
 
 project = [
     path("", projects.ProjectView.as_view(), name="project-detail"),
@@ -21,6 +21,7 @@ operation = [
 ]
 
 urlpatterns = [
+    path("ca/", certificates.AuthorityView.as_view(), name="ca"),
     path("engines/", catalogue.EngineListView.as_view(), name="engine-list"),
     path("regions/", catalogue.RegionListView.as_view(), name="region-list"),
     path("plans/", catalogue.PlanListView.as_view(), name="plan-list"),

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from urllib.parse import quote, urlencode
 
-from projects.domain import ConnectionInfo
+from projects.domain import CA_FILE, ConnectionInfo
 
 
 def _percent(value: str) -> str:
@@ -26,6 +26,13 @@ def _sslmode(info: ConnectionInfo) -> str:
 def _uri(info: ConnectionInfo, scheme: str = "postgresql", *, with_password: bool = True) -> str:
     login = _percent(info.username) + (f":{_percent(info.password)}" if with_password else "")
     return f"{scheme}://{login}@{_host(info)}:{info.port}/{_percent(info.database)}?sslmode={_sslmode(info)}"
+
+
+def _verified(info: ConnectionInfo) -> str:
+    """The strictest way: nobody in between, nobody else's server."""
+    uri = _uri(info, with_password=False).replace("sslmode=require", f"sslmode=verify-full&sslrootcert={CA_FILE}")
+    return f"""# {CA_FILE} is this install's certification authority: download it here, or by GET /api/v1/ca/
+PGPASSWORD={shlex.quote(info.password)} psql {shlex.quote(uri)}"""
 
 
 def urls(info: ConnectionInfo) -> Mapping[str, str]:
@@ -56,9 +63,27 @@ def _compose(value: str) -> str:
     return _literal(value).replace("$", "$$")
 
 
+def _node_client(info: ConnectionInfo) -> str:
+    """`pg` always checks the certificate, whatever `sslmode` says: it needs the CA, and no `sslmode` beside it."""
+    if not info.tls:
+        return f"""import pg from "pg";
+
+const client = new pg.Client({{ connectionString: {_literal(_uri(info))} }});"""
+    bare = _uri(info).partition("?")[0]
+    return f"""// {CA_FILE}: download it in the Connect dialog, or by GET /api/v1/ca/
+import {{ readFileSync }} from "node:fs";
+import pg from "pg";
+
+const client = new pg.Client({{
+  connectionString: {_literal(bare)},
+  ssl: {{ ca: readFileSync("{CA_FILE}", "utf8") }},
+}});"""
+
+
 def snippets(info: ConnectionInfo) -> Mapping[str, str]:
     uri, jdbc = _uri(info), urls(info)["jdbc_url"]
-    return {
+    verified = {"verified": _verified(info)} if info.tls else {}
+    return verified | {
         "cli": f"PGPASSWORD={shlex.quote(info.password)} psql {shlex.quote(_uri(info, with_password=False))}",
         "env": "\n".join(f"{name}={shlex.quote(value)}" for name, value in env(info).items()),
         "django": f"""# settings.py, with psycopg installed: pip install "psycopg[binary]"
@@ -80,9 +105,7 @@ engine = create_engine({_literal(_uri(info, "postgresql+psycopg"))})
 with engine.connect() as connection:
     print(connection.execute(text("select version()")).scalar())""",
         "node": f"""// npm install pg
-import pg from "pg";
-
-const client = new pg.Client({{ connectionString: {_literal(uri)} }});
+{_node_client(info)}
 await client.connect();
 console.log((await client.query("select version()")).rows[0]);
 await client.end();""",

@@ -5,6 +5,7 @@ from projects.models.catalogue import (
     Plan,
     Region,
 )
+from projects.models.certificates import CertificateAuthority
 from projects.models.choices import (
     DatabaseSlot,
     DesiredStatus,
@@ -39,6 +40,7 @@ __all__ = [
     "DISK_FENCED_PERCENT",
     "DISK_WARN_PERCENT",
     "BlockedPort",
+    "CertificateAuthority",
     "DataTombstone",
     "Database",
     "DatabaseRole",

@@ -11,6 +11,7 @@ from novastack.common.models import BaseModel
 from novastack.common.secrets import EncryptedField
 from projects import domain
 from projects.models.catalogue import Region
+from projects.models.certificates import CertificateAuthority
 from projects.models.choices import DatabaseSlot, ObservedState, RoleKind
 from projects.models.projects import Project
 
@@ -51,6 +52,13 @@ class DatabaseServer(BaseModel):
     admin_username = models.CharField(max_length=63)
     admin_secret = EncryptedField()
     admin_pending_secret = EncryptedField()
+    tls_authority = models.ForeignKey(CertificateAuthority, null=True, on_delete=models.PROTECT, related_name="servers")
+    tls_certificate = models.TextField(blank=True, help_text="PEM; shown from the next start or reload on.")
+    tls_key = EncryptedField()
+    tls_not_after = models.DateTimeField(null=True)
+    tls_names = models.JSONField(default=list, blank=True, help_text="What the certificate is for.")
+    tls_enabled = models.BooleanField(default=False, help_text="It was last started with TLS.")
+    tls_reason = models.CharField(max_length=200, blank=True, help_text="Why it speaks no TLS.")
     system_identifier = models.CharField(max_length=64, blank=True)
     initialised_at = models.DateTimeField(null=True, help_text="From then on data must exist (rule 9).")
 
@@ -77,6 +85,7 @@ class DatabaseServer(BaseModel):
             models.CheckConstraint(condition=Q(kind="dedicated") | Q(project_uuid=None), name="server_owner"),
         ]
         indexes = [
+            models.Index(fields=["tls_not_after"], name="server_certificate", condition=Q(tls_enabled=True)),
             models.Index(fields=["region", "desired_state"], name="server_region_desired"),
             models.Index(fields=["kind", "engine", "version", "region"], name="server_pools"),
         ]
@@ -90,7 +99,16 @@ class DatabaseServer(BaseModel):
 
     @property
     def control_endpoint(self) -> domain.Endpoint:
-        return domain.Endpoint(self.control_host, self.port or 0)
+        """For our own sessions: with TLS they refuse everything but this very server."""
+        if not self.tls_enabled or self.tls_authority_id is None:
+            return domain.Endpoint(self.control_host, self.port or 0)
+        trusted = CertificateAuthority.bundle(self.tls_authority_id)
+        return domain.Endpoint(self.control_host, self.port or 0, self.tls_name, trusted)
+
+    @property
+    def tls_name(self) -> str:
+        """A name that no other server has; it is in its certificate and in no name service."""
+        return f"{self.pk}.server.novastack.internal"
 
 
 class Database(BaseModel):

@@ -23,7 +23,7 @@ from projects.models import (
     RoleKind,
     ServerDesired,
 )
-from projects.operations import locks, wiring
+from projects.operations import certificates, locks, wiring
 from projects.operations.base import LeaseLost, StepFailed, Wait
 from projects.operations.context import Context
 
@@ -70,10 +70,11 @@ def create_server(ctx: Context) -> None:
     if server.initialised_at is None and not server.runtime_ref:
         _room(ctx)
     for _ in range(PORT_TRIES):
+        certificates.prepare(ctx)
         ctx.guard()
-        spec = ctx.engine.server_spec(wiring.server_request(server, burst=True))
+        request = wiring.server_request(server, burst=True, required=ctx.project.tls_required)
         try:
-            _ensure(ctx, spec, data, "desired_state")
+            _ensure(ctx, request, data, "desired_state")
         except domain.PortTaken:
             taken = server.port
             move_port(ctx)
@@ -85,13 +86,17 @@ def create_server(ctx: Context) -> None:
     raise StepFailed("no_free_port", f"{PORT_TRIES} ports in a row belong to somebody else. Widen the region's range.")
 
 
-def _ensure(ctx: Context, spec: domain.ServerSpec, data: domain.DataPolicy, *fields: str) -> None:
+def _ensure(ctx: Context, request: domain.ServerRequest, data: domain.DataPolicy, *fields: str) -> None:
     """Have the server run, and put down which process or container it is, with other fields of the row."""
+    spec = ctx.engine.server_spec(request)
     handle = ctx.runtime.ensure(spec, data=data)
+    if handle.ref == ctx.server.runtime_ref:  # it may have been running: `check_identity` has it take these
+        ctx.runtime.put_files(handle, spec.files)
     ctx.server.runtime_ref = handle.ref
     ctx.server.desired_state = ServerDesired.RUNNING
+    ctx.server.tls_enabled = request.tls is not None
     try:
-        ctx.save_server("runtime_ref", *fields)
+        ctx.save_server("runtime_ref", "tls_enabled", *fields)
     except LeaseLost:
         _take_back(ctx, handle)
         raise
@@ -145,6 +150,7 @@ def discard_server(ctx: Context) -> None:
         server.incarnation += 1
         server.runtime_ref, server.initialised_at, server.system_identifier = "", None, ""
         server.image = server.image_digest = ""
+        server.tls_enabled = False
         server.observed_state, server.observed_detail = ObservedState.ABSENT, ""
         server.admin_secret, server.admin_pending_secret = Sealed.of(random_password()), None
         server.save()
@@ -206,9 +212,9 @@ def run_server(ctx: Context) -> None:
     server.memory_bytes, server.cpus = ctx.project.memory_bytes, ctx.project.cpus
     server.desired_state = ServerDesired.RUNNING
     ctx.save_server("desired_state", "memory_bytes", "cpus")
+    certificates.prepare(ctx)
     ctx.guard()
-    spec = ctx.engine.server_spec(wiring.server_request(server))
-    _ensure(ctx, spec, domain.DataPolicy.MUST_EXIST)
+    _ensure(ctx, wiring.server_request(server, required=ctx.project.tls_required), domain.DataPolicy.MUST_EXIST)
     ctx.explain(f"Listening on {server.bind_address}:{server.port}")
 
 
@@ -265,6 +271,8 @@ def check_identity(ctx: Context) -> None:
     ctx.guard()
     with wiring.admin_session(ctx.engine, server) as admin:
         found = admin.system_identifier()
+        if server.tls_enabled:
+            admin.reload_tls(required=ctx.project.tls_required)
     if server.system_identifier and found != server.system_identifier:
         raise StepFailed("data_missing", "The server runs on data that is not its own.", retryable=False)
 

@@ -154,6 +154,8 @@ def _look(target: _Target) -> _Result:
         return _Result(False, "The server answers, but refuses NovaStack's own login.")
     except domain.ServerNotReady as error:
         return _Result(False, str(error) or "The server does not answer.")
+    except domain.TlsNotTrusted as error:
+        return _Result(False, f"Not trusted: {error}")
     except domain.EngineError as error:
         return _Result(True, f"Logged in; statistics failed: {error}")
 

@@ -45,8 +45,12 @@ def limits_of(server: DatabaseServer) -> domain.Limits:
     return domain.Limits(memory_bytes=server.memory_bytes, cpus=float(Decimal(server.cpus)))
 
 
-def server_request(server: DatabaseServer, *, burst: bool = False) -> domain.ServerRequest:
-    """What the engine turns into a spec. The image is the pinned one (rule 12)."""
+def server_request(
+    server: DatabaseServer, *, burst: bool = False, required: bool = False, tls: bool = True
+) -> domain.ServerRequest:
+    """What the engine turns into a spec. The image is the pinned one (rule 12). With a certificate on the row the server
+    speaks TLS, and with `required` nothing else."""
+    key = server.tls_key.open() if tls and server.tls_certificate and server.tls_key is not None else ""
     labels = {"io.novastack.project": str(server.project_uuid)} if server.project_uuid else {}
     return domain.ServerRequest(
         handle=server.handle,
@@ -58,6 +62,7 @@ def server_request(server: DatabaseServer, *, burst: bool = False) -> domain.Ser
         admin=domain.Credentials(server.admin_username, server.admin_secret.open()),
         labels=labels,
         burst=burst,
+        tls=domain.Tls(f"{server.tls_certificate}{key}".encode(), required) if key else None,
     )
 
 
@@ -95,5 +100,6 @@ def connection_info(project: Project, database: Database) -> domain.ConnectionIn
         database=database.name,
         username=role.name,
         password=role.secret.open(),
-        tls=False,
+        tls=database.server.tls_enabled,
+        tls_required=project.tls_required,
     )

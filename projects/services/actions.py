@@ -231,8 +231,8 @@ def operation_retry(*, principal: Principal, operation: Operation) -> Operation:
         return project_delete(principal=principal, project=project)
     if operation.kind == "rotate_password":
         return project_action(principal=principal, project=project, action="rotate_password")
-    if operation.kind == "resize" and not gone:
-        return _again(principal, project, "resize")
+    if operation.kind in {"resize", "change_tls", "reconfigure", "renew_certificate"} and not gone:
+        return _again(principal, project, operation.kind)
     return project_action(principal=principal, project=project, action="retry")
 
 

@@ -10,19 +10,23 @@ from accounts.models import Organization
 from accounts.permissions import Capability, Principal, require
 from accounts.services import audit
 from novastack.common.errors import ActionNotAllowed, Invalid, NameTaken
-from projects.models import DesiredStatus, Operation, Project
+from projects.models import DatabaseServer, DatabaseSlot, DesiredStatus, Operation, Project
+from projects.operations import certificates
 from projects.operations.queue import operation_create
 from projects.services import quotas, validation
 from projects.services.creation import clean_limits, name_is_free
 
-CHANGEABLE = {"name", "description", "labels", "limits", "deletion_protection"}
+CHANGEABLE = {"name", "description", "labels", "limits", "tls_required", "deletion_protection"}
+# (new limits, TLS) → the kind of operation that applies it
+KINDS = {(True, False): "resize", (False, True): "change_tls", (True, True): "reconfigure"}
 
 
 @transaction.atomic
 def project_update(
     *, principal: Principal, project: Project, changes: dict[str, Any]
 ) -> tuple[Project, Operation | None]:
-    """Change `name, description, labels, limits, deletion_protection`. New limits start a `resize` (rule 47)."""
+    """Change `name, description, labels, limits, tls_required, deletion_protection`. New limits start a `resize` (rule 47),
+    `tls_required` a `change_tls`, both together a `reconfigure`."""
     require(principal, project.organization_id, Capability.PROJECT_CHANGE)
     for name in changes:
         if name not in CHANGEABLE:
@@ -47,18 +51,20 @@ def project_update(
         if not isinstance(changes["deletion_protection"], bool):
             raise Invalid.field("deletion_protection", "invalid", "Give true or false.")
         fields += _set(project, deletion_protection=changes["deletion_protection"])
+    secured = _tls(project, changes["tls_required"]) if "tls_required" in changes else []
     resized = _limits(project, organization, changes.get("limits")) if changes.get("limits") is not None else []
-    if not fields and not resized:
+    if not fields and not resized and not secured:
         return project, None
-    project.save(update_fields=[*fields, *resized, "updated_at"])
+    project.save(update_fields=[*fields, *resized, *secured, "updated_at"])
     operation = None
-    if resized:
+    if resized or secured:
+        kind = KINDS[bool(resized), bool(secured)]
         operation = operation_create(
-            project=project, kind="resize", created_by=principal.user, created_by_label=principal.label
+            project=project, kind=kind, created_by=principal.user, created_by_label=principal.label
         )
     audit.record(
         principal, "project.changed", organization=organization, project_id=project.pk, project_name=project.name,
-        target=project.slug, data={"fields": sorted({*fields, *resized})},
+        target=project.slug, data={"fields": sorted({*fields, *resized, *secured})},
     )  # fmt: skip
     return project, operation
 
@@ -68,6 +74,24 @@ def _set(project: Project, **values: Any) -> list[str]:
     for name in changed:
         setattr(project, name, values[name])
     return changed
+
+
+def tls_unavailable(project: Project) -> str:
+    """Why plain connections to this project can't be refused now, for people; empty: they can."""
+    server = DatabaseServer.objects.filter(databases__project=project, databases__slot=DatabaseSlot.CURRENT).first()
+    return certificates.unavailable(server) if server is not None else ""
+
+
+def _tls(project: Project, required: Any) -> list[str]:
+    if not isinstance(required, bool):
+        raise Invalid.field("tls_required", "invalid", "Give true or false.")
+    if required == project.tls_required:
+        return []
+    if project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}:
+        raise ActionNotAllowed("The project is deleted; undelete it before changing its TLS.")
+    if required and (reason := tls_unavailable(project)):
+        raise Invalid.field("tls_required", "not_available", reason)
+    return _set(project, tls_required=required)
 
 
 def _limits(project: Project, organization: Organization, limits: Any) -> list[str]:

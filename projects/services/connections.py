@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from django.db import transaction
@@ -12,8 +13,9 @@ from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed
 from projects import domain, registry
 from projects.models import Database, DatabaseSlot, DesiredStatus, Project
-from projects.operations import wiring
+from projects.operations import certificates, wiring
 
+CA_FILE = domain.CA_FILE
 MASK = "•" * 12
 
 
@@ -23,6 +25,11 @@ def _database(project: Project) -> Database:
     if project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}:
         raise ActionNotAllowed("The project is deleted; undelete it first.")
     return Database.objects.get(project=project, slot=DatabaseSlot.CURRENT)
+
+
+def ca_certificates() -> str:
+    """What clients trust when they check a database's certificate (PEM); empty before there is any."""
+    return certificates.trusted()
 
 
 @transaction.atomic
@@ -42,10 +49,7 @@ def connection_reveal(*, principal: Principal, project: Project, purpose: str = 
 def connection_masked(project: Project) -> domain.ConnectionInfo:
     """The same with a mask instead of the password: for pages, at no risk."""
     info = wiring.connection_info(project, _database(project))
-    return domain.ConnectionInfo(
-        engine=info.engine, host=info.host, port=info.port, database=info.database, username=info.username,
-        password=MASK, tls=info.tls,
-    )  # fmt: skip
+    return dataclasses.replace(info, password=MASK)
 
 
 def render_connection(info: domain.ConnectionInfo) -> dict[str, Any]:

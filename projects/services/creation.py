@@ -17,7 +17,7 @@ from accounts.services import audit
 from novastack.common.errors import Invalid, NameTaken, Problem
 from novastack.common.ids import slug_from
 from novastack.common.secrets import Sealed, random_password
-from projects import registry
+from projects import domain, registry
 from projects.engines.base import Engine
 from projects.models import (
     Database,
@@ -153,8 +153,8 @@ def project_create(*, principal: Principal, organization: Organization, request:
         raise Invalid.field("exposure", "invalid", "Use `local` or `public`.")
     if request.exposure == Exposure.PUBLIC and not region.public_address:
         raise Invalid.field("exposure", "not_available", f"{region.name} publishes on its own host only.")
-    if request.tls_required:
-        raise Invalid.field("tls_required", "not_available", "TLS is not offered by this region yet.")
+    if request.tls_required and domain.Capability.TLS not in engine.capabilities:
+        raise Invalid.field("tls_required", "not_available", f"NovaStack does not set up TLS for {engine.title} yet.")
     memory, cpus = clean_limits(request.limits, plan)
     description, labels = validation.clean_description(request.description), validation.clean_labels(request.labels)
 
@@ -171,7 +171,7 @@ def project_create(*, principal: Principal, organization: Organization, request:
         organization=organization, name=name, slug=slug, description=description, labels=labels,
         engine=engine.name, version=version, region=region, plan=plan, placement=request.placement,
         memory_bytes=memory, cpus=cpus, storage_bytes=plan.storage_bytes, exposure=request.exposure,
-        deletion_protection=request.deletion_protection, created_by=principal.user,
+        tls_required=request.tls_required, deletion_protection=request.deletion_protection, created_by=principal.user,
     )  # fmt: skip
     _server_rows(project, engine, database_name=database_name, username=username)
     operation_create(project=project, kind="provision", created_by=principal.user, created_by_label=principal.label)

@@ -38,7 +38,7 @@ def server_of(project: Project) -> DatabaseServer | None:
     row = (
         Database.objects.filter(project=project, slot=DatabaseSlot.CURRENT)
         .select_related("server", "server__region")
-        .defer("server__admin_secret", "server__admin_pending_secret")
+        .defer("server__admin_secret", "server__admin_pending_secret", "server__tls_key")
         .first()
     )
     return row.server if row else None
@@ -93,6 +93,9 @@ def status_of(project: Project) -> dict[str, Any]:
             "connections_limit": project.connections_limit,
             "size_bytes": project.size_bytes,
             "measured_at": figures.measured_at,
+            "tls": server.tls_enabled,
+            "tls_not_after": server.tls_not_after if server.tls_enabled else None,
+            "tls_reason": server.tls_reason,
         },
     }  # fmt: skip
 

@@ -22,7 +22,8 @@ from projects.views.common import project_for, render_secret
 from projects.views.detail import header_context
 
 TABS = (
-    ("uri", "URI"), ("cli", "psql"), ("env", ".env"), ("django", "Django"), ("sqlalchemy", "SQLAlchemy"), ("node", "Node"),
+    ("uri", "URI"), ("cli", "psql"), ("verified", "Verified TLS"),
+    ("env", ".env"), ("django", "Django"), ("sqlalchemy", "SQLAlchemy"), ("node", "Node"),
     ("prisma", "Prisma"), ("go", "Go"), ("jdbc", "JDBC"), ("compose", "Compose"), ("parameters", "Parameters"),
 )  # fmt: skip
 # Survives percent-encoding, JSON and shell quoting alike, so that each snippet can be masked after it was made.
@@ -93,6 +94,8 @@ def connect_secret(request: HttpRequest, project_id: UUID) -> HttpResponse:
         if what != "password" and what not in dict(TABS):
             raise Invalid.field("what", "invalid_choice", "There is no such snippet.")
         found = texts(connection_reveal(principal=principal, project=project, purpose=f"copied {what}"))
+        if what not in found:
+            raise Invalid.field("what", "invalid_choice", "There is no such snippet.")
     except Problem as problem:
         return JsonResponse({"code": problem.code, "detail": problem.detail}, status=problem.status)
     response = JsonResponse({"text": found[what]})

@@ -99,6 +99,7 @@ def _chosen(form: NewProjectForm, regions: list[Region], plans: list[Plan]) -> d
         or next((p for p in plans if p.is_default), plans[0] if plans else None),
         "name": value("name").strip()[:200],
         "public": bool(value("public")),
+        "tls_required": bool(value("tls_required")),
         "deletion_protection": bool(value("deletion_protection")),
         "description": value("description"),
         "database_name": value("database_name"),

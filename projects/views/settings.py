@@ -1,4 +1,4 @@
-"""A project's settings: name, description, labels, limits, protection; the danger zone comes last."""
+"""A project's settings: name, description, labels, limits, TLS, protection; the danger zone comes last."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from django.views.decorators.http import require_http_methods
 
 from accounts.permissions import Capability
 from novastack.common.errors import NameTaken, PermissionDenied, Problem
-from projects.forms import LimitsForm, ProjectSettingsForm, ProtectionForm
+from projects.forms import LimitsForm, ProjectSettingsForm, ProtectionForm, TlsForm
 from projects.services import project_update
+from projects.services.changes import tls_unavailable
 from projects.views.common import add_problem, project_for
 from projects.views.detail import header_context
 
@@ -23,7 +24,7 @@ from projects.views.detail import header_context
 @login_required
 @require_http_methods(["GET", "POST"])
 def project_settings(request: HttpRequest, project_id: UUID) -> HttpResponse:
-    """Three small forms on one page; `form` in the body says which one was sent."""
+    """Small forms on one page; `form` in the body says which one was sent."""
     capability = Capability.PROJECT_VIEW if request.method == "GET" else Capability.PROJECT_CHANGE
     principal, project = project_for(request, project_id, capability)
     sent = request.POST.get("form", "") if request.method == "POST" else ""
@@ -32,7 +33,9 @@ def project_settings(request: HttpRequest, project_id: UUID) -> HttpResponse:
     )
     limits = LimitsForm(request.POST if sent == "limits" else None, initial=LimitsForm.values_of(project))
     protection = ProtectionForm(request.POST if sent == "protection" else None)
-    form: forms.Form | None = {"general": general, "limits": limits, "protection": protection}.get(sent)
+    tls = TlsForm(request.POST if sent == "tls" else None)
+    sheets: dict[str, forms.Form] = {"general": general, "limits": limits, "tls": tls, "protection": protection}
+    form = sheets.get(sent)
     if form is not None and form.is_valid():
         try:
             _, operation = project_update(principal=principal, project=project, changes=_changes(sent, form))
@@ -41,10 +44,11 @@ def project_settings(request: HttpRequest, project_id: UUID) -> HttpResponse:
         except Problem as problem:
             add_problem(form, _named(problem), field="name" if isinstance(problem, NameTaken) else None)
         else:
-            messages.info(request, "Saved. The new limits are being applied." if operation else "Saved.")
+            messages.info(request, "Saved. It is being applied." if operation else "Saved.")
             return redirect("projects:settings", project.pk)
     context = header_context(principal, project) | {
-        "tab": "settings", "general": general, "limits": limits, "protection": protection,
+        "tab": "settings", "general": general, "limits": limits, "protection": protection, "tls": tls,
+        "tls_reason": tls_unavailable(project),
         "can_change": Capability.PROJECT_CHANGE in principal.capabilities_in(project.organization_id),
         "labels": sorted(project.labels.items()),
     }  # fmt: skip

@@ -7,10 +7,15 @@ that something happened once.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from novastack.common import pki
 from projects.domain import (
     Credentials,
     Endpoint,
@@ -19,6 +24,7 @@ from projects.domain import (
     ServerState,
     ServerStats,
     TenantNames,
+    TlsNotTrusted,
 )
 from projects.engines.base import EngineAdmin
 from projects.engines.postgresql import SECRET, PostgreSQL
@@ -38,6 +44,13 @@ class PaperData:
     databases: set[str] = field(default_factory=set)
     fenced: set[str] = field(default_factory=set)
     rows: dict[str, str] = field(default_factory=dict)
+    shown: bytes = b""  # its certificate (DER), as of the last start or reload; empty: no TLS
+    plain: bool = True
+    started_at: object = None
+
+    def read_files(self, files: dict[str, bytes], *, tls: bool) -> None:
+        self.shown = pki.der_of(files["server.pem"].decode()) if tls else b""
+        self.plain = not tls or b"reject" not in files["pg_hba.conf"]
 
 
 class PaperPostgreSQL(PostgreSQL):
@@ -61,6 +74,11 @@ class PaperPostgreSQL(PostgreSQL):
                     self.data[name] = held
                 if self.refuses_to_answer:
                     break
+                if held.started_at != server.started_at:
+                    held.started_at = server.started_at
+                    held.read_files(volume.files, tls="ssl=on" in server.spec.argv)
+                if endpoint.ca_pem and not self.trusts(endpoint, held.shown):
+                    raise TlsNotTrusted("not the certificate of this server")
                 return held
         raise ServerNotReady("connection refused")
 
@@ -69,6 +87,30 @@ class PaperPostgreSQL(PostgreSQL):
         right = held.passwords.get(credentials.username)
         if right is None or right != credentials.password or credentials.username in held.shut:
             raise LoginRefused("the server refused this login")
+
+    @staticmethod
+    def trusts(endpoint: Endpoint, shown: bytes) -> bool:
+        """As a client would: signed by one of the CAs, made for this name."""
+        if not shown:
+            return False
+        certificate = x509.load_der_x509_certificate(shown)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        if endpoint.tls_name not in names.get_values_for_type(x509.DNSName):
+            return False
+        for authority in x509.load_pem_x509_certificates(endpoint.ca_pem.encode()):
+            with contextlib.suppress(InvalidSignature, ValueError):
+                certificate.verify_directly_issued_by(authority)
+                return True
+        return False
+
+    def peer_certificate(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bytes:
+        held = self.of(dataclasses.replace(endpoint, ca_pem=""))
+        if not held.shown:
+            raise TlsNotTrusted("the server speaks no TLS")
+        return held.shown
+
+    def accepts_plain(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bool:
+        return self.of(dataclasses.replace(endpoint, ca_pem="")).plain
 
     def verify_tenant(self, endpoint: Endpoint, names: TenantNames, password: str) -> str:
         self.act("verify_tenant")
@@ -131,6 +173,10 @@ class PaperAdmin(EngineAdmin):
     def hold_fence(self, names: TenantNames, *, hard: bool) -> int:
         self.engine.act("hold hard" if hard else "hold")
         return 0
+
+    def reload_tls(self, *, required: bool) -> None:
+        self.engine.act("reload_tls")
+        self.held.read_files(self.held.volume.files, tls=bool(self.held.shown))  # type: ignore[attr-defined]
 
     def stats(self, database: str) -> ServerStats:
         return ServerStats(self.engine.size_bytes, 1, 20, fenced=database in self.held.fenced)

@@ -12,10 +12,13 @@ from django.urls import reverse
 
 from accounts.models import AuditEvent, User
 from accounts.permissions import Capability, OperatorPrincipal, Principal, require
+from novastack.common import pki
 from novastack.common.clock import now
 from novastack.common.errors import PermissionDenied
+from novastack.common.secrets import Sealed
 from projects.models import (
     BlockedPort,
+    CertificateAuthority,
     DatabaseServer,
     DataTombstone,
     MetricSample,
@@ -28,6 +31,8 @@ from projects.models import (
 from tests.factories import Team, UserFactory, make_project
 
 MODELS = [model for model in apps.get_app_config("projects").get_models() if model in admin.site._registry]
+
+CA = pki.make_authority("Test", at=now())
 
 
 @pytest.fixture
@@ -48,6 +53,7 @@ def project(team: Team) -> Project:
     region = Region.objects.get(slug="local")
     operation = Operation.objects.get(project_uuid=project.pk)
     BlockedPort.objects.create(region=region, port=20001, until=now())
+    CertificateAuthority.objects.create(certificate=CA.certificate, key=Sealed.of(CA.key), not_after=CA.not_after)
     Orphan.objects.create(region=region, name="nvs-stranger")
     MetricSample.objects.create(project=project, at=now(), cpu_percent=1)
     OperationEvent.objects.create(operation=operation, at=now(), message="hello")
@@ -70,7 +76,7 @@ def test_lists_and_pages_answer_and_hold_no_secret(
         for server in DatabaseServer.objects.all()
         for secret in [server.admin_secret, *[role.secret for role in server.roles.all()]]
         if secret is not None
-    ]
+    ] + [CA.key]
     with django_assert_max_num_queries(16):
         page = browser.get(reverse(f"{name}_changelist"), {"q": "shop"} if model is Project else {})
     assert page.status_code == 200

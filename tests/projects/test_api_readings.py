@@ -47,7 +47,7 @@ class TestConnection:
         assert response.status_code == 200, response.content
         body = response.json()
         assert set(body) == {
-            "host", "port", "database", "username", "password", "tls", "uri", "jdbc_url", "env", "snippets",
+            "host", "port", "database", "username", "password", "tls", "ca_url", "uri", "jdbc_url", "env", "snippets",
         }  # fmt: skip
         assert body["password"] in body["uri"] and body["port"] == project.endpoint.port
         assert response["Cache-Control"] == "no-store"
