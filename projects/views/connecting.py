@@ -91,11 +91,9 @@ def connect_secret(request: HttpRequest, project_id: UUID) -> HttpResponse:
     try:
         principal, project = project_for(request, project_id, Capability.CONNECT)
         what = request.POST.get("what", "password")
-        if what != "password" and what not in dict(TABS):
+        if what != "password" and (what not in dict(TABS) or what not in texts(connection_masked(project))):
             raise Invalid.field("what", "invalid_choice", "There is no such snippet.")
         found = texts(connection_reveal(principal=principal, project=project, purpose=f"copied {what}"))
-        if what not in found:
-            raise Invalid.field("what", "invalid_choice", "There is no such snippet.")
     except Problem as problem:
         return JsonResponse({"code": problem.code, "detail": problem.detail}, status=problem.status)
     response = JsonResponse({"text": found[what]})

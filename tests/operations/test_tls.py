@@ -353,7 +353,6 @@ class TestHealth:
         held.shown = pki.der_of(
             pki.make_server_certificate(impostor, [server_of(ready).tls_name], at=now()).certificate
         )
-        server = server_of(ready)
-        target = watch._Target(ready.pk, "postgresql", server.control_endpoint, domain.Credentials("x", "y", "z"))
+        target = watch._targets([ready.pk])[ready.pk]
         result = watch._look(target)
         assert not result.healthy and "Not trusted" in result.detail

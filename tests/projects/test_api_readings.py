@@ -82,7 +82,7 @@ def test_status(bob: APIClient, project: Project) -> None:
     assert body["observed_at"] and body["operation"] is None and body["detail"] == ""
     assert set(body["server"]) == {
         "runtime", "name", "image", "started_at", "cpu_percent", "memory_bytes", "memory_limit_bytes", "connections",
-        "connections_limit", "size_bytes", "measured_at",
+        "connections_limit", "size_bytes", "measured_at", "tls", "tls_not_after", "tls_reason",
     }  # fmt: skip
     assert body["server"]["runtime"] == "memory" and body["server"]["memory_limit_bytes"] == project.memory_bytes
 
