@@ -199,11 +199,10 @@ class TestDocker:
     def test_the_story(self, docker_site: Site) -> None:
         tells_its_story(docker_site)
 
+    @pytest.mark.parametrize("docker_site", ["17"], indirect=True)  # once is enough
     def test_a_server_from_before_gets_it_by_a_restart(
         self, docker_site: Site, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        if docker_site.version != "17":
-            pytest.skip("once is enough")
         with monkeypatch.context() as past:
             past.setattr(DockerRuntime, "tls_reason", lambda *_: "it was another time")
             project = docker_site.create()
@@ -225,9 +224,8 @@ class TestDocker:
         info = site.info(project)
         return {"dbname": info.database, "user": info.username, "password": info.password}
 
+    @pytest.mark.parametrize("docker_site", ["17"], indirect=True)  # once is enough
     def test_its_key_is_seen_nowhere(self, docker_site: Site) -> None:
-        if docker_site.version != "17":
-            pytest.skip("once is enough")
         project = docker_site.create(tls_required=True)
         assert docker_site.psql(project, "disable")[0] != 0  # from the first moment on
         server = DatabaseServer.objects.get(project_uuid=project.pk)
