@@ -19,7 +19,7 @@ class Capability(StrEnum):
 
     POOL = "pool"
     UPGRADE = "upgrade"
-    DUAL_PASSWORD = "dual_password"  # noqa: S105 - a capability, not a secret
+    DUAL_PASSWORD = "dual_password"  # noqa: S105 - one login can have an old and a new password for a while
     RENAME_DATABASE = "rename_database"
     TLS = "tls"  # servers speak TLS with the certificate that a request brings
 

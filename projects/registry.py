@@ -11,12 +11,14 @@ from typing import Any
 from django.conf import settings
 
 from projects.engines.base import Engine
+from projects.engines.mariadb import MariaDB
+from projects.engines.mysql import MySQL
 from projects.engines.postgresql import PostgreSQL
 from projects.runtimes.base import Runtime
 from projects.runtimes.memory import MemoryRuntime
 from projects.runtimes.process import ProcessRuntime
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (PostgreSQL(),)}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (PostgreSQL(), MariaDB(), MySQL())}
 
 
 def _docker(install_id: str, config: Mapping[str, Any]) -> Runtime:
@@ -32,7 +34,7 @@ def _docker(install_id: str, config: Mapping[str, Any]) -> Runtime:
 
 def _process(install_id: str, config: Mapping[str, Any]) -> Runtime:
     root = Path(config.get("root") or settings.NOVASTACK_SERVERS_ROOT)
-    return ProcessRuntime(install_id, root)
+    return ProcessRuntime(install_id, root, programs={name: engine.server_program for name, engine in ENGINES.items()})
 
 
 def _memory(install_id: str, config: Mapping[str, Any]) -> Runtime:

@@ -39,8 +39,14 @@ class EngineAdmin(ABC):
         """Close what the product leaves open by default (rule 17: CONNECT on postgres, template1 …)."""
 
     @abstractmethod
-    def set_password(self, username: str, password: str) -> None:
-        """Set a login's password by a client-made verifier: clear text never reaches the server's logs (rule 20)."""
+    def set_password(self, username: str, password: str, *, keep_old: bool = False) -> None:
+        """Set a login's password by a client-made verifier: clear text never reaches the server's logs (rule 20).
+
+        `keep_old` (engines with DUAL_PASSWORD; others take no notice): the one before logs in as well, until
+        `discard_old_password`."""
+
+    def discard_old_password(self, username: str) -> None:
+        """What `keep_old` kept is refused from now on. Nothing to do for engines without DUAL_PASSWORD."""
 
     @abstractmethod
     def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
@@ -89,6 +95,10 @@ class Engine(ABC):
     capabilities: ClassVar[frozenset[Capability]]
     bootstrap_username: ClassVar[str]
     official_image: ClassVar[str]  # "postgres": official name, tag is the version
+    server_program: ClassVar[str]  # what must be on a machine to run it without a container
+    client_program: ClassVar[str]  # the command line of the `cli` snippet
+    minimum_memory_bytes: ClassVar[int] = 128 << 20  # below, a server does not start or dies of its first work
+    max_username_length: ClassVar[int] = 63
 
     @property
     def default_version(self) -> str:
@@ -124,6 +134,12 @@ class Engine(ABC):
     @abstractmethod
     def validate_identifier(self, value: str) -> str:
         """A database or user name as given by a user: returned unchanged, or `ValueError` that says what to do."""
+
+    def validate_username(self, value: str) -> str:
+        """As `validate_identifier`, for a login: some products take shorter ones."""
+        if len(value) > self.max_username_length:
+            raise ValueError(f"Use at most {self.max_username_length} characters: {self.title} takes no longer user name.")
+        return self.validate_identifier(value)
 
     @abstractmethod
     def reserved_names(self) -> frozenset[str]:

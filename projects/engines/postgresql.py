@@ -53,16 +53,12 @@ class PostgreSQL(Engine):
         EngineVersion("15", "2027-11-11", deprecated=True),
     )
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.POOL,
-            Capability.UPGRADE,
-            Capability.DUAL_PASSWORD,
-            Capability.RENAME_DATABASE,
-            Capability.TLS,
-        }
+        {Capability.POOL, Capability.UPGRADE, Capability.RENAME_DATABASE, Capability.TLS}
     )
     bootstrap_username: ClassVar[str] = "novastack"
     official_image: ClassVar[str] = "postgres"
+    server_program: ClassVar[str] = "postgres"
+    client_program: ClassVar[str] = "psql"
 
     def server_spec(self, request: ServerRequest) -> ServerSpec:
         major = int(request.version.partition(".")[0])

@@ -46,7 +46,7 @@ class PostgreSQLAdmin(EngineAdmin):
         for database in ("postgres", "template1"):
             self._do("REVOKE ALL ON DATABASE {} FROM PUBLIC", database)
 
-    def set_password(self, username: str, password: str) -> None:
+    def set_password(self, username: str, password: str, *, keep_old: bool = False) -> None:
         self._do("ALTER ROLE {} PASSWORD {}", username, self._verifier(username, password))
         if username == self._credentials.username:
             self._credentials = replace(self._credentials, password=password)  # for sessions opened later by this one

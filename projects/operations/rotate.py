@@ -18,6 +18,10 @@ def _login(ctx: Context) -> DatabaseRole:
     return ctx.role(RoleKind.LOGIN)
 
 
+def _dual(ctx: Context) -> bool:
+    return domain.Capability.DUAL_PASSWORD in ctx.engine.capabilities
+
+
 def prepare(ctx: Context) -> None:
     """One pending password, however often this runs."""
     role = _login(ctx)
@@ -33,8 +37,9 @@ def apply(ctx: Context) -> None:
     if role.pending_secret is None:
         return  # promoted before a crash
     ctx.guard()
+    # Where the engine can, old and new log in until the new one is proven: at no moment is the stored one refused.
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
-        admin.set_password(role.name, role.pending_secret.open())
+        admin.set_password(role.name, role.pending_secret.open(), keep_old=_dual(ctx))
 
 
 def prove(ctx: Context) -> None:
@@ -42,6 +47,10 @@ def prove(ctx: Context) -> None:
     role = _login(ctx)
     if role.pending_secret is not None:
         _promote(ctx, role, role.pending_secret.open())
+    if _dual(ctx):
+        ctx.guard()
+        with wiring.admin_session(ctx.engine, ctx.server) as admin:
+            admin.discard_old_password(role.name)
     if ctx.operation.params.get("end_sessions"):
         ctx.guard()
         with wiring.admin_session(ctx.engine, ctx.server) as admin:

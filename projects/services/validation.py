@@ -51,18 +51,19 @@ def clean_identifier(engine: Engine, value: Any, *, field: str) -> str:
     if not isinstance(value, str):
         raise Invalid.field(field, "invalid", "Give a text.")
     try:
-        return engine.validate_identifier(value)
+        return engine.validate_username(value) if field == "username" else engine.validate_identifier(value)
     except ValueError as error:
         raise Invalid.field(field, "invalid", str(error)) from None
 
 
 def suggest_identifier(engine: Engine, slug: str, *, suffix: str = "") -> str:
-    """A valid identifier made from a slug."""
-    base = re.sub(r"[^a-z0-9_]", "_", slug.lower()).strip("_")[: 63 - len(suffix) - 4] or "app"
+    """A valid identifier made from a slug; with a suffix, one that also fits for a login."""
+    length = engine.max_username_length if suffix else 63
+    base = re.sub(r"[^a-z0-9_]", "_", slug.lower()).strip("_")[: length - len(suffix) - 4].rstrip("_") or "app"
     if base[0].isdigit():
         base = f"db_{base}"
     candidate = base + suffix
     try:
         return engine.validate_identifier(candidate)
     except ValueError:
-        return engine.validate_identifier(f"db_{candidate}"[:63])
+        return engine.validate_identifier(f"db_{candidate}"[:length])

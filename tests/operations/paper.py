@@ -146,7 +146,7 @@ class PaperAdmin(EngineAdmin):
     def harden(self) -> None:
         self.engine.act("harden")
 
-    def set_password(self, username: str, password: str) -> None:
+    def set_password(self, username: str, password: str, *, keep_old: bool = False) -> None:
         self.engine.act(f"set_password {username}")
         self.held.passwords[username] = password
 

@@ -1,0 +1,53 @@
+"""MariaDB 10.11 to 11.8."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from projects.domain import Capability, EngineVersion, ServerRequest
+from projects.engines import mysql_hashes
+from projects.engines.mysql_admin import MySQLFamilyAdmin
+from projects.engines.mysql_family import FIRST_SQL, MySQLFamily
+from projects.engines.mysql_snippets import MARIADB, Dialect
+
+
+class MariaDBAdmin(MySQLFamilyAdmin):
+    leftovers = ("healthcheck",)
+
+    def identified(self, password: str) -> str:
+        # The one way to log in that every client knows. It is unsalted: passwords here are long and random.
+        return f"IDENTIFIED VIA mysql_native_password USING '{mysql_hashes.native(password)}'"
+
+
+class MariaDB(MySQLFamily):
+    name: ClassVar[str] = "mariadb"
+    title: ClassVar[str] = "MariaDB"
+    short: ClassVar[str] = "MA"
+    # End of life: https://mariadb.org/about/#maintenance-policy
+    versions: ClassVar[tuple[EngineVersion, ...]] = (
+        EngineVersion("11.8", "2028-06-04", default=True),
+        EngineVersion("11.4", "2029-05-29"),
+        EngineVersion("10.11", "2028-02-16"),
+    )
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.POOL})
+    official_image: ClassVar[str] = "mariadb"
+    server_program: ClassVar[str] = "mariadbd"
+    client_program: ClassVar[str] = "mariadb"
+    minimum_memory_bytes: ClassVar[int] = 192 << 20
+    admin_class: ClassVar[type[MySQLFamilyAdmin]] = MariaDBAdmin
+    dialect: ClassVar[Dialect] = MARIADB
+    secret_variable: ClassVar[str] = "MARIADB_ROOT_PASSWORD_FILE"  # noqa: S105 - names a file
+    host_variable: ClassVar[str] = "MARIADB_ROOT_HOST"
+
+    def own_settings(self, request: ServerRequest) -> dict[str, str]:
+        return {
+            "collation_server": "utf8mb4_uca1400_ai_ci",
+            "skip_symbolic_links": "ON",  # else a tenant places tables anywhere by DATA DIRECTORY
+            "loose_max_binlog_total_size": "1G",  # 11.4+
+        }
+
+    def process_init(self) -> tuple[str, ...]:
+        return (
+            "mariadb-install-db", "--no-defaults", "--datadir={data}", "--auth-root-authentication-method=normal",
+            "--skip-test-db", f"--extra-file={{secret:{FIRST_SQL}}}",
+        )  # fmt: skip

@@ -1,0 +1,64 @@
+"""MySQL 8.4 and 9.7."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from projects.domain import Capability, EngineVersion, ServerRequest
+from projects.engines import mysql_hashes
+from projects.engines.mysql_admin import ANYWHERE, MySQLFamilyAdmin
+from projects.engines.mysql_family import FIRST_SQL, MIB, MySQLFamily
+from projects.engines.mysql_snippets import MYSQL, Dialect
+
+
+class MySQLAdmin(MySQLFamilyAdmin):
+    def identified(self, password: str) -> str:
+        verifier = mysql_hashes.caching_sha2(password).encode().hex().upper()
+        return f"IDENTIFIED WITH caching_sha2_password AS 0x{verifier}"
+
+    def _retaining(self, keep_old: bool) -> str:
+        return " RETAIN CURRENT PASSWORD" if keep_old else ""
+
+    def discard_old_password(self, username: str) -> None:
+        self._session.do("ALTER USER %s@%s DISCARD OLD PASSWORD", username, ANYWHERE)
+
+
+class MySQL(MySQLFamily):
+    name: ClassVar[str] = "mysql"
+    title: ClassVar[str] = "MySQL"
+    short: ClassVar[str] = "MY"
+    # End of life: https://www.oracle.com/us/support/library/lifetime-support-technology-069183.pdf
+    versions: ClassVar[tuple[EngineVersion, ...]] = (
+        EngineVersion("9.7", "2034-04-30", default=True),
+        EngineVersion("8.4", "2032-04-30"),
+    )
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.POOL, Capability.DUAL_PASSWORD})
+    official_image: ClassVar[str] = "mysql"
+    server_program: ClassVar[str] = "mysqld"
+    client_program: ClassVar[str] = "mysql"
+    minimum_memory_bytes: ClassVar[int] = 384 << 20
+    admin_class: ClassVar[type[MySQLFamilyAdmin]] = MySQLAdmin
+    dialect: ClassVar[Dialect] = MYSQL
+    secret_variable: ClassVar[str] = "MYSQL_ROOT_PASSWORD_FILE"  # noqa: S105 - names a file
+    host_variable: ClassVar[str] = "MYSQL_ROOT_HOST"
+
+    def own_settings(self, request: ServerRequest) -> dict[str, str]:
+        memory = request.limits.memory_bytes // MIB
+        return {
+            "collation_server": "utf8mb4_0900_ai_ci",
+            "mysqlx": "OFF",  # a second protocol on a port of its own
+            "persisted_globals_load": "OFF",
+            "innodb_numa_interleave": "OFF",
+            "loose_container_aware": "ON",  # 9.7: else it sizes itself by the host's memory
+            "temptable_max_ram": f"{max(16, memory // 16)}M",
+            "innodb_redo_log_capacity": "100M" if memory < 1024 else "512M",
+        }
+
+    def no_files(self, empty_folder: str) -> str:
+        return "NULL"
+
+    def process_init(self) -> tuple[str, ...]:
+        return (
+            "mysqld", "--no-defaults", "--initialize-insecure", "--datadir={data}",
+            f"--init-file={{secret:{FIRST_SQL}}}",
+        )  # fmt: skip

@@ -1,0 +1,177 @@
+"""The administrative session of a MariaDB or MySQL server: accounts, databases, and what a tenant may do on them.
+
+Databases have no owner here, and objects belong to their database, so a tenant's rights are grants on that one database,
+given to each of its logins: `TenantNames.owner` and `.group` are not used. (A role as the group would not do: inside
+views, triggers and routines the definer's roles are off in MariaDB, so a tenant's own would break.) A tenant has all
+rights inside its database and none outside. That includes DROP DATABASE, which can't be told apart from DROP TABLE;
+its grants stay, so it can create the database again.
+
+A schema `novastack`, closed to tenants, holds one row that names this data for ever, and a procedure by which the
+control login counts a database's bytes and sessions: it has no right to any row, and none to see what others run.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from abc import abstractmethod
+from typing import ClassVar
+
+from projects.domain import EngineError, ServerStats, TenantNames
+from projects.engines.base import EngineAdmin
+from projects.engines.mysql_session import Session, name, pattern
+
+CONTROL_CONNECTIONS = 5
+PLATFORM = "novastack"
+IDENTITY = "identity"
+ANYWHERE = "%"  # names are not resolved, and who may reach the port is the network's matter
+_UNKNOWN_THREAD = "(1094)"
+# Every login of a tenant has this right, also while its writes are fenced; the control login does not.
+_MARK = "Create_tmp_table_priv"
+
+_STATS = f"""
+CREATE PROCEDURE {PLATFORM}.tenant_stats(IN wanted VARCHAR(64)) READS SQL DATA SQL SECURITY DEFINER
+BEGIN
+  DECLARE logins VARCHAR(64);
+  SELECT (SELECT COUNT(*) FROM information_schema.schemata WHERE schema_name = wanted),
+         (SELECT COALESCE(SUM(data_length + index_length), 0) FROM information_schema.tables WHERE table_schema = wanted),
+         (SELECT COUNT(*) FROM information_schema.processlist p WHERE p.user IN
+           (SELECT d.User FROM mysql.db d WHERE d.Db = REPLACE(wanted, '_', '\\\\_') AND d.{_MARK} = 'Y')),
+         (SELECT SUM(u.max_user_connections) FROM mysql.user u WHERE u.User IN
+           (SELECT d.User FROM mysql.db d WHERE d.Db = REPLACE(wanted, '_', '\\\\_') AND d.{_MARK} = 'Y')),
+         @@GLOBAL.max_connections;
+END
+"""
+
+
+class MySQLFamilyAdmin(EngineAdmin):
+    leftovers: ClassVar[tuple[str, ...]] = ()  # accounts that the product's image makes and nobody needs
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @abstractmethod
+    def identified(self, password: str) -> str:
+        """The clause that sets a password by its hash; digits, letters and quotes only."""
+
+    # --- the server ---------------------------------------------------------------------------------------------------
+    def ping(self) -> None:
+        self._session.value("SELECT 1")
+
+    def system_identifier(self) -> str:
+        found = self._session.value(f"SELECT id FROM {PLATFORM}.{IDENTITY}")
+        if not found:
+            raise EngineError("this data has no name: it was never made ready")
+        return str(found)
+
+    def harden(self) -> None:
+        own = str(self._session.value("SELECT CURRENT_USER()"))
+        for user, host in self._session.rows("SELECT User, Host FROM mysql.user"):
+            unwanted = user == "" or user in self.leftovers or user == own.partition("@")[0]
+            if unwanted and f"{user}@{host}" != own:
+                # Anonymous accounts shadow a tenant's on localhost; root's other ones have passwords of their own, or none.
+                self._session.do("DROP USER IF EXISTS %s@%s", user, host)
+        if self._session.do("DELETE FROM mysql.db WHERE Db IN ('test', 'test\\\\_%%')"):
+            self._session.do("FLUSH PRIVILEGES")
+        self._session.do("DROP DATABASE IF EXISTS test")
+        self._platform_schema()
+
+    def set_password(self, username: str, password: str, *, keep_old: bool = False) -> None:
+        hosts = [str(row[0]) for row in self._session.rows("SELECT Host FROM mysql.user WHERE User = %s", username)]
+        if not hosts:
+            raise EngineError("there is no such login")
+        clause = self.identified(password) + self._retaining(keep_old)
+        for host in hosts:
+            self._session.do(f"ALTER USER %s@%s {clause}", username, host)
+
+    def _retaining(self, keep_old: bool) -> str:
+        return ""
+
+    # --- tenants ------------------------------------------------------------------------------------------------------
+    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
+        for user, password, limit in (
+            (names.login, login_password, names.connection_limit),
+            (names.control, control_password, CONTROL_CONNECTIONS),
+        ):
+            bounds = f"WITH MAX_USER_CONNECTIONS {max(limit, 0):d}"
+            # Locked until all is in place; an account that is there already stays as it is.
+            made = f"CREATE USER IF NOT EXISTS %s@%s {self.identified(password)} {bounds} ACCOUNT LOCK"
+            self._session.do(made, user, ANYWHERE)
+            self._session.do(f"ALTER USER %s@%s {bounds}", user, ANYWHERE)
+        self._session.do(f"CREATE DATABASE IF NOT EXISTS {name(names.database)} CHARACTER SET utf8mb4")
+        database = name(pattern(names.database))
+        self._session.do(f"GRANT ALL PRIVILEGES ON {database}.* TO %s@%s", names.login, ANYWHERE)
+        # Enough to enter the database; it shows no row and no definition.
+        self._session.do(f"GRANT REFERENCES ON {database}.* TO %s@%s", names.control, ANYWHERE)
+        self._session.do(f"GRANT EXECUTE ON PROCEDURE {PLATFORM}.tenant_stats TO %s@%s", names.control, ANYWHERE)
+        for user, password in ((names.login, login_password), (names.control, control_password)):
+            self.set_password(user, password)
+            self._session.do("ALTER USER %s@%s ACCOUNT UNLOCK", user, ANYWHERE)
+
+    def drop_tenant(self, names: TenantNames) -> None:
+        self.lock_tenant(names, locked=True)
+        self._end_all(names.control)
+        logins = self._logins(names)
+        self._session.bound(16)  # it removes files
+        self._session.do(f"DROP DATABASE IF EXISTS {name(names.database)}")
+        for user in [*logins, names.control]:
+            self._session.do("DROP USER IF EXISTS %s@%s", user, ANYWHERE)
+
+    def lock_tenant(self, names: TenantNames, *, locked: bool) -> None:
+        logins = self._logins(names)
+        for user in logins:
+            self._session.do(f"ALTER USER %s@%s ACCOUNT {'LOCK' if locked else 'UNLOCK'}", user, ANYWHERE)
+        if locked:
+            for user in logins:
+                self._end_all(user)
+
+    def end_sessions(self, username: str) -> int:
+        found = self._session.rows(
+            "SELECT id FROM information_schema.processlist WHERE user = %s AND id <> CONNECTION_ID()", username
+        )
+        for (number,) in found:
+            try:
+                self._session.do(f"KILL {int(number)}")
+            except EngineError as error:
+                if _UNKNOWN_THREAD not in str(error):  # it ended by itself meanwhile
+                    raise
+        return len(found)
+
+    def stats(self, database: str) -> ServerStats:
+        rows = self._session.rows(f"CALL {PLATFORM}.tenant_stats(%s)", database)
+        exists, size, connections, limit, server_limit = rows[0]
+        if not exists:
+            raise EngineError("the database does not exist")
+        version = self._session.server_version.partition("-")[0]
+        return ServerStats(int(size), int(connections), int(limit or server_limit), version)
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+    def _platform_schema(self) -> None:
+        self._session.do(f"CREATE DATABASE IF NOT EXISTS {PLATFORM} CHARACTER SET utf8mb4")
+        self._session.do(f"DROP PROCEDURE IF EXISTS {PLATFORM}.tenant_stats")
+        self._session.do(_STATS.replace("%", "%%"))
+        # The table last: its file says that all of this is done (`ServerSpec.completed_file`).
+        self._session.do(
+            f"CREATE TABLE IF NOT EXISTS {PLATFORM}.{IDENTITY} (one TINYINT PRIMARY KEY CHECK (one = 1), id CHAR(36) NOT NULL)"
+            " ENGINE=InnoDB"
+        )
+        self._session.do(f"INSERT IGNORE INTO {PLATFORM}.{IDENTITY} VALUES (1, %s)", str(uuid.uuid4()))
+
+    def _logins(self, names: TenantNames) -> list[str]:
+        """Every login of the tenant that exists: the first one, and those that were given its database later."""
+        rows = self._session.rows(
+            "SELECT User FROM mysql.user WHERE Host = %s AND (User = %s OR User IN"
+            f" (SELECT d.User FROM mysql.db d WHERE d.Db = %s AND d.{_MARK} = 'Y'))",
+            ANYWHERE,
+            names.login,
+            pattern(names.database),
+        )
+        return sorted({str(row[0]) for row in rows})
+
+    def _end_all(self, username: str, seconds: float = 5) -> None:
+        """A login that began before the lock can still appear: repeat until there is none."""
+        deadline = time.monotonic() + seconds
+        while self.end_sessions(username):
+            if time.monotonic() > deadline:
+                raise EngineError("sessions of the tenant did not end in time")
+            time.sleep(0.05)

@@ -1,0 +1,204 @@
+"""What MariaDB and MySQL have in common: the official images' contract, and how a server and a tenant's place are made."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from projects.domain import (
+    ConnectionInfo,
+    Credentials,
+    Endpoint,
+    EngineError,
+    ProcessProgram,
+    ServerRequest,
+    ServerSpec,
+    TenantNames,
+)
+from projects.engines import mysql_names, mysql_snippets
+from projects.engines.base import Engine, EngineAdmin
+from projects.engines.mysql_admin import IDENTITY, PLATFORM, MySQLFamilyAdmin
+from projects.engines.mysql_session import LoginFull, Session, connect, pattern
+
+MIB = 1024**2
+SECRET = "bootstrap"  # noqa: S105 - the name of a file
+FIRST_SQL = "first.sql"
+MOUNT = "/var/lib/mysql"
+DATA = "data"  # the server's own files; the volume's root holds ours, its temporary files and an empty folder
+RESERVED_CONNECTIONS = 6  # for control logins; root has one more of its own
+_FOLDERS = 'mkdir -p "$0/tmp" "$0/files" && exec docker-entrypoint.sh "$@"'
+
+
+class MySQLFamily(Engine):
+    default_port: ClassVar[int] = 3306
+    bootstrap_username: ClassVar[str] = "root"
+    max_username_length: ClassVar[int] = 32
+
+    admin_class: ClassVar[type[MySQLFamilyAdmin]]
+    dialect: ClassVar[mysql_snippets.Dialect]
+    secret_variable: ClassVar[str]  # names the file with root's first password
+    host_variable: ClassVar[str]
+
+    @abstractmethod
+    def own_settings(self, request: ServerRequest) -> dict[str, str]:
+        """Settings that only this product has."""
+
+    @abstractmethod
+    def process_init(self) -> tuple[str, ...]:
+        """How data is made without a container: a program and its arguments, which run `FIRST_SQL`."""
+
+    def server_spec(self, request: ServerRequest) -> ServerSpec:
+        settings = arguments({**_settings(request), **self.own_settings(request)})
+        contained = {"tmpdir": f"{MOUNT}/tmp", "socket": "/run/mysqld/mysqld.sock"}
+        return ServerSpec(
+            handle=request.handle,
+            engine=self.name,
+            version=request.version,
+            image=request.image,
+            port=self.default_port,
+            publish=request.publish,
+            limits=request.limits,
+            mount_path=MOUNT,
+            data_subdir=DATA,
+            initialised_file="ibdata1",
+            # Made by `harden`, which comes after the image's own entrypoint has done its part.
+            completed_file=f"{PLATFORM}/{IDENTITY}.ibd",
+            entrypoint=("sh", "-c", _FOLDERS, MOUNT),
+            argv=(
+                self.server_program, f"--datadir={MOUNT}/{DATA}", *settings,
+                *arguments({**contained, "secure_file_priv": self.no_files(f"{MOUNT}/files")}),
+            ),
+            env={self.secret_variable: f"{MOUNT}/.novastack/{SECRET}", self.host_variable: "%"},
+            secret_files={
+                SECRET: request.admin.password.encode(),
+                FIRST_SQL: _first_sql(request.admin).encode(),
+            },
+            user="mysql",
+            tmpfs={"/tmp": "mode=1777,size=64m", "/run/mysqld": "mode=3777,size=1m"},  # noqa: S108
+            labels=request.labels,
+            process=ProcessProgram(
+                binary=self.server_program,
+                init=self.process_init(),
+                run=(
+                    self.server_program, "--no-defaults", "--datadir={data}", "--port={port}", "--bind-address={host}",
+                    "--socket=", "--pid-file={data}/server.pid", *settings,
+                ),
+            ),
+            burst=request.burst,
+        )  # fmt: skip
+
+    def no_files(self, empty_folder: str) -> str:
+        """The value of `secure_file_priv` that lets nobody read or write files of the server's machine."""
+        return empty_folder
+
+    @contextlib.contextmanager
+    def admin(
+        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5
+    ) -> Iterator[EngineAdmin]:
+        with connect(endpoint, credentials, timeout_seconds=timeout_seconds) as session:
+            session.bound(10)
+            yield self.admin_class(session)
+
+    def probe(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 3) -> None:
+        try:
+            with connect(endpoint, credentials, timeout_seconds=timeout_seconds) as session:
+                session.value("SELECT 1")
+        except LoginFull:
+            return  # the password was checked, and the server is up: its login is just busy
+
+    def verify_tenant(self, endpoint: Endpoint, names: TenantNames, password: str) -> str:
+        with connect(endpoint, Credentials(names.login, password, names.database), timeout_seconds=5) as session:
+            _check_rights(session, names)
+            if session.value("SELECT @@character_set_database") != "utf8mb4":
+                raise EngineError("the database's character set is not utf8mb4")
+            if not (session.value("SELECT @@log_bin") and session.value("SELECT @@sync_binlog") == 1):
+                raise EngineError("the server does not keep its binary log safe")
+            session.do("CREATE TEMPORARY TABLE novastack_check (word VARCHAR(20)) ENGINE=InnoDB")
+            session.do("START TRANSACTION")
+            session.do("INSERT INTO novastack_check VALUES (%s)", "naïve ✓ 🐬")
+            if session.value("SELECT word FROM novastack_check") != "naïve ✓ 🐬":
+                raise EngineError("the server does not give back what was written")
+            session.do("ROLLBACK")
+            if session.value("SELECT COUNT(*) FROM novastack_check") != 0:
+                raise EngineError("the server does not roll back")
+            return session.server_version.partition("-")[0]
+
+    def validate_identifier(self, value: str) -> str:
+        return mysql_names.validate(value, self.title)
+
+    def reserved_names(self) -> frozenset[str]:
+        return mysql_names.RESERVED
+
+    def urls(self, info: ConnectionInfo) -> Mapping[str, str]:
+        return mysql_snippets.urls(self.dialect, info)
+
+    def env(self, info: ConnectionInfo) -> Mapping[str, str]:
+        return mysql_snippets.env(self.dialect, info)
+
+    def snippets(self, info: ConnectionInfo) -> Mapping[str, str]:
+        return mysql_snippets.snippets(self.dialect, info)
+
+
+def arguments(settings: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(f"--{name}={value}" for name, value in settings.items())
+
+
+def _settings(request: ServerRequest) -> dict[str, str]:
+    """Settings by command line: no tenant and no file in the volume overrides them. Sizes follow the memory limit."""
+    memory = request.limits.memory_bytes // MIB
+    return {
+        "skip_name_resolve": "ON",
+        "local_infile": "OFF",
+        "max_connections": str(request.max_connections + RESERVED_CONNECTIONS),
+        # All tenants come from one address, the gateway's: one that sends rubbish must not lock the others out.
+        "max_connect_errors": "4294967295",
+        "max_allowed_packet": "64M",
+        "character_set_server": "utf8mb4",
+        "server_id": "1",
+        "log_bin": "binlog",
+        "binlog_format": "ROW",
+        "sync_binlog": "1",
+        "innodb_flush_log_at_trx_commit": "1",
+        "binlog_expire_logs_seconds": str(3 * 86400),
+        "max_binlog_size": "64M",
+        "log_bin_trust_function_creators": "ON",  # else tenants can't make triggers and functions
+        "innodb_buffer_pool_size": f"{max(16, memory // (4 if memory < 1024 else 2))}M",
+        "innodb_log_buffer_size": "8M",
+        "performance_schema": "ON" if memory >= 1024 else "OFF",  # 140 MB of MySQL's memory, 40 of MariaDB's
+        "table_open_cache": "400" if memory < 1024 else "2000",
+        "table_definition_cache": "400" if memory < 1024 else "2000",
+        "tmp_table_size": "16M",
+        "max_heap_table_size": "16M",
+        "general_log": "OFF",
+        "slow_query_log": "OFF",
+        "default_time_zone": "+00:00",
+        "event_scheduler": "ON",
+    }
+
+
+def _first_sql(admin: Credentials) -> str:
+    """What a server made without a container needs before it may listen. One statement a line."""
+    password = admin.password.replace("\\", "\\\\").replace("'", "''")
+    user = f"'{admin.username}'@'%'"
+    return (
+        "FLUSH PRIVILEGES;\n"
+        f"CREATE USER {user} IDENTIFIED BY '{password}';\n"
+        f"GRANT ALL PRIVILEGES ON *.* TO {user} WITH GRANT OPTION;\n"
+        "DROP USER 'root'@'localhost';\n"
+    )
+
+
+def _check_rights(session: Session, names: TenantNames) -> None:
+    """Nothing but USAGE on the server, all rights on the one database; nothing else."""
+    wanted = f"ON `{pattern(names.database)}`.* TO"
+    found = [str(row[0]) for row in session.rows("SHOW GRANTS")]
+    server = [line for line in found if " ON *.* " in line]
+    inside = [line for line in found if wanted in line]
+    if len(server) != 1 or not server[0].startswith("GRANT USAGE ON") or "GRANT OPTION" in " ".join(found):
+        raise EngineError("the tenant has rights on the whole server")
+    if len(inside) != 1 or not inside[0].startswith("GRANT ALL PRIVILEGES"):
+        raise EngineError("the tenant lacks rights on its database")
+    if len(found) != 2:
+        raise EngineError("the tenant has rights outside of its database")
