@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from projects.domain import (
+    Capability,
     ConnectionInfo,
     Credentials,
     Endpoint,
@@ -101,6 +102,7 @@ def request(engine: Engine, version: str, password: str) -> ServerRequest:
 
 class EngineContract:
     engine: Engine
+    empty_size_bytes = 1  # what an empty database has at least
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -178,6 +180,14 @@ class EngineContract:
         with pytest.raises(ValueError, match=r"Use|reserved|Choose"):
             self.engine.validate_identifier(name)
 
+    def test_user_names_are_as_long_as_the_engine_takes_them(self) -> None:
+        longest = "u" * self.engine.max_username_length
+        assert self.engine.validate_username(longest) == longest
+        with pytest.raises(ValueError, match="Use"):
+            self.engine.validate_username(longest + "u")
+        with pytest.raises(ValueError, match=r"\w"):
+            self.engine.validate_username("sh op")
+
     def test_reserved_names(self) -> None:
         assert self.engine.reserved_names()
         for name in self.engine.reserved_names():
@@ -240,6 +250,7 @@ class EngineContract:
     def test_the_system_identifier_stays(self, server: LiveServer) -> None:
         with self.engine.admin(server.endpoint, server.admin) as admin:
             admin.ping()
+            admin.harden()
             first = admin.system_identifier()
         with self.engine.admin(server.endpoint, server.admin) as admin:
             assert admin.system_identifier() == first != ""
@@ -271,6 +282,18 @@ class EngineContract:
             self.engine.probe(server.endpoint, tenant.login)
         assert "rotated-and-secret" not in server.log_text()
         assert tenant.password not in server.log_text()
+
+    def test_two_passwords_for_a_while_where_the_engine_can(self, server: LiveServer, tenant: Tenant) -> None:
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.set_password(tenant.names.login, "rotated", keep_old=True)
+            self.engine.probe(server.endpoint, dataclasses.replace(tenant.login, password="rotated"))
+            if Capability.DUAL_PASSWORD in self.engine.capabilities:
+                self.engine.probe(server.endpoint, tenant.login)
+            admin.discard_old_password(tenant.names.login)
+            admin.discard_old_password(tenant.names.login)
+        self.engine.probe(server.endpoint, dataclasses.replace(tenant.login, password="rotated"))
+        with pytest.raises(LoginRefused):
+            self.engine.probe(server.endpoint, tenant.login)
 
     def test_our_own_password_can_change_in_the_middle(self, server: LiveServer) -> None:
         names = new_names()
@@ -311,7 +334,7 @@ class EngineContract:
         with self.engine.admin(server.endpoint, tenant.control) as session:
             session.ping()
             assert session.stats(tenant.names.database).connections_limit == stats.connections_limit
-        assert stats.size_bytes > 0
+        assert stats.size_bytes >= self.empty_size_bytes
         assert stats.connections == 0
         assert stats.connections_limit == tenant.names.connection_limit
         assert stats.version[0].isdigit()
