@@ -206,6 +206,7 @@ class ProcessProgram:
     run: tuple[str, ...]
     version_argv: tuple[str, ...] = ("--version",)
     tls_argv: tuple[str, ...] = ()
+    reserved_bytes: int = 0  # private memory that it only sets aside (stacks of its threads), above what it may use
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,12 @@ from typing import ClassVar
 from projects.domain import Capability, EngineVersion, ServerRequest
 from projects.engines import mysql_hashes
 from projects.engines.mysql_admin import MySQLFamilyAdmin
-from projects.engines.mysql_family import FIRST_SQL, MySQLFamily
+from projects.engines.mysql_family import FIRST_SQL, MIB, MySQLFamily
 from projects.engines.mysql_snippets import MARIADB, Dialect
 
 
 class MariaDBAdmin(MySQLFamilyAdmin):
     leftovers = ("healthcheck",)
-
-    def identified(self, password: str) -> str:
-        # The one way to log in that every client knows. It is unsalted: passwords here are long and random.
-        return f"IDENTIFIED VIA mysql_native_password USING '{mysql_hashes.native(password)}'"
 
 
 class MariaDB(MySQLFamily):
@@ -39,12 +35,22 @@ class MariaDB(MySQLFamily):
     secret_variable: ClassVar[str] = "MARIADB_ROOT_PASSWORD_FILE"  # noqa: S105 - names a file
     host_variable: ClassVar[str] = "MARIADB_ROOT_HOST"
 
+    # One of them is named after the machine.
+    first_removal: ClassVar[str] = "DELETE FROM mysql.global_priv WHERE Host <> '%' AND User <> 'mariadb.sys';"
+
     def own_settings(self, request: ServerRequest) -> dict[str, str]:
-        return {
+        settings = {
             "collation_server": "utf8mb4_uca1400_ai_ci",
+            "aria_pagecache_buffer_size": "8M" if request.limits.memory_bytes < 1024 * MIB else "64M",
             "skip_symbolic_links": "ON",  # else a tenant places tables anywhere by DATA DIRECTORY
-            "loose_max_binlog_total_size": "1G",  # 11.4+
         }
+        if tuple(int(part) for part in request.version.split(".")[:2]) >= (11, 4):
+            settings["max_binlog_total_size"] = "1G"
+        return settings
+
+    def identified(self, password: str, *, seed: str = "") -> str:
+        # The one way to log in that every client knows. It is unsalted: passwords here are long and random.
+        return f"IDENTIFIED VIA mysql_native_password USING '{mysql_hashes.native(password)}'"
 
     def process_init(self) -> tuple[str, ...]:
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import ClassVar
 
 from projects.domain import Capability, EngineVersion, ServerRequest
@@ -12,10 +13,6 @@ from projects.engines.mysql_snippets import MYSQL, Dialect
 
 
 class MySQLAdmin(MySQLFamilyAdmin):
-    def identified(self, password: str) -> str:
-        verifier = mysql_hashes.caching_sha2(password).encode().hex().upper()
-        return f"IDENTIFIED WITH caching_sha2_password AS 0x{verifier}"
-
     def _retaining(self, keep_old: bool) -> str:
         return " RETAIN CURRENT PASSWORD" if keep_old else ""
 
@@ -42,6 +39,8 @@ class MySQL(MySQLFamily):
     secret_variable: ClassVar[str] = "MYSQL_ROOT_PASSWORD_FILE"  # noqa: S105 - names a file
     host_variable: ClassVar[str] = "MYSQL_ROOT_HOST"
 
+    first_removal: ClassVar[str] = "DROP USER 'root'@'localhost';"
+
     def own_settings(self, request: ServerRequest) -> dict[str, str]:
         memory = request.limits.memory_bytes // MIB
         return {
@@ -49,13 +48,18 @@ class MySQL(MySQLFamily):
             "mysqlx": "OFF",  # a second protocol on a port of its own
             "persisted_globals_load": "OFF",
             "innodb_numa_interleave": "OFF",
-            "loose_container_aware": "ON",  # 9.7: else it sizes itself by the host's memory
+            "loose-container_aware": "ON",  # 9.7: else it sizes itself by the host's memory
             "temptable_max_ram": f"{max(16, memory // 16)}M",
             "innodb_redo_log_capacity": "100M" if memory < 1024 else "512M",
         }
 
     def no_files(self, empty_folder: str) -> str:
         return "NULL"
+
+    def identified(self, password: str, *, seed: str = "") -> str:
+        salt = hashlib.sha256(seed.encode()).hexdigest()[: mysql_hashes.SALT_LENGTH] if seed else ""
+        verifier = mysql_hashes.caching_sha2(password, salt=salt).encode().hex().upper()
+        return f"IDENTIFIED WITH caching_sha2_password AS 0x{verifier}"
 
     def process_init(self) -> tuple[str, ...]:
         return (

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from abc import abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 from projects.domain import EngineError, ServerStats, TenantNames
@@ -47,12 +47,9 @@ END
 class MySQLFamilyAdmin(EngineAdmin):
     leftovers: ClassVar[tuple[str, ...]] = ()  # accounts that the product's image makes and nobody needs
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, identified: Callable[[str], str]) -> None:
         self._session = session
-
-    @abstractmethod
-    def identified(self, password: str) -> str:
-        """The clause that sets a password by its hash; digits, letters and quotes only."""
+        self.identified = identified  # the clause that sets a password by its hash
 
     # --- the server ---------------------------------------------------------------------------------------------------
     def ping(self) -> None:

@@ -28,6 +28,7 @@ FIRST_SQL = "first.sql"
 MOUNT = "/var/lib/mysql"
 DATA = "data"  # the server's own files; the volume's root holds ours, its temporary files and an empty folder
 RESERVED_CONNECTIONS = 6  # for control logins; root has one more of its own
+THREAD_BYTES = 384 * MIB  # threads get stacks of 8 MB that they hardly use
 _FOLDERS = 'mkdir -p "$0/tmp" "$0/files" && exec docker-entrypoint.sh "$@"'
 
 
@@ -40,10 +41,15 @@ class MySQLFamily(Engine):
     dialect: ClassVar[mysql_snippets.Dialect]
     secret_variable: ClassVar[str]  # names the file with root's first password
     host_variable: ClassVar[str]
+    first_removal: ClassVar[str]  # the statement that removes the accounts without a password, of fresh data
 
     @abstractmethod
     def own_settings(self, request: ServerRequest) -> dict[str, str]:
         """Settings that only this product has."""
+
+    @abstractmethod
+    def identified(self, password: str, *, seed: str = "") -> str:
+        """The clause that sets a password by its hash; digits, letters and quotes only. The same seed gives the same."""
 
     @abstractmethod
     def process_init(self) -> tuple[str, ...]:
@@ -73,7 +79,7 @@ class MySQLFamily(Engine):
             env={self.secret_variable: f"{MOUNT}/.novastack/{SECRET}", self.host_variable: "%"},
             secret_files={
                 SECRET: request.admin.password.encode(),
-                FIRST_SQL: _first_sql(request.admin).encode(),
+                FIRST_SQL: self._first_sql(request).encode(),
             },
             user="mysql",
             tmpfs={"/tmp": "mode=1777,size=64m", "/run/mysqld": "mode=3777,size=1m"},  # noqa: S108
@@ -85,9 +91,20 @@ class MySQLFamily(Engine):
                     self.server_program, "--no-defaults", "--datadir={data}", "--port={port}", "--bind-address={host}",
                     "--socket=", "--pid-file={data}/server.pid", *settings,
                 ),
+                reserved_bytes=THREAD_BYTES,
             ),
             burst=request.burst,
         )  # fmt: skip
+
+    def _first_sql(self, request: ServerRequest) -> str:
+        """What a server made without a container needs before it may listen. One statement a line."""
+        user = f"'{request.admin.username}'@'%'"
+        return (
+            "FLUSH PRIVILEGES;\n"
+            f"CREATE USER {user} {self.identified(request.admin.password, seed=request.handle.name)};\n"
+            f"GRANT ALL PRIVILEGES ON *.* TO {user} WITH GRANT OPTION;\n"
+            f"{self.first_removal}\n"
+        )
 
     def no_files(self, empty_folder: str) -> str:
         """The value of `secure_file_priv` that lets nobody read or write files of the server's machine."""
@@ -99,7 +116,7 @@ class MySQLFamily(Engine):
     ) -> Iterator[EngineAdmin]:
         with connect(endpoint, credentials, timeout_seconds=timeout_seconds) as session:
             session.bound(10)
-            yield self.admin_class(session)
+            yield self.admin_class(session, self.identified)
 
     def probe(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 3) -> None:
         try:
@@ -166,6 +183,7 @@ def _settings(request: ServerRequest) -> dict[str, str]:
         "log_bin_trust_function_creators": "ON",  # else tenants can't make triggers and functions
         "innodb_buffer_pool_size": f"{max(16, memory // (4 if memory < 1024 else 2))}M",
         "innodb_log_buffer_size": "8M",
+        "key_buffer_size": "8M",
         "performance_schema": "ON" if memory >= 1024 else "OFF",  # 140 MB of MySQL's memory, 40 of MariaDB's
         "table_open_cache": "400" if memory < 1024 else "2000",
         "table_definition_cache": "400" if memory < 1024 else "2000",
@@ -176,18 +194,6 @@ def _settings(request: ServerRequest) -> dict[str, str]:
         "default_time_zone": "+00:00",
         "event_scheduler": "ON",
     }
-
-
-def _first_sql(admin: Credentials) -> str:
-    """What a server made without a container needs before it may listen. One statement a line."""
-    password = admin.password.replace("\\", "\\\\").replace("'", "''")
-    user = f"'{admin.username}'@'%'"
-    return (
-        "FLUSH PRIVILEGES;\n"
-        f"CREATE USER {user} IDENTIFIED BY '{password}';\n"
-        f"GRANT ALL PRIVILEGES ON *.* TO {user} WITH GRANT OPTION;\n"
-        "DROP USER 'root'@'localhost';\n"
-    )
 
 
 def _check_rights(session: Session, names: TenantNames) -> None:

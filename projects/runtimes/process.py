@@ -149,6 +149,13 @@ class ProcessRuntime(Runtime):
             )
         return ImageRef(f"{program}-{found.version}")
 
+    def lacks(self, engine: str, version: str, official: str) -> str:
+        try:
+            self.resolve_image(engine, version, official)
+        except ImageMissing as error:
+            return str(error)
+        return ""
+
     def observe(self, handles: Sequence[Handle]) -> Mapping[Handle, Observation]:
         return {handle: self._observe_one(handle) for handle in handles}
 

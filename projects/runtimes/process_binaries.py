@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,10 @@ class Found:
     version: str  # as the program says, e.g. "18.4"
 
     def program(self, name: str) -> Path:
+        """A program that came with it: beside it, or in one of the folders where its kind of package puts the others."""
+        for folder in (self.place.bin, *(self.place.bin.parent / other for other in ("bin", "sbin", "scripts"))):
+            if os.access(folder / name, os.X_OK):
+                return folder / name
         return self.place.bin / name
 
 
@@ -47,11 +51,30 @@ def standard_search_path(version: str) -> Iterator[Place]:
     for pattern in ("/usr/lib/*/{v}/bin", "/usr/local/*/{v}/bin", "/usr/*-{v}/bin", "/opt/*/{v}/bin"):
         for folder in sorted(Path("/").glob(pattern.format(v=version).lstrip("/"))):
             yield Place(folder, folder.parent, (folder.name,))
-    for entry in os.environ.get("PATH", "").split(os.pathsep):
+    # Servers are system programs: an ordinary user's PATH does not name those folders.
+    for entry in dict.fromkeys([*os.environ.get("PATH", "").split(os.pathsep), "/usr/local/sbin", "/usr/sbin"]):
         folder = Path(entry)
         if entry and _is_dir(folder):
             yield Place(folder, folder.parent, (folder.name,))
     yield from bundled_places()
+
+
+def search_path(folders: Sequence[Path]) -> SearchPath:
+    """The standard one, after the operator's own folders."""
+
+    def search(version: str) -> Iterator[Place]:
+        for folder in folders:
+            if _is_dir(folder):
+                yield Place(folder, folder.parent, _siblings(folder))
+        yield from standard_search_path(version)
+
+    return search
+
+
+def _siblings(folder: Path) -> tuple[str, ...]:
+    """What belongs together when programs are unpacked somewhere: `bin` with its libraries and messages."""
+    found = [name for name in ("bin", "sbin", "scripts", "lib", "lib64", "share") if (folder.parent / name).is_dir()]
+    return tuple(dict.fromkeys([folder.name, *found]))
 
 
 def bundled_places() -> Iterator[Place]:

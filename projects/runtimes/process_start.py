@@ -43,6 +43,8 @@ def plan_of(spec: ServerSpec, found: Found, folder: Path, files: Path) -> dict[s
         "argv": argv, "bin": str(found.place.bin), "version": found.version, "host": spec.publish.host,
         "port": spec.publish.port, "data": str(folder), "initialised": str(folder / spec.initialised_file),
         "stop_signal": spec.stop_signal, "engine": spec.engine,
+        # only where there is one: servers that were started before this was known are not started anew for it
+        **({"reserved": spec.process.reserved_bytes} if spec.process.reserved_bytes else {}),
     }  # fmt: skip
     # Without the exact version: the system's update of a minor version is no reason to restart a server.
     described = {key: value for key, value in plan.items() if key != "version"}
@@ -90,7 +92,7 @@ def run(volume: Volume, account: Account, groups: ControlGroups) -> Handle:
             plan["argv"], env=_environment(Path(plan["bin"]), data), folder=data, log=volume.log, lock=volume.lock,
             record=volume.record, uid=account.uid, gid=account.gid, extra={"spec_hash": plan["spec_hash"]},
             # Private memory of one process: a runaway query gets an error instead of the kernel's killer.
-            rlimits={"RLIMIT_CORE": 0, "RLIMIT_DATA": limits.memory_bytes}
+            rlimits={"RLIMIT_CORE": 0, "RLIMIT_DATA": limits.memory_bytes + int(plan.get("reserved", 0))}
             | ({"RLIMIT_NPROC": limits.pids} if account.own else {}),
             cgroups=groups.make(volume.name, limits),
         )  # fmt: skip
