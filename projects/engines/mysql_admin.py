@@ -27,19 +27,27 @@ IDENTITY = "identity"
 ANYWHERE = "%"  # names are not resolved, and who may reach the port is the network's matter
 _UNKNOWN_THREAD = "(1094)"
 # Every login of a tenant has this right, also while its writes are fenced; the control login does not.
-_MARK = "Create_tmp_table_priv"
+_MARK = "Delete_priv"
+# What fenced writers lack. They read, run, delete, truncate and drop; the server has no weaker way to say "read-only" for
+# one tenant that the tenant itself could not undo.
+_WRITING = (
+    "INSERT, UPDATE, CREATE, ALTER, INDEX, REFERENCES, CREATE TEMPORARY TABLES, CREATE VIEW, CREATE ROUTINE, EVENT, TRIGGER"
+)
+_LATE_LOGIN_SECONDS = 0.05
+_END_SECONDS = 5.0
 
 _STATS = f"""
 CREATE PROCEDURE {PLATFORM}.tenant_stats(IN wanted VARCHAR(64)) READS SQL DATA SQL SECURITY DEFINER
 BEGIN
-  DECLARE logins VARCHAR(64);
   SELECT (SELECT COUNT(*) FROM information_schema.schemata WHERE schema_name = wanted),
          (SELECT COALESCE(SUM(data_length + index_length), 0) FROM information_schema.tables WHERE table_schema = wanted),
          (SELECT COUNT(*) FROM information_schema.processlist p WHERE p.user IN
            (SELECT d.User FROM mysql.db d WHERE d.Db = REPLACE(wanted, '_', '\\\\_') AND d.{_MARK} = 'Y')),
          (SELECT SUM(u.max_user_connections) FROM mysql.user u WHERE u.User IN
            (SELECT d.User FROM mysql.db d WHERE d.Db = REPLACE(wanted, '_', '\\\\_') AND d.{_MARK} = 'Y')),
-         @@GLOBAL.max_connections;
+         @@GLOBAL.max_connections,
+         (SELECT COUNT(*) > 0 AND SUM(d.Insert_priv = 'Y') = 0 FROM mysql.db d
+           WHERE d.Db = REPLACE(wanted, '_', '\\\\_') AND d.{_MARK} = 'Y');
 END
 """
 
@@ -97,7 +105,9 @@ class MySQLFamilyAdmin(EngineAdmin):
             self._session.do(f"ALTER USER %s@%s {bounds}", user, ANYWHERE)
         self._session.do(f"CREATE DATABASE IF NOT EXISTS {name(names.database)} CHARACTER SET utf8mb4")
         database = name(pattern(names.database))
-        self._session.do(f"GRANT ALL PRIVILEGES ON {database}.* TO %s@%s", names.login, ANYWHERE)
+        rights = self._rights(names)
+        if not rights or any(rights.values()):  # else its writes are fenced, and stay so
+            self._session.do(f"GRANT ALL PRIVILEGES ON {database}.* TO %s@%s", names.login, ANYWHERE)
         # Enough to enter the database; it shows no row and no definition.
         self._session.do(f"GRANT REFERENCES ON {database}.* TO %s@%s", names.control, ANYWHERE)
         self._session.do(f"GRANT EXECUTE ON PROCEDURE {PLATFORM}.tenant_stats TO %s@%s", names.control, ANYWHERE)
@@ -122,25 +132,37 @@ class MySQLFamilyAdmin(EngineAdmin):
             for user in logins:
                 self._end_all(user)
 
+    def fence_writers(self, names: TenantNames, *, fenced: bool) -> int:
+        database = name(pattern(names.database))
+        for user, writes in self._rights(names).items():
+            if fenced and writes:
+                self._session.do(f"REVOKE {_WRITING} ON {database}.* FROM %s@%s", user, ANYWHERE)
+            elif not fenced and not writes:
+                self._session.do(f"GRANT ALL PRIVILEGES ON {database}.* TO %s@%s", user, ANYWHERE)
+        # A session keeps the rights that it had when it entered the database. Who is writing while a fence is lifted is
+        # freeing space.
+        return self._end_older(names, besides=set if fenced else self._writing)
+
+    def hold_fence(self, names: TenantNames, *, hard: bool) -> int:
+        """Nobody gets around it: no tenant can give itself a right."""
+        if not hard:
+            return 0
+        writing = self._writing()
+        return sum(self._kill(number) for number in self._sessions(names) if number in writing)
+
     def end_sessions(self, username: str) -> int:
         found = self._session.rows(
             "SELECT id FROM information_schema.processlist WHERE user = %s AND id <> CONNECTION_ID()", username
         )
-        for (number,) in found:
-            try:
-                self._session.do(f"KILL {int(number)}")
-            except EngineError as error:
-                if _UNKNOWN_THREAD not in str(error):  # it ended by itself meanwhile
-                    raise
-        return len(found)
+        return sum(self._kill(int(number)) for (number,) in found)
 
     def stats(self, database: str) -> ServerStats:
         rows = self._session.rows(f"CALL {PLATFORM}.tenant_stats(%s)", database)
-        exists, size, connections, limit, server_limit = rows[0]
+        exists, size, connections, limit, server_limit, fenced = rows[0]
         if not exists:
             raise EngineError("the database does not exist")
         version = self._session.server_version.partition("-")[0]
-        return ServerStats(int(size), int(connections), int(limit or server_limit), version)
+        return ServerStats(int(size), int(connections), int(limit or server_limit), version, bool(fenced))
 
     # --- parts --------------------------------------------------------------------------------------------------------
     def _platform_schema(self) -> None:
@@ -164,6 +186,60 @@ class MySQLFamilyAdmin(EngineAdmin):
             pattern(names.database),
         )
         return sorted({str(row[0]) for row in rows})
+
+    def _rights(self, names: TenantNames) -> dict[str, bool]:
+        """Each login that has the tenant's database, and whether it may write there."""
+        rows = self._session.rows(
+            f"SELECT User, Insert_priv FROM mysql.db WHERE Host = %s AND Db = %s AND {_MARK} = 'Y'",
+            ANYWHERE,
+            pattern(names.database),
+        )
+        return {str(user): right == "Y" for user, right in rows}
+
+    def _sessions(self, names: TenantNames) -> list[int]:
+        logins = self._logins(names)
+        if not logins:
+            return []
+        marks = ", ".join(["%s"] * len(logins))
+        query = f"SELECT id FROM information_schema.processlist WHERE user IN ({marks}) AND id <> CONNECTION_ID()"
+        return [int(number) for (number,) in self._session.rows(query, *logins)]
+
+    def _writing(self) -> set[int]:
+        """Sessions in a transaction that has changed rows."""
+        rows = self._session.rows(
+            "SELECT trx_mysql_thread_id FROM information_schema.innodb_trx WHERE trx_rows_modified > 0"
+        )
+        return {int(row[0]) for row in rows}
+
+    def _kill(self, number: int) -> int:
+        try:
+            self._session.do(f"KILL {number}")
+        except EngineError as error:
+            if _UNKNOWN_THREAD not in str(error):
+                raise
+            return 0  # it ended by itself meanwhile
+        return 1
+
+    def _end_older(self, names: TenantNames, *, besides: Callable[[], set[int]]) -> int:
+        """End the tenant's sessions that began before now, also those whose login is still under way. Session numbers
+        only grow."""
+        newest = max(
+            (int(row[0]) for row in self._session.rows("SELECT id FROM information_schema.processlist")), default=0
+        )
+        deadline = time.monotonic() + _END_SECONDS
+        killed: set[int] = set()
+        quiet = 0
+        while quiet < 2:
+            spared = besides()
+            found = [n for n in self._sessions(names) if n <= newest and n not in spared]
+            for number in found:
+                if self._kill(number):
+                    killed.add(number)
+            quiet = 0 if found else quiet + 1
+            if time.monotonic() > deadline:
+                raise EngineError("sessions of the tenant did not end in time")
+            time.sleep(_LATE_LOGIN_SECONDS)
+        return len(killed)
 
     def _end_all(self, username: str, seconds: float = 5) -> None:
         """A login that began before the lock can still appear: repeat until there is none."""

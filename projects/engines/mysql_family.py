@@ -127,11 +127,13 @@ class MySQLFamily(Engine):
 
     def verify_tenant(self, endpoint: Endpoint, names: TenantNames, password: str) -> str:
         with connect(endpoint, Credentials(names.login, password, names.database), timeout_seconds=5) as session:
-            _check_rights(session, names)
+            fenced = _check_rights(session, names)
             if session.value("SELECT @@character_set_database") != "utf8mb4":
                 raise EngineError("the database's character set is not utf8mb4")
             if not (session.value("SELECT @@log_bin") and session.value("SELECT @@sync_binlog") == 1):
                 raise EngineError("the server does not keep its binary log safe")
+            if fenced:
+                return session.server_version.partition("-")[0]
             session.do("CREATE TEMPORARY TABLE novastack_check (word VARCHAR(20)) ENGINE=InnoDB")
             session.do("START TRANSACTION")
             session.do("INSERT INTO novastack_check VALUES (%s)", "naïve ✓ 🐬")
@@ -196,15 +198,18 @@ def _settings(request: ServerRequest) -> dict[str, str]:
     }
 
 
-def _check_rights(session: Session, names: TenantNames) -> None:
-    """Nothing but USAGE on the server, all rights on the one database; nothing else."""
+def _check_rights(session: Session, names: TenantNames) -> bool:
+    """Nothing but USAGE on the server, all rights on the one database; nothing else. True when its writes are fenced."""
     wanted = f"ON `{pattern(names.database)}`.* TO"
     found = [str(row[0]) for row in session.rows("SHOW GRANTS")]
     server = [line for line in found if " ON *.* " in line]
     inside = [line for line in found if wanted in line]
     if len(server) != 1 or not server[0].startswith("GRANT USAGE ON") or "GRANT OPTION" in " ".join(found):
         raise EngineError("the tenant has rights on the whole server")
-    if len(inside) != 1 or not inside[0].startswith("GRANT ALL PRIVILEGES"):
+    whole = len(inside) == 1 and inside[0].startswith("GRANT ALL PRIVILEGES")
+    fenced = len(inside) == 1 and inside[0].startswith("GRANT SELECT, DELETE, DROP")
+    if not (whole or fenced):
         raise EngineError("the tenant lacks rights on its database")
     if len(found) != 2:
         raise EngineError("the tenant has rights outside of its database")
+    return fenced

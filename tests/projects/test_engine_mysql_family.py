@@ -34,10 +34,51 @@ def ask(connection: Connection[Any], statement: str, *parameters: object) -> tup
         return tuple(cursor.fetchall())
 
 
+class FamilySession:
+    """A tenant's session, for the contract. It can say nothing that lifts a fence: `override` tries."""
+
+    def __init__(self, connection: Connection[Any]) -> None:
+        self.connection = connection
+
+    def make_table(self) -> None:
+        ask(self.connection, "CREATE TABLE things AS SELECT 1 AS id")
+
+    def write(self) -> bool:
+        try:
+            ask(self.connection, "INSERT INTO things VALUES (2)")
+        except pymysql.MySQLError as error:
+            assert error.args[0] == 1142
+            return False
+        return True
+
+    def rows(self) -> int:
+        return int(ask(self.connection, "SELECT COUNT(*) FROM things")[0][0])
+
+    def ended(self) -> bool:
+        try:
+            ask(self.connection, "SELECT 1")
+        except pymysql.MySQLError:
+            return True
+        return False
+
+    def override(self, *, for_good: bool) -> None:
+        ask(self.connection, "SET SESSION TRANSACTION READ WRITE")
+        with pytest.raises(pymysql.MySQLError):
+            ask(self.connection, "GRANT INSERT ON *.* TO CURRENT_USER()")
+
+    def begin_writing(self) -> None:
+        ask(self.connection, "BEGIN")
+        ask(self.connection, "DELETE FROM things")
+
+    def empty_table(self) -> None:
+        ask(self.connection, "TRUNCATE things")
+
+
 @pytest.mark.docker
 class FamilyContract(EngineContract):
     version: str
     empty_size_bytes = 0
+    fence_gives_way = False
     own_password = "ALTER USER CURRENT_USER() IDENTIFIED BY '{}'"
 
     @pytest.fixture(scope="class")
@@ -49,6 +90,11 @@ class FamilyContract(EngineContract):
     def inside(self, server: LiveServer, tenant: Tenant) -> Iterator[Connection[Any]]:
         with connect(server, tenant.login) as connection:
             yield connection
+
+    @contextlib.contextmanager
+    def open_session(self, server: LiveServer, tenant: Tenant) -> Iterator[FamilySession]:
+        with contextlib.closing(connect(server, tenant.login)) as connection:
+            yield FamilySession(connection)
 
     # --- what the server promises (rule 15) ---------------------------------------------------------------------------
     def test_settings_that_keep_data(self, server: LiveServer) -> None:
