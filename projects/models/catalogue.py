@@ -43,6 +43,7 @@ class Region(BaseModel):
     gone_at = models.DateTimeField(
         null=True, editable=False, help_text="An operator has declared that this runtime will not come back."
     )
+    lacks = models.JSONField(default=dict, blank=True, editable=False, help_text="Engine, version, why it can't run here.")
     disk = models.JSONField(default=dict, blank=True, editable=False)
 
     class Meta:
@@ -67,6 +68,10 @@ class Region(BaseModel):
         if self.reachable:
             return ""
         return (operator and self.reason) or UNREACHABLE
+
+    def reason_against(self, engine: str, version: str) -> str:
+        """Why that engine's version can't run here; empty when it can."""
+        return str(self.lacks.get(engine, {}).get(version, ""))
 
     @property
     def disk_used_percent(self) -> float | None:

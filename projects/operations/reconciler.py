@@ -37,7 +37,7 @@ from projects.models import (
     Region,
     ServerDesired,
 )
-from projects.operations import status, wiring
+from projects.operations import abilities, status, wiring
 from projects.operations.queue import hint_health, operation_create, send_hint
 from projects.runtimes.base import Runtime
 
@@ -45,6 +45,7 @@ log = structlog.get_logger(__name__)
 
 HINT_AGE_SECONDS = 2
 HINT_EVERY_SECONDS = 5
+ABILITIES_EVERY_SECONDS = 60
 ORPHAN_EVERY_SECONDS = 60
 EPOCH_EVERY_SECONDS = 30
 MAX_NEW_ORPHANS = 3
@@ -135,6 +136,8 @@ def _region(region: Region, install: Install, report: Report) -> None:
         report.changed += len(changed) - len(stale)
     if not install.read_only and region.reconcile:
         report.started += _converge(servers)
+    if _due(f"abilities:{region.pk}", ABILITIES_EVERY_SECONDS):
+        abilities.look(region, runtime)
     if _due(f"orphans:{region.pk}", ORPHAN_EVERY_SECONDS):
         report.orphans += find_orphans(region, runtime, install)
 

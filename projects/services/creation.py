@@ -37,7 +37,6 @@ from projects.operations.queue import operation_create
 from projects.services import quotas, validation
 
 PLATFORM_CONNECTIONS = 10  # ours, the superuser's reserve and parallel workers, above what is promised to tenants
-MIN_MEMORY_BYTES = 128 * 2**20
 MIN_CPUS = Decimal("0.1")
 
 
@@ -88,17 +87,20 @@ def name_is_free(organization: Organization, name: str, *, besides: UUID | None 
     return not rows.exclude(pk=besides).exists()
 
 
-def clean_limits(limits: dict[str, Any], plan: Plan) -> tuple[int, Decimal]:
-    """memory_bytes and cpus within the plan; the plan's own where not given."""
+def clean_limits(limits: dict[str, Any], plan: Plan, engine: Engine) -> tuple[int, Decimal]:
+    """memory_bytes and cpus within the plan, enough for the engine; the plan's own where not given."""
     unknown = set(limits) - {"memory_bytes", "cpus"}
     if unknown:
         raise Invalid.field(f"limits.{min(unknown)}", "invalid", "Limits are `memory_bytes` and `cpus`.")
     memory, cpus = limits.get("memory_bytes", plan.memory_bytes), limits.get("cpus", plan.cpus)
     if isinstance(memory, bool) or not isinstance(memory, int):
         raise Invalid.field("limits.memory_bytes", "invalid", "Give a whole number of bytes.")
-    if not MIN_MEMORY_BYTES <= memory <= plan.memory_bytes:
+    least = engine.minimum_memory_bytes
+    if plan.memory_bytes < least:
+        raise Invalid.field("plan", "too_small", f"{engine.title} needs at least {least // 2**20} MiB of memory.")
+    if not least <= memory <= plan.memory_bytes:
         raise Invalid.field("limits.memory_bytes", "out_of_range",
-                            f"Between {MIN_MEMORY_BYTES} and the plan's {plan.memory_bytes} bytes.")  # fmt: skip
+                            f"Between {least} ({engine.title} needs that) and the plan's {plan.memory_bytes} bytes.")  # fmt: skip
     try:
         cores = Decimal(str(cpus)).quantize(Decimal("0.01"))
     except (InvalidOperation, ValueError):
@@ -108,15 +110,26 @@ def clean_limits(limits: dict[str, Any], plan: Plan) -> tuple[int, Decimal]:
     return memory, cores
 
 
-def _engine_and_version(request: ProjectRequest) -> tuple[Engine, str]:
+def _engine_and_version(request: ProjectRequest, region: Region) -> tuple[Engine, str]:
+    """The version asked for, or the engine's default one, or the newest that the region can run."""
     known = registry.engines()
     if request.engine not in known:
         raise Invalid.field("engine", "unknown", f"Use one of: {', '.join(sorted(known))}.")
     engine = registry.engine(request.engine)
-    version = request.version or engine.default_version
+    version = request.version or version_for(engine, region)
     if version not in {v.version for v in engine.versions}:
         raise Invalid.field("version", "unknown", f"Use one of: {', '.join(v.version for v in engine.versions)}.")
+    if reason := region.reason_against(engine.name, version):
+        raise Invalid.field(
+            "version" if request.version else "engine", "not_available", f"{region.name} can't run it: {reason}."
+        )
     return engine, version
+
+
+def version_for(engine: Engine, region: Region | None) -> str:
+    """The engine's default version; where a region can't run that, the first one that it can."""
+    names = [engine.default_version, *(v.version for v in engine.versions if not v.deprecated)]
+    return next((n for n in names if region is None or not region.reason_against(engine.name, n)), names[0])
 
 
 def _region_and_plan(request: ProjectRequest) -> tuple[Region, Plan]:
@@ -145,8 +158,8 @@ def project_create(*, principal: Principal, organization: Organization, request:
     """
     require(principal, organization, Capability.PROJECT_CREATE)
     name = validation.clean_name(request.name)
-    engine, version = _engine_and_version(request)
     region, plan = _region_and_plan(request)
+    engine, version = _engine_and_version(request, region)
     if request.placement != Placement.DEDICATED:
         raise Invalid.field("placement", "not_available", "Only `dedicated` is available in this release.")
     if request.exposure not in Exposure.values:
@@ -155,7 +168,7 @@ def project_create(*, principal: Principal, organization: Organization, request:
         raise Invalid.field("exposure", "not_available", f"{region.name} publishes on its own host only.")
     if request.tls_required and domain.Capability.TLS not in engine.capabilities:
         raise Invalid.field("tls_required", "not_available", f"NovaStack does not set up TLS for {engine.title} yet.")
-    memory, cpus = clean_limits(request.limits, plan)
+    memory, cpus = clean_limits(request.limits, plan, engine)
     description, labels = validation.clean_description(request.description), validation.clean_labels(request.labels)
 
     # NO KEY: rows that refer to it may be written meanwhile. PostgreSQL checks the reference again (a lock on the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from novastack.common.models import Install
 from novastack.common.secrets import random_password
 from projects import domain, registry
 from projects.models import Plan, Project, Region
-from projects.operations import wiring
+from projects.operations import abilities, wiring
 from projects.services.creation import ProjectRequest, project_create
 
 GIB = 1024**3
@@ -110,6 +111,8 @@ def runtime_settle(region: Region) -> RuntimeChoice:
         region.config = {**region.config, "root": str(settings.NOVASTACK_SERVERS_ROOT)}
         region.config["data_root"] = region.config["root"]
     region.save(update_fields=["runtime", "config", "updated_at"])
+    with contextlib.suppress(domain.NovaStackRuntimeError):  # then the reconciler looks
+        abilities.look(region, wiring.runtime_of(region))
     Install.merge_notes(runtime_reason=choice.reason, runtime=choice.runtime)
     return choice
 
