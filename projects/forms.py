@@ -7,6 +7,7 @@ from typing import Any
 
 from django import forms
 
+from projects import registry
 from projects.models import Exposure, Project
 
 MIB = 1024**2
@@ -16,7 +17,7 @@ class NewProjectForm(forms.Form):
     """`POST projects/new/`. Long texts reach the service, which names the real limit."""
 
     name = forms.CharField(max_length=200)
-    engine = forms.CharField(max_length=40, initial="postgresql")
+    engine = forms.CharField(max_length=40, initial=registry.DEFAULT_ENGINE)
     version = forms.CharField(max_length=40, required=False)
     region = forms.CharField(max_length=80, required=False)
     plan = forms.CharField(max_length=80, required=False)

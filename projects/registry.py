@@ -50,6 +50,9 @@ _built: dict[str, Runtime] = {}
 _lock = threading.Lock()
 
 
+DEFAULT_ENGINE = PostgreSQL.name  # what is made when nobody says which
+
+
 def engine(name: str) -> Engine:
     """The engine of this name; `KeyError` if there is none."""
     return ENGINES[name]

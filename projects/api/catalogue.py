@@ -23,8 +23,12 @@ from projects.services import usage_of
 def _describe(engine: Engine, regions: list[Region], *, operator: bool) -> dict[str, Any]:
     offered = [region for region in regions if region.available]
     reachable = [region for region in offered if region.reachable]
-    if reachable:
+    able = {v.version: [r for r in offered if not r.reason_against(engine.name, v.version)] for v in engine.versions}
+    if any(region in rows for rows in able.values() for region in reachable):
         reason = ""
+    elif reachable:
+        lacking = reachable[0].reason_against(engine.name, engine.default_version)
+        reason = f"{reachable[0].name} can't run it: {lacking}."
     elif offered:
         reason = f"{offered[0].reason_for(operator=operator)} Projects wait for it."
     else:
@@ -33,16 +37,21 @@ def _describe(engine: Engine, regions: list[Region], *, operator: bool) -> dict[
         "name": engine.name,
         "title": engine.title,
         "versions": [
-            {"version": v.version, "end_of_life": v.end_of_life, "default": v.default, "deprecated": v.deprecated}
+            {
+                "version": v.version, "end_of_life": v.end_of_life, "default": v.default, "deprecated": v.deprecated,
+                "available": bool(able[v.version]),
+                "reason": "" if able[v.version] or not offered else offered[0].reason_against(engine.name, v.version),
+            }
             for v in engine.versions
         ],
         "default_version": engine.default_version,
         "default_port": engine.default_port,
         "capabilities": sorted(str(capability) for capability in engine.capabilities),
-        "runtimes": sorted({region.runtime for region in offered}),
-        "available": bool(reachable),
+        "runtimes": sorted({region.runtime for rows in able.values() for region in rows}),
+        "minimum_memory_bytes": engine.minimum_memory_bytes,
+        "available": not reason,
         "reason": reason,
-    }
+    }  # fmt: skip
 
 
 @extend_schema(tags=["catalogue"])

@@ -7,6 +7,7 @@ from typing import Any
 from rest_framework import serializers
 
 from novastack.common.errors import FieldProblem, Invalid
+from projects import registry
 from projects.api.fields import Cores, Flag, Input, Text, Whole
 from projects.models import Exposure, Placement
 from projects.services import ProjectRequest
@@ -33,7 +34,7 @@ class ApiKeysInput(Input):
 
 class ProjectCreate(Input):
     name = Text(max_length=LONG, help_text="1 to 63 printable characters; unique in the organization.")
-    engine = Text(required=False, default="postgresql", max_length=LONG, help_text="See `engines/`.")
+    engine = Text(required=False, default=registry.DEFAULT_ENGINE, max_length=LONG, help_text="See `engines/`.")
     version = Text(required=False, allow_null=True, max_length=LONG, help_text="The engine's default one if missing.")
     description = Text(required=False, default="", allow_blank=True, max_length=500)
     region = Text(required=False, allow_null=True, max_length=LONG, help_text="Slug; see `regions/`.")

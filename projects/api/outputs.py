@@ -151,6 +151,8 @@ class EngineVersionOutput(serializers.Serializer[Any]):
     end_of_life = serializers.DateField(help_text="By the vendor's policy.")
     default = serializers.BooleanField()
     deprecated = serializers.BooleanField()
+    available = serializers.BooleanField(help_text="Some region can run it.")
+    reason = serializers.CharField(help_text="Why none can.")
 
 
 class EngineOutput(serializers.Serializer[Any]):
@@ -160,7 +162,8 @@ class EngineOutput(serializers.Serializer[Any]):
     default_version = serializers.CharField()
     default_port = serializers.IntegerField()
     capabilities = serializers.ListField(child=serializers.CharField())
-    runtimes = serializers.ListField(child=serializers.CharField(), help_text="That regions offer now.")
+    runtimes = serializers.ListField(child=serializers.CharField(), help_text="That regions offer for it now.")
+    minimum_memory_bytes = serializers.IntegerField(help_text="A plan or limit below is refused.")
     available = serializers.BooleanField(help_text="A project of this engine would be made at once.")
     reason = serializers.CharField(help_text="Why not.")
 

@@ -45,7 +45,7 @@ class EngineAdmin(ABC):
         `keep_old` (engines with DUAL_PASSWORD; others take no notice): the one before logs in as well, until
         `discard_old_password`."""
 
-    def discard_old_password(self, username: str) -> None:
+    def discard_old_password(self, username: str) -> None:  # noqa: B027 - most engines keep none
         """What `keep_old` kept is refused from now on. Nothing to do for engines without DUAL_PASSWORD."""
 
     @abstractmethod
@@ -138,7 +138,9 @@ class Engine(ABC):
     def validate_username(self, value: str) -> str:
         """As `validate_identifier`, for a login: some products take shorter ones."""
         if len(value) > self.max_username_length:
-            raise ValueError(f"Use at most {self.max_username_length} characters: {self.title} takes no longer user name.")
+            raise ValueError(
+                f"Use at most {self.max_username_length} characters: {self.title} takes no longer user name."
+            )
         return self.validate_identifier(value)
 
     @abstractmethod

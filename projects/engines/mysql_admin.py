@@ -26,28 +26,29 @@ PLATFORM = "novastack"
 IDENTITY = "identity"
 ANYWHERE = "%"  # names are not resolved, and who may reach the port is the network's matter
 _UNKNOWN_THREAD = "(1094)"
-# Every login of a tenant has this right, also while its writes are fenced; the control login does not.
-_MARK = "Delete_priv"
+# `Delete_priv` below marks a tenant's logins: they have that right also while their writes are fenced; the control login,
+# which may enter the database too, does not.
 # What fenced writers lack. They read, run, delete, truncate and drop; the server has no weaker way to say "read-only" for
 # one tenant that the tenant itself could not undo.
 _WRITING = (
-    "INSERT, UPDATE, CREATE, ALTER, INDEX, REFERENCES, CREATE TEMPORARY TABLES, CREATE VIEW, CREATE ROUTINE, EVENT, TRIGGER"
+    "INSERT, UPDATE, CREATE, ALTER, INDEX, REFERENCES, CREATE TEMPORARY TABLES, CREATE VIEW, CREATE ROUTINE, EVENT,"
+    " TRIGGER"
 )
 _LATE_LOGIN_SECONDS = 0.05
 _END_SECONDS = 5.0
 
-_STATS = f"""
-CREATE PROCEDURE {PLATFORM}.tenant_stats(IN wanted VARCHAR(64)) READS SQL DATA SQL SECURITY DEFINER
+_STATS = """
+CREATE PROCEDURE novastack.tenant_stats(IN wanted VARCHAR(64)) READS SQL DATA SQL SECURITY DEFINER
 BEGIN
   SELECT (SELECT COUNT(*) FROM information_schema.schemata WHERE schema_name = wanted),
          (SELECT COALESCE(SUM(data_length + index_length), 0) FROM information_schema.tables WHERE table_schema = wanted),
          (SELECT COUNT(*) FROM information_schema.processlist p WHERE p.user IN
-           (SELECT d.User FROM mysql.db d WHERE d.Db = REPLACE(wanted, '_', '\\\\_') AND d.{_MARK} = 'Y')),
+           (SELECT d.User FROM mysql.db d WHERE d.Db = REPLACE(wanted, '_', '\\\\_') AND d.Delete_priv = 'Y')),
          (SELECT SUM(u.max_user_connections) FROM mysql.user u WHERE u.User IN
-           (SELECT d.User FROM mysql.db d WHERE d.Db = REPLACE(wanted, '_', '\\\\_') AND d.{_MARK} = 'Y')),
+           (SELECT d.User FROM mysql.db d WHERE d.Db = REPLACE(wanted, '_', '\\\\_') AND d.Delete_priv = 'Y')),
          @@GLOBAL.max_connections,
          (SELECT COUNT(*) > 0 AND SUM(d.Insert_priv = 'Y') = 0 FROM mysql.db d
-           WHERE d.Db = REPLACE(wanted, '_', '\\\\_') AND d.{_MARK} = 'Y');
+           WHERE d.Db = REPLACE(wanted, '_', '\\\\_') AND d.Delete_priv = 'Y');
 END
 """
 
@@ -64,7 +65,7 @@ class MySQLFamilyAdmin(EngineAdmin):
         self._session.value("SELECT 1")
 
     def system_identifier(self) -> str:
-        found = self._session.value(f"SELECT id FROM {PLATFORM}.{IDENTITY}")
+        found = self._session.value("SELECT id FROM novastack.identity")
         if not found:
             raise EngineError("this data has no name: it was never made ready")
         return str(found)
@@ -110,7 +111,7 @@ class MySQLFamilyAdmin(EngineAdmin):
             self._session.do(f"GRANT ALL PRIVILEGES ON {database}.* TO %s@%s", names.login, ANYWHERE)
         # Enough to enter the database; it shows no row and no definition.
         self._session.do(f"GRANT REFERENCES ON {database}.* TO %s@%s", names.control, ANYWHERE)
-        self._session.do(f"GRANT EXECUTE ON PROCEDURE {PLATFORM}.tenant_stats TO %s@%s", names.control, ANYWHERE)
+        self._session.do("GRANT EXECUTE ON PROCEDURE novastack.tenant_stats TO %s@%s", names.control, ANYWHERE)
         for user, password in ((names.login, login_password), (names.control, control_password)):
             self.set_password(user, password)
             self._session.do("ALTER USER %s@%s ACCOUNT UNLOCK", user, ANYWHERE)
@@ -157,7 +158,7 @@ class MySQLFamilyAdmin(EngineAdmin):
         return sum(self._kill(int(number)) for (number,) in found)
 
     def stats(self, database: str) -> ServerStats:
-        rows = self._session.rows(f"CALL {PLATFORM}.tenant_stats(%s)", database)
+        rows = self._session.rows("CALL novastack.tenant_stats(%s)", database)
         exists, size, connections, limit, server_limit, fenced = rows[0]
         if not exists:
             raise EngineError("the database does not exist")
@@ -166,21 +167,21 @@ class MySQLFamilyAdmin(EngineAdmin):
 
     # --- parts --------------------------------------------------------------------------------------------------------
     def _platform_schema(self) -> None:
-        self._session.do(f"CREATE DATABASE IF NOT EXISTS {PLATFORM} CHARACTER SET utf8mb4")
-        self._session.do(f"DROP PROCEDURE IF EXISTS {PLATFORM}.tenant_stats")
+        self._session.do("CREATE DATABASE IF NOT EXISTS novastack CHARACTER SET utf8mb4")
+        self._session.do("DROP PROCEDURE IF EXISTS novastack.tenant_stats")
         self._session.do(_STATS.replace("%", "%%"))
         # The table last: its file says that all of this is done (`ServerSpec.completed_file`).
         self._session.do(
-            f"CREATE TABLE IF NOT EXISTS {PLATFORM}.{IDENTITY} (one TINYINT PRIMARY KEY CHECK (one = 1), id CHAR(36) NOT NULL)"
+            "CREATE TABLE IF NOT EXISTS novastack.identity (one TINYINT PRIMARY KEY CHECK (one = 1), id CHAR(36) NOT NULL)"
             " ENGINE=InnoDB"
         )
-        self._session.do(f"INSERT IGNORE INTO {PLATFORM}.{IDENTITY} VALUES (1, %s)", str(uuid.uuid4()))
+        self._session.do("INSERT IGNORE INTO novastack.identity VALUES (1, %s)", str(uuid.uuid4()))
 
     def _logins(self, names: TenantNames) -> list[str]:
         """Every login of the tenant that exists: the first one, and those that were given its database later."""
         rows = self._session.rows(
             "SELECT User FROM mysql.user WHERE Host = %s AND (User = %s OR User IN"
-            f" (SELECT d.User FROM mysql.db d WHERE d.Db = %s AND d.{_MARK} = 'Y'))",
+            " (SELECT d.User FROM mysql.db d WHERE d.Db = %s AND d.Delete_priv = 'Y'))",
             ANYWHERE,
             names.login,
             pattern(names.database),
@@ -190,7 +191,7 @@ class MySQLFamilyAdmin(EngineAdmin):
     def _rights(self, names: TenantNames) -> dict[str, bool]:
         """Each login that has the tenant's database, and whether it may write there."""
         rows = self._session.rows(
-            f"SELECT User, Insert_priv FROM mysql.db WHERE Host = %s AND Db = %s AND {_MARK} = 'Y'",
+            "SELECT User, Insert_priv FROM mysql.db WHERE Host = %s AND Db = %s AND Delete_priv = 'Y'",
             ANYWHERE,
             pattern(names.database),
         )
@@ -200,9 +201,8 @@ class MySQLFamilyAdmin(EngineAdmin):
         logins = self._logins(names)
         if not logins:
             return []
-        marks = ", ".join(["%s"] * len(logins))
-        query = f"SELECT id FROM information_schema.processlist WHERE user IN ({marks}) AND id <> CONNECTION_ID()"
-        return [int(number) for (number,) in self._session.rows(query, *logins)]
+        query = "SELECT id FROM information_schema.processlist WHERE user IN %s AND id <> CONNECTION_ID()"
+        return [int(number) for (number,) in self._session.rows(query, logins)]
 
     def _writing(self) -> set[int]:
         """Sessions in a transaction that has changed rows."""

@@ -57,7 +57,8 @@ class MySQLFamily(Engine):
 
     def server_spec(self, request: ServerRequest) -> ServerSpec:
         settings = arguments({**_settings(request), **self.own_settings(request)})
-        contained = {"tmpdir": f"{MOUNT}/tmp", "socket": "/run/mysqld/mysqld.sock"}
+        in_memory = {"/tmp": "mode=1777,size=64m", "/run/mysqld": "mode=3777,size=1m"}  # noqa: S108 - the container's
+        contained = {"tmpdir": f"{MOUNT}/tmp", "socket": "/run/mysqld/mysqld.sock"}  # noqa: S108 - on the volume
         return ServerSpec(
             handle=request.handle,
             engine=self.name,
@@ -82,7 +83,7 @@ class MySQLFamily(Engine):
                 FIRST_SQL: self._first_sql(request).encode(),
             },
             user="mysql",
-            tmpfs={"/tmp": "mode=1777,size=64m", "/run/mysqld": "mode=3777,size=1m"},  # noqa: S108
+            tmpfs=in_memory,
             labels=request.labels,
             process=ProcessProgram(
                 binary=self.server_program,

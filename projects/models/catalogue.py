@@ -43,7 +43,9 @@ class Region(BaseModel):
     gone_at = models.DateTimeField(
         null=True, editable=False, help_text="An operator has declared that this runtime will not come back."
     )
-    lacks = models.JSONField(default=dict, blank=True, editable=False, help_text="Engine, version, why it can't run here.")
+    lacks = models.JSONField(
+        default=dict, blank=True, editable=False, help_text="Engine, version, why it can't run here."
+    )
     disk = models.JSONField(default=dict, blank=True, editable=False)
 
     class Meta:

@@ -10,6 +10,7 @@ from accounts.models import Organization
 from accounts.permissions import Capability, Principal, require
 from accounts.services import audit
 from novastack.common.errors import ActionNotAllowed, Invalid, NameTaken
+from projects import registry
 from projects.models import DatabaseServer, DatabaseSlot, DesiredStatus, Operation, Project
 from projects.operations import certificates
 from projects.operations.queue import operation_create
@@ -100,6 +101,6 @@ def _limits(project: Project, organization: Organization, limits: Any) -> list[s
     if project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}:
         raise ActionNotAllowed("The project is deleted; undelete it before changing its limits.")
     given = {"memory_bytes": project.memory_bytes, "cpus": project.cpus, **limits}
-    memory, cpus = clean_limits(given, project.plan)
+    memory, cpus = clean_limits(given, project.plan, registry.engine(project.engine))
     quotas.check(organization, memory_bytes=max(0, memory - project.memory_bytes))
     return _set(project, memory_bytes=memory, cpus=cpus)

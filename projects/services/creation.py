@@ -45,7 +45,7 @@ class ProjectRequest:
     """What `POST projects/` and the page's form ask for; None or empty: the default."""
 
     name: Any
-    engine: str = "postgresql"
+    engine: str = registry.DEFAULT_ENGINE
     version: str | None = None
     description: str = ""
     region: str | None = None
@@ -99,8 +99,8 @@ def clean_limits(limits: dict[str, Any], plan: Plan, engine: Engine) -> tuple[in
     if plan.memory_bytes < least:
         raise Invalid.field("plan", "too_small", f"{engine.title} needs at least {least // 2**20} MiB of memory.")
     if not least <= memory <= plan.memory_bytes:
-        raise Invalid.field("limits.memory_bytes", "out_of_range",
-                            f"Between {least} ({engine.title} needs that) and the plan's {plan.memory_bytes} bytes.")  # fmt: skip
+        bounds = f"Between {least}, which {engine.title} needs, and the plan's {plan.memory_bytes} bytes."
+        raise Invalid.field("limits.memory_bytes", "out_of_range", bounds)
     try:
         cores = Decimal(str(cpus)).quantize(Decimal("0.01"))
     except (InvalidOperation, ValueError):

@@ -49,7 +49,7 @@ def choose_runtime(setting: str, config: dict[str, Any]) -> RuntimeChoice:
     """
     if setting != "auto":
         return RuntimeChoice(setting, f"NOVASTACK_RUNTIME is {setting}")
-    engine = registry.engine("postgresql")
+    engine = registry.engine(registry.DEFAULT_ENGINE)
     version = engine.default_version
     override = registry.image_override(engine.name, version)
     try:
@@ -59,10 +59,10 @@ def choose_runtime(setting: str, config: dict[str, Any]) -> RuntimeChoice:
     except domain.ImageMissing as error:
         if docker.can_pull(engine.official_image, version, override):
             return RuntimeChoice("docker", f"Docker answers; the first database pulls its image ({version})")
-        return RuntimeChoice("process", f"Docker answers, but has no PostgreSQL image and can't pull one: {error}")
+        return RuntimeChoice("process", f"Docker answers, but has no {engine.title} image and can't pull one: {error}")
     except domain.NovaStackRuntimeError as error:
         return RuntimeChoice("process", f"No Docker: {error}")
-    return RuntimeChoice("docker", "Docker answers and a PostgreSQL image is there")
+    return RuntimeChoice("docker", f"Docker answers and a {engine.title} image is there")
 
 
 @transaction.atomic

@@ -15,14 +15,14 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.permissions import Capability
 from novastack.common.errors import Invalid, Problem
-from projects import domain
+from projects import domain, registry
 from projects.services import connection_reveal
 from projects.services.connections import connection_masked, render_connection
 from projects.views.common import project_for, render_secret
 from projects.views.detail import header_context
 
 TABS = (
-    ("uri", "URI"), ("cli", "psql"), ("verified", "Verified TLS"),
+    ("uri", "URI"), ("cli", "Command line"), ("verified", "Verified TLS"),
     ("env", ".env"), ("django", "Django"), ("sqlalchemy", "SQLAlchemy"), ("node", "Node"),
     ("prisma", "Prisma"), ("go", "Go"), ("jdbc", "JDBC"), ("compose", "Compose"), ("parameters", "Parameters"),
 )  # fmt: skip
@@ -35,7 +35,7 @@ def texts(info: domain.ConnectionInfo) -> dict[str, str]:
     rendered = render_connection(info)
     parameters = {
         "host": info.host, "port": info.port, "database": info.database, "user": info.username,
-        "password": info.password, "sslmode": "require" if info.tls else "disable",
+        "password": info.password, "tls": "required" if info.tls else "no",
     }  # fmt: skip
     return rendered["snippets"] | {
         "uri": rendered["uri"],
@@ -50,9 +50,15 @@ def _masked(text: str) -> SafeString:
 
 
 def _panels(info: domain.ConnectionInfo) -> list[dict[str, Any]]:
+    client = registry.engine(info.engine).client_program
     shown = texts(dataclasses.replace(info, password=_STAND_IN))
     return [
-        {"name": name, "label": label, "code": _masked(shown[name]), "wrap": shown[name].count("\n") < 1}
+        {
+            "name": name,
+            "label": client if name == "cli" else label,
+            "code": _masked(shown[name]),
+            "wrap": shown[name].count("\n") < 1,
+        }
         for name, label in TABS
         if name in shown
     ]

@@ -14,16 +14,17 @@ from accounts.permissions import Capability, principal_from
 from accounts.services import organization_for
 from novastack.common.errors import NameTaken, Problem
 from projects import registry
+from projects.engines.base import Engine
 from projects.forms import NewProjectForm
 from projects.models import Plan, Region
 from projects.services import ProjectRequest, project_create, slug_preview, usage_of
-from projects.services.creation import name_is_free
+from projects.services.creation import name_is_free, version_for
 from projects.services.validation import suggest_identifier
 from projects.views.common import add_problem
 from projects.views.lists import percent
 
 # What design.md names and this release does not run yet; shown so that nobody searches for it.
-LATER = (("mysql", "MySQL", "My"), ("mariadb", "MariaDB", "Ma"), ("mongodb", "MongoDB", "Mo"))
+LATER = (("mongodb", "MongoDB", "Mo"),)
 
 
 @login_required
@@ -59,42 +60,59 @@ def project_new_preview(request: HttpRequest) -> HttpResponse:
 
 
 def _context(form: NewProjectForm, organization: Organization) -> dict[str, Any]:
-    engines = [
-        {
-            "name": engine.name, "title": engine.title, "short": engine.short.capitalize(), "available": True,
-            "hint": f"Versions {engine.versions[-1].version} to {engine.versions[0].version}",
-        }
-        for engine in registry.engines().values()
-    ]  # fmt: skip
+    regions = list(Region.objects.filter(enabled=True).order_by("created_at"))
+    plans = list(Plan.objects.filter(enabled=True))
+    usage = usage_of(organization)
+    chosen = _chosen(form, regions, plans)
+    engines = [_engine(engine, chosen["region"]) for engine in registry.engines().values()]
     engines += [
         {"name": name, "title": title, "short": short, "available": False, "hint": "Not in this release"}
         for name, title, short in LATER
         if name not in registry.engines()
     ]
-    regions = list(Region.objects.filter(enabled=True).order_by("created_at"))
-    plans = list(Plan.objects.filter(enabled=True))
-    usage = usage_of(organization)
-    chosen = _chosen(form, regions, plans)
     _judge_plans(plans, usage, chosen)
     return {
         "section": "projects", "form": form, "organization": organization, "engines": engines, "regions": regions,
-        "plans": plans, "chosen": chosen, "versions": chosen["engine"].versions, **_name(chosen, organization),
+        "plans": plans, "chosen": chosen, "versions": _versions(chosen), **_name(chosen, organization),
         "can_publish": bool(chosen["region"] and chosen["region"].public_address), "usage": usage,
         "after": _after(usage, chosen["plan"]),
     }  # fmt: skip
+
+
+def _engine(engine: Engine, region: Region | None) -> dict[str, Any]:
+    """An engine's tile; without a version that the region can run, why."""
+    lacking = [region.reason_against(engine.name, v.version) if region else "" for v in engine.versions]
+    names = [v.version for v, reason in zip(engine.versions, lacking, strict=True) if not reason]
+    hint = f"Versions {', '.join(names)}" if len(names) > 1 else f"Version {''.join(names)}"
+    return {
+        "name": engine.name, "title": engine.title, "short": engine.short.capitalize(), "available": bool(names),
+        "hint": hint if names else f"Not here: {lacking[0]}",
+    }  # fmt: skip
+
+
+def _versions(chosen: dict[str, Any]) -> list[dict[str, Any]]:
+    region = chosen["region"]
+    return [
+        {
+            "version": v.version, "default": v.default, "deprecated": v.deprecated, "end_of_life": v.end_of_life,
+            "lacking": bool(region and region.reason_against(chosen["engine"].name, v.version)),
+        }
+        for v in chosen["engine"].versions
+    ]  # fmt: skip
 
 
 def _chosen(form: NewProjectForm, regions: list[Region], plans: list[Plan]) -> dict[str, Any]:
     def value(name: str) -> str:
         return str(form.data.get(name, "")).replace("\0", "") if form.is_bound else ""
 
-    engine = registry.engines().get(value("engine")) or registry.engine("postgresql")
+    engine = registry.engines().get(value("engine")) or registry.engine(registry.DEFAULT_ENGINE)
     versions = {v.version for v in engine.versions}
     usable = [region for region in regions if region.available and region.has_room]
+    region = next((r for r in usable if r.slug == value("region")), usable[0] if usable else None)
     return {
         "engine": engine,
-        "version": value("version") if value("version") in versions else engine.default_version,
-        "region": next((r for r in usable if r.slug == value("region")), usable[0] if usable else None),
+        "version": value("version") if value("version") in versions else version_for(engine, region),
+        "region": region,
         "plan": next((p for p in plans if p.slug == value("plan")), None)
         or next((p for p in plans if p.is_default), plans[0] if plans else None),
         "name": value("name").strip()[:200],

@@ -9,8 +9,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from projects.domain import Credentials, DataPolicy, Endpoint, EngineError, Handle, Limits, NovaStackRuntimeError
-from projects.domain import ServerRequest, ServerSpec
+from projects.domain import (
+    Credentials,
+    DataPolicy,
+    Endpoint,
+    EngineError,
+    Handle,
+    Limits,
+    NovaStackRuntimeError,
+    ServerRequest,
+    ServerSpec,
+)
 from projects.engines.base import Engine
 from projects.runtimes.docker import DockerRuntime
 from tests.contracts.engine_contract import LiveServer

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import re
+import subprocess
 import uuid
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pymysql
 import pytest
 from pymysql.connections import Connection
 
-from projects.domain import Credentials, EngineError, LoginRefused, TenantNames
+from projects.domain import ConnectionInfo, Credentials, EngineError, LoginRefused, TenantNames
 from projects.engines.mariadb import MariaDB
 from projects.engines.mysql import MySQL
 from projects.engines.mysql_session import pattern
-from tests.contracts.engine_contract import EngineContract, LiveServer, Tenant, new_names
-from tests.contracts.engine_servers import docker_server
+from projects.runtimes.docker import DockerRuntime
+from tests.contracts.engine_contract import HOSTILE, EngineContract, LiveServer, Tenant, new_names
+from tests.contracts.engine_servers import docker_server, image_of
 
 
 def connect(server: LiveServer, credentials: Credentials) -> Connection[Any]:
@@ -213,7 +218,8 @@ class FamilyContract(EngineContract):
                 ask(connection, statement)
         # 1064: the product has no such statement at all. Everything else is a refusal, not an accident.
         refusals = {
-            1044, 1045, 1142, 1143, 1148, 1227, 1290, 1370, 1371, 1372, 1410, 1699, 3119, 3121, 3948, 4166, 1064, 1030, 1478, 1131, 1132, 1133,
+            1030, 1044, 1045, 1064, 1131, 1132, 1133, 1142, 1143, 1148, 1227, 1290, 1370, 1371, 1372, 1410, 1478, 1699, 3119,
+            3121, 3948, 4166,
         }  # fmt: skip
         assert error.value.args[0] in refusals, error.value
 
@@ -334,6 +340,55 @@ class FamilyContract(EngineContract):
         for secret in (tenant.password[:20], tenant.control_password, "rotated-in-the-open"):
             assert secret not in logged
 
+    # --- snippets, by the clients that are here -----------------------------------------------------------------------
+    def info(self, server: LiveServer, tenant: Tenant) -> ConnectionInfo:
+        place = server.endpoint
+        return ConnectionInfo(
+            self.engine.name, place.host, place.port, tenant.names.database, tenant.names.login, tenant.password
+        )
+
+    def test_the_command_line(self, server: LiveServer, tenant: Tenant) -> None:
+        snippet = self.engine.snippets(self.info(server, tenant))["cli"]
+        image = image_of(self.engine, self.version, DockerRuntime("probe"))
+        done = subprocess.run(
+            ["docker", "run", "--rm", "-i", "--network", "host", "--entrypoint", "sh", image, "-c", snippet],
+            input=b"SELECT CONCAT('it', ' works in ', DATABASE())", capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert f"it works in {tenant.names.database}" in done.stdout.decode(), done.stderr.decode()
+
+    def test_django(self, server: LiveServer, tenant: Tenant) -> None:
+        """Django's own backend. PyMySQL stands in for mysqlclient, which has to be compiled."""
+        from django.db import ConnectionHandler
+
+        pymysql.install_as_MySQLdb()
+        names: dict[str, Any] = {}
+        exec(self.engine.snippets(self.info(server, tenant))["django"], names)  # noqa: S102
+        connection = ConnectionHandler(names["DATABASES"])["default"]
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT DATABASE(), @@character_set_connection")
+                assert cursor.fetchone() == (tenant.names.database, "utf8mb4")
+        finally:
+            connection.close()
+
+    def test_sqlalchemys_url(self, server: LiveServer, tenant: Tenant) -> None:
+        """What SQLAlchemy's dialect hands to PyMySQL, by the rules of URLs."""
+        snippet = self.engine.snippets(self.info(server, tenant))["sqlalchemy"]
+        compile(snippet, "snippet", "exec")
+        found = re.search(r'"(mysql\+pymysql://.*)"', snippet)
+        assert found is not None
+        url = urlsplit(json.loads(f'"{found[1]}"'))
+        with pymysql.connect(
+            host=url.hostname or "", port=url.port or 0, user=unquote(url.username or ""),
+            password=unquote(url.password or ""), database=unquote(url.path[1:]), charset=parse_qs(url.query)["charset"][0],
+        ) as connection:  # fmt: skip
+            assert ask(connection, "SELECT DATABASE()") == ((tenant.names.database,),)
+
+    def test_env_lines_can_be_sourced(self) -> None:
+        info = ConnectionInfo(self.engine.name, "127.0.0.1", 20001, "shop", "app", HOSTILE)
+        script = f'set -a\n{self.engine.snippets(info)["env"]}\nprintf %s "$MYSQL_PWD"'
+        assert subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout.decode() == HOSTILE
+
     # --- half-made by a crash -----------------------------------------------------------------------------------------
     @pytest.mark.parametrize("done", ["an account", "accounts and a database", "all but the unlocking"])
     def test_what_a_crash_left_half_made_is_completed(self, server: LiveServer, done: str) -> None:
@@ -358,7 +413,7 @@ class FamilyContract(EngineContract):
         session.close()
         with connect(server, server.admin) as connection:
             for table in ("mysql.user", "mysql.db", "mysql.procs_priv"):
-                left = ask(connection, f"SELECT User FROM {table} WHERE User IN (%s, %s)",  # noqa: S608
+                left = ask(connection, f"SELECT User FROM {table} WHERE User IN (%s, %s)",
                            tenant.names.login, tenant.names.control)  # fmt: skip
                 assert left == ()
 
