@@ -63,6 +63,8 @@ NOVASTACK_ADMIN_PASSWORD: str = env("NOVASTACK_ADMIN_PASSWORD", default="")
 NOVASTACK_PORT_RANGE: str = env("NOVASTACK_PORT_RANGE", default="20000-29999")
 NOVASTACK_PUBLIC_HOST: str = env("NOVASTACK_PUBLIC_HOST", default="")  # what clients connect to when it isn't loopback
 NOVASTACK_OUTBOUND_ALLOW: list[str] = env.list("NOVASTACK_OUTBOUND_ALLOW", default=[])
+# Folders with server programs for the process runtime, looked through before the system's own.
+NOVASTACK_PROGRAM_FOLDERS: list[Path] = [Path(p) for p in env("NOVASTACK_PROGRAM_FOLDERS", default="").split(":") if p]
 _images = env("NOVASTACK_IMAGES", default="")
 NOVASTACK_IMAGES: dict[str, str] = json.loads(
     Path(_images).read_text() if _images and not _images.lstrip().startswith("{") else _images or "{}"

@@ -17,6 +17,7 @@ from projects.engines.postgresql import PostgreSQL
 from projects.runtimes.base import Runtime
 from projects.runtimes.memory import MemoryRuntime
 from projects.runtimes.process import ProcessRuntime
+from projects.runtimes.process_binaries import search_path
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (PostgreSQL(), MariaDB(), MySQL())}
 
@@ -34,7 +35,8 @@ def _docker(install_id: str, config: Mapping[str, Any]) -> Runtime:
 
 def _process(install_id: str, config: Mapping[str, Any]) -> Runtime:
     root = Path(config.get("root") or settings.NOVASTACK_SERVERS_ROOT)
-    return ProcessRuntime(install_id, root, programs={name: engine.server_program for name, engine in ENGINES.items()})
+    programs = {name: engine.server_program for name, engine in ENGINES.items()}
+    return ProcessRuntime(install_id, root, programs=programs, search=search_path(settings.NOVASTACK_PROGRAM_FOLDERS))
 
 
 def _memory(install_id: str, config: Mapping[str, Any]) -> Runtime:

@@ -97,6 +97,8 @@ class Engine(ABC):
     official_image: ClassVar[str]  # "postgres": official name, tag is the version
     server_program: ClassVar[str]  # what must be on a machine to run it without a container
     client_program: ClassVar[str]  # the command line of the `cli` snippet
+    lift_fence_sql: ClassVar[str] = ""  # what a fenced tenant says to write all the same; empty: nothing helps
+    shrink_words: ClassVar[str]  # how a fenced tenant frees space
     minimum_memory_bytes: ClassVar[int] = 128 << 20  # below, a server does not start or dies of its first work
     max_username_length: ClassVar[int] = 63
 

@@ -36,6 +36,7 @@ class MySQLFamily(Engine):
     default_port: ClassVar[int] = 3306
     bootstrap_username: ClassVar[str] = "root"
     max_username_length: ClassVar[int] = 32
+    shrink_words: ClassVar[str] = "DROP, TRUNCATE, or DELETE"
 
     admin_class: ClassVar[type[MySQLFamilyAdmin]]
     dialect: ClassVar[mysql_snippets.Dialect]

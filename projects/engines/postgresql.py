@@ -59,6 +59,8 @@ class PostgreSQL(Engine):
     official_image: ClassVar[str] = "postgres"
     server_program: ClassVar[str] = "postgres"
     client_program: ClassVar[str] = "psql"
+    lift_fence_sql: ClassVar[str] = "SET default_transaction_read_only = off;"
+    shrink_words: ClassVar[str] = "DROP, TRUNCATE, or DELETE followed by VACUUM FULL"
 
     def server_spec(self, request: ServerRequest) -> ServerSpec:
         major = int(request.version.partition(".")[0])

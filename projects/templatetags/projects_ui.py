@@ -10,6 +10,7 @@ from django.utils.safestring import SafeString
 
 from novastack.common.templatetags.ui import duration_text, icon
 from projects import registry
+from projects.engines.base import Engine
 from projects.models import Operation, OperationState, OperationStep, ProjectStatus, StepState
 from projects.operations import base
 
@@ -92,6 +93,12 @@ def engine_short(name: str) -> str:
     """The two letters of an engine's tile."""
     engine = registry.engines().get(name)
     return (engine.short if engine else name[:2]).capitalize()
+
+
+@register.filter
+def engine_of(name: str) -> Engine | None:
+    """The engine itself, for what it says of itself."""
+    return registry.engines().get(name)
 
 
 @register.filter

@@ -20,8 +20,6 @@ from projects.services import ProjectRequest, project_action, project_create, pr
 from projects.services.connections import render_connection
 from tests.faults.conftest import Site, _fresh, make_site  # noqa: F401 - a fixture
 
-SECRET_FREE = "rows kept"
-
 
 @contextlib.contextmanager
 def docker_site(engine: str, version: str) -> Iterator[Site]:
@@ -117,7 +115,7 @@ def main_path(site: Site, engine: str, version: str) -> None:
     site.finish(operation, 120)
     operation.refresh_from_db()
     assert operation.state == "succeeded", operation.error
-    janitor.sweep() if hasattr(janitor, "sweep") else None
+    janitor.delete_due_data()
     assert not Project.objects.filter(pk=project.pk).exists()
     assert list(site.runtime.managed()) == []
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -357,19 +358,21 @@ class FamilyContract(EngineContract):
         assert f"it works in {tenant.names.database}" in done.stdout.decode(), done.stderr.decode()
 
     def test_django(self, server: LiveServer, tenant: Tenant) -> None:
-        """Django's own backend. PyMySQL stands in for mysqlclient, which has to be compiled."""
-        from django.db import ConnectionHandler
-
-        pymysql.install_as_MySQLdb()
-        names: dict[str, Any] = {}
-        exec(self.engine.snippets(self.info(server, tenant))["django"], names)  # noqa: S102
-        connection = ConnectionHandler(names["DATABASES"])["default"]
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT DATABASE(), @@character_set_connection")
-                assert cursor.fetchone() == (tenant.names.database, "utf8mb4")
-        finally:
-            connection.close()
+        """Django's own backend. PyMySQL stands in for mysqlclient, which has to be compiled. In a process of its own: the
+        control plane must not take it for its driver."""
+        snippet = self.engine.snippets(self.info(server, tenant))["django"]
+        program = (
+            f"import pymysql\npymysql.install_as_MySQLdb()\n{snippet}\n"
+            "from django.conf import settings\nsettings.configure(DATABASES=DATABASES)\n"
+            "from django.db import connection\n"
+            "with connection.cursor() as cursor:\n"
+            "    cursor.execute('SELECT DATABASE(), @@character_set_connection')\n"
+            "    print(*cursor.fetchone())\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-"], input=program.encode(), capture_output=True, timeout=60, check=False
+        )
+        assert done.stdout.decode().split() == [tenant.names.database, "utf8mb4"], done.stderr.decode()
 
     def test_sqlalchemys_url(self, server: LiveServer, tenant: Tenant) -> None:
         """What SQLAlchemy's dialect hands to PyMySQL, by the rules of URLs."""
