@@ -245,6 +245,9 @@ class ServerSpec:
     process: ProcessProgram | None = None
     completed_file: str = ""
     burst: bool = False  # initialising: CPU is not limited until `update`
+    # The server refuses data that another one has open, also one in another container, before it changes anything: then
+    # an image without `flock` will do (rule 10).
+    locks_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)

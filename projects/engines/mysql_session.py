@@ -84,7 +84,7 @@ class Session:
     @property
     def server_version(self) -> str:
         """As the server says, e.g. `10.11.19-MariaDB-0+deb12u1`."""
-        return str(self._connection.server_version)
+        return str(self._connection.get_server_info())  # type: ignore[no-untyped-call]
 
     def do(self, statement: str, *parameters: object) -> int:
         """Run a statement; how many rows it touched."""

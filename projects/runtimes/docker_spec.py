@@ -36,13 +36,13 @@ REFUSALS: Mapping[int, str] = {
 # Runs before the image's own entrypoint, as the server's user, and becomes it (PID 1, signals). The lock's descriptor
 # is inherited by the server and all its children: the lock lives as long as any of them. No engine is known here.
 WRAPPER = f"""set -eu
-mount=$1 data=$2 completed=$3 marker=$4 secrets=$5; shift 5
+mount=$1 data=$2 completed=$3 marker=$4 secrets=$5 locks=$6; shift 6
 own=$mount/.novastack
 refuse() {{ code=$1; shift; echo "novastack: $*" >&2; exit "$code"; }}
-command -v flock >/dev/null || refuse {UNFIT} "{REFUSALS[UNFIT]}"
+flock=$(command -v flock) || [ "$locks" = itself ] || refuse {UNFIT} "{REFUSALS[UNFIT]}"
 [ "$(cat "$own/marker" 2>/dev/null)" = "$marker" ] || refuse {FOREIGN} "{REFUSALS[FOREIGN]}"
 exec 9>>"$own/lock"
-flock -n 9 || refuse {IN_USE} "{REFUSALS[IN_USE]}"
+[ -z "$flock" ] || flock -n 9 || refuse {IN_USE} "{REFUSALS[IN_USE]}"
 if [ -e "$data/$completed" ]; then
   # One-time secrets have done their work. Emptied, not removed: entrypoints want to read these files.
   rm -f "$own/init"
@@ -97,6 +97,7 @@ def command(spec: ServerSpec) -> list[str]:
     return [
         "-c", WRAPPER, "novastack", spec.mount_path, f"{spec.mount_path}/{spec.data_subdir}",
         spec.completed_file or spec.initialised_file, marker(spec.handle), " ".join(sorted(spec.secret_files)),
+        "itself" if spec.locks_itself else "",
         *spec.entrypoint, *spec.argv,
     ]  # fmt: skip
 
