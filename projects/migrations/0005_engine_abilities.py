@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('projects', '0003_forgotten_and_figures'),
+        ('projects', '0004_tls'),
     ]
 
     operations = [
