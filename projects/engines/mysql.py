@@ -45,9 +45,9 @@ class MySQL(MySQLFamily):
         memory = request.limits.memory_bytes // MIB
         return {
             "collation_server": "utf8mb4_0900_ai_ci",
-            "mysqlx": "OFF",  # a second protocol on a port of its own
+            "loose-mysqlx": "OFF",  # a second protocol on a port of its own
             "persisted_globals_load": "OFF",
-            "innodb_numa_interleave": "OFF",
+            "loose-innodb_numa_interleave": "OFF",
             "loose-container_aware": "ON",  # 9.7: else it sizes itself by the host's memory
             "temptable_max_ram": f"{max(16, memory // 16)}M",
             "innodb_redo_log_capacity": "100M" if memory < 1024 else "512M",
