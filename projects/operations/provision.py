@@ -54,7 +54,7 @@ def secure(ctx: Context) -> None:
         server.admin_pending_secret = None
     server.initialised_at = server.initialised_at or now()
     ctx.save_server("admin_secret", "admin_pending_secret", "system_identifier", "initialised_at")
-    ctx.explain("One-time password replaced; PUBLIC shut out")
+    ctx.explain("One-time password replaced; everybody else shut out")
 
 
 def create_database(ctx: Context) -> None:
@@ -66,7 +66,7 @@ def create_database(ctx: Context) -> None:
         admin.create_tenant(ctx.names, login_password=login.secret.open(), control_password=control.secret.open())
     with ctx.fenced():
         Database.objects.filter(pk=ctx.database.pk, created_in_engine_at=None).update(created_in_engine_at=now())
-    ctx.explain(f"{ctx.names.database}, closed to PUBLIC before any credential could reach it")
+    ctx.explain(f"{ctx.names.database}, closed to everybody else before any credential could reach it")
     ctx.say(f"Database {ctx.names.database}, user {ctx.names.login}, {ctx.names.connection_limit} connections.")
 
 
