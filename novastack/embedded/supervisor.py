@@ -81,7 +81,8 @@ class Supervisor:
         self._stopping.set()
         if self._signals == 1:
             with contextlib.suppress(OSError, ValueError):
-                os.write(sys.stdout.fileno(), b"\nStopping (databases too; nothing is lost) ...\n")
+                databases = b"in containers go on" if self._contained else b"too; nothing is lost"
+                os.write(sys.stdout.fileno(), b"\nStopping (databases " + databases + b") ...\n")
 
     def _check_stop(self) -> None:
         if self._stopping.is_set():
@@ -143,8 +144,11 @@ class Supervisor:
         self._wait_web(port)
         if self.first_start.get("project_id"):
             self._show_first_project()
-        contained = self.first_start.get("runtime") not in {"process", None}
-        self.say("Ctrl-C stops everything" + (", but databases in containers go on." if contained else "."))
+        self.say("Ctrl-C stops everything" + (", but databases in containers go on." if self._contained else "."))
+
+    @property
+    def _contained(self) -> bool:
+        return self.first_start.get("runtime") not in {"process", None}
 
     def _listen(self) -> socket.socket:
         """The web's socket, held by us for the whole run: the wanted port, or the next free one."""

@@ -22,6 +22,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from novastack.embedded.supervisor import Supervisor
 from projects.runtimes.process import remove_all_servers
 from projects.runtimes.process_binaries import find
 from projects.runtimes.process_table import ProcessRef
@@ -245,3 +246,12 @@ class TestUp:
     @staticmethod
     def control_record(home: Path) -> Path:
         return Path((home / "state-folder").read_text().strip()) / "control-db" / "run.json"
+
+
+def test_answers_are_not_held_back_by_the_kernel(tmp_path: Path) -> None:
+    """An answer's head and body are two writes: without this the second waits for the client's delayed acknowledgement."""
+    supervisor = Supervisor(tmp_path, bind="127.0.0.1", port=free_port())
+    with supervisor._listen() as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
