@@ -134,7 +134,9 @@ class _Run:
         finally:
             self.heartbeat.set_deadline(None)
         row.state, row.finished_at, row.error_code, row.crashes = StepState.SUCCEEDED, now(), "", 0
-        self._succeeded = row  # written with the next one's begin, or with the end: a step that is run again does no harm
+        self._succeeded = (
+            row  # written with the next one's begin, or with the end: a step that is run again does no harm
+        )
         return True
 
     def _context(self, row: OperationStep, definition: Definition, seconds: float) -> Context:
