@@ -18,7 +18,7 @@ from projects.models import Endpoint, Operation, OperationLock, Project, Region
 from projects.operations import runner, wiring
 from projects.runtimes.memory import MemoryRuntime
 from projects.services import ProjectRequest, project_action, project_create, project_delete, project_update
-from tests.factories import Team, make_catalogue, make_project, make_team
+from tests.factories import Team, api_client, make_catalogue, make_project, make_team
 from tests.operations.conftest import drive, operation_of
 from tests.operations.paper import PaperPostgreSQL
 
@@ -82,6 +82,22 @@ def test_the_last_port_goes_to_one(team, runtime):
     refused = [r for r in results if not isinstance(r, Project)]
     assert [r.code for r in refused] == ["no_free_port"] * 2
     assert Project.objects.count() == 2
+
+
+def test_a_hundred_posts_with_one_key_make_one_project(team, runtime):
+    headers = {"Idempotency-Key": "one"}
+
+    def post() -> Any:
+        return api_client(team.alice).post("/api/v1/projects/", {"name": "Once"}, format="json", headers=headers)
+
+    results = at_once(*[post for _ in range(100)])
+    answers = Counter(r.status_code for r in results)
+    assert set(answers) <= {201, 409, 429}, results
+    assert {r.json()["code"] for r in results if r.status_code == 409} <= {"conflict"}
+    assert Project.objects.count() == Operation.objects.count() == Endpoint.objects.count() == 1
+    replay = post()
+    assert replay.status_code == 201 and replay["Idempotency-Replayed"] == "true"
+    assert {r.json()["id"] for r in results if r.status_code == 201} == {replay.json()["id"]}
 
 
 @pytest.mark.parametrize("name", ["Shop", "École", "İstanbul", "ẞtraße"])
