@@ -44,8 +44,8 @@ def test_a_second_server_on_the_same_data_is_refused(bare: tuple[Engine, str, st
         second = docker(
             "run", "--rm", "--user", "mysql", "--network", "none", "-v", f"{handle.name}-data:/var/lib/mysql",
             # it asks for the lock again and again, for more than a minute
-            "--entrypoint", "timeout", image, "8", engine.server_program, "--datadir=/var/lib/mysql/data", "--innodb-buffer-pool-size=16M",
-            "--performance-schema=OFF", check=False,
+            "--entrypoint", "timeout", image, "8", engine.server_program, "--datadir=/var/lib/mysql/data",
+            "--innodb-buffer-pool-size=16M", "--performance-schema=OFF", check=False,
         )  # fmt: skip
         assert second.returncode != 0
         assert "Unable to lock ./ibdata1" in second.stderr + second.stdout
