@@ -14,7 +14,7 @@ from projects.engines.mariadb import MariaDB
 from projects.engines.mysql import MySQL
 from projects.runtimes.docker import DockerRuntime
 from tests.contracts.engine_servers import image_of, small_spec, wait_ready
-from tests.images.conftest import docker
+from tests.images.conftest import docker, eventually
 
 pytestmark = pytest.mark.docker
 
@@ -41,15 +41,21 @@ def test_a_second_server_on_the_same_data_is_refused(bare: tuple[Engine, str, st
         wait_ready(engine, spec.publish, admin)
         with engine.admin(spec.publish, admin) as session:
             session.harden()
-        second = docker(
-            "run", "--rm", "--user", "mysql", "--network", "none", "-v", f"{handle.name}-data:/var/lib/mysql",
-            # it asks for the lock again and again, for more than a minute
-            "--entrypoint", "timeout", image, "8", engine.server_program, "--datadir=/var/lib/mysql/data",
-            "--innodb-buffer-pool-size=16M", "--performance-schema=OFF", check=False,
+        docker(
+            "run", "--detach", "--name", f"{handle.name}-second", "--user", "mysql", "--network", "none",
+            "-v", f"{handle.name}-data:/var/lib/mysql", "--entrypoint", engine.server_program, image,
+            "--datadir=/var/lib/mysql/data", "--innodb-buffer-pool-size=16M", "--performance-schema=OFF",
         )  # fmt: skip
-        assert second.returncode != 0
-        assert "Unable to lock ./ibdata1" in second.stderr + second.stdout
+
+        def said() -> str:
+            log = docker("logs", f"{handle.name}-second")
+            return log.stdout + log.stderr
+
+        # It asks again and again, for more than a minute, before it gives up.
+        assert eventually(lambda: "Unable to lock ./ibdata1" in said(), seconds=20), said()
+        assert "ready for connections" not in said()
         engine.probe(spec.publish, admin)
     finally:
+        docker("rm", "--force", f"{handle.name}-second", check=False)
         runtime.destroy(handle, delete_data=True)
         runtime.remove_network()
