@@ -96,7 +96,7 @@ class MySQLFamily(Engine):
                 reserved_bytes=THREAD_BYTES,
             ),
             burst=request.burst,
-            locks_itself=True,  # InnoDB: record locks of the kernel on its files, not a file with a process id
+            locks_itself=True,  # InnoDB (and Aria): the kernel's locks on its files, not a file with a process id
         )  # fmt: skip
 
     def _first_sql(self, request: ServerRequest) -> str:
