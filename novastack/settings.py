@@ -78,6 +78,10 @@ NOVASTACK_BALLAST_FOLDER: str = env("NOVASTACK_BALLAST_FOLDER", default="")
 NOVASTACK_BALLAST_BYTES: int = env.int("NOVASTACK_BALLAST_BYTES", default=256 * 2**20)
 # A folder on the disk of Docker's volumes, for a worker that doesn't see Docker's own folder.
 NOVASTACK_DOCKER_DISK: str = env("NOVASTACK_DOCKER_DISK", default="")
+# How long readings are kept raw, as 5-minute and as hourly figures; each at least as long as the finer one.
+NOVASTACK_METRICS_RAW_HOURS: int = max(1, env.int("NOVASTACK_METRICS_RAW_HOURS", default=24))
+NOVASTACK_METRICS_5MIN_DAYS: int = env.int("NOVASTACK_METRICS_5MIN_DAYS", default=14)
+NOVASTACK_METRICS_HOURLY_DAYS: int = env.int("NOVASTACK_METRICS_HOURLY_DAYS", default=90)
 NOVASTACK_RECYCLE_DAYS: int = env.int("NOVASTACK_RECYCLE_DAYS", default=7)
 # Only workers reach runtimes in production (rule 23): the web asks them for live logs.
 NOVASTACK_WEB_SEES_RUNTIMES: bool = env.bool("NOVASTACK_WEB_SEES_RUNTIMES", default=not PRODUCTION)
@@ -377,6 +381,7 @@ CELERY_TASK_ROUTES = {
     "projects.janitor": {"queue": "maintenance"},
     "projects.purge_due": {"queue": "maintenance"},
     "projects.clean_up": {"queue": "maintenance"},
+    "projects.thin_metrics": {"queue": "maintenance"},
 }
 # Every tick expires before the next one: a broker that was away does not answer with a storm.
 CELERY_BEAT_SCHEDULE: dict[str, Any] = {
@@ -393,6 +398,7 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     # would never come to the end of a day.
     "purge-due": {"task": "projects.purge_due", "schedule": 3600.0, "options": {"expires": 3600}},
     "certificates": {"task": "projects.renew_certificates", "schedule": 600.0, "options": {"expires": 600}},
+    "thin-metrics": {"task": "projects.thin_metrics", "schedule": 300.0, "options": {"expires": 300}},
     "clean-up": {"task": "projects.clean_up", "schedule": 3600.0, "options": {"expires": 3600}},
     **{
         f"pulse-{queue}": {

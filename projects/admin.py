@@ -27,6 +27,7 @@ from projects.models import (
     DatabaseServer,
     DataTombstone,
     Endpoint,
+    MetricRollup,
     MetricSample,
     Operation,
     OperationEvent,
@@ -415,6 +416,16 @@ class OperationEventAdmin(ReadOnlyAdmin):
 class MetricSampleAdmin(ReadOnlyAdmin):
     list_display = ["project", "at", "cpu_percent", "memory_bytes", "size_bytes", "connections"]
     list_filter = ["project__engine"]
+    list_select_related = ["project"]
+    search_fields = ["project__name", "project__slug"]
+    date_hierarchy = "at"
+    show_full_result_count = False
+
+
+@admin.register(MetricRollup)
+class MetricRollupAdmin(ReadOnlyAdmin):
+    list_display = ["project", "at", "step", "cpu_max", "memory_max", "size_bytes", "connections_max"]
+    list_filter = ["step"]
     list_select_related = ["project"]
     search_fields = ["project__name", "project__slug"]
     date_hierarchy = "at"

@@ -14,7 +14,7 @@ from django.db import transaction
 from novastack.common.clock import now
 from novastack.common.models import Heartbeat, Install
 from projects.models import DatabaseServer, Operation
-from projects.operations import disks, fences, janitor, logs, reconciler, removal, runner, tls, watch
+from projects.operations import disks, fences, janitor, logs, metrics, reconciler, removal, runner, tls, watch
 from projects.operations.queue import send_hint
 
 log = structlog.get_logger(__name__)
@@ -100,3 +100,9 @@ def renew_certificates() -> None:
 @shared_task(name="projects.clean_up")
 def clean_up() -> None:
     janitor.clean_up()
+
+
+@shared_task(name="projects.thin_metrics")
+def thin_metrics() -> None:
+    """Readings become coarser with age, and end."""
+    metrics.thin()

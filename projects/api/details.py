@@ -95,7 +95,8 @@ class MetricsView(DetailView):
         responses={200: MetricsOutput, **problems(400, 404)},
     )
     def get(self, request: Request, pk: UUID) -> Response:
-        """Samples, oldest first, averaged per bucket: at most 240 points, so that there is one page."""
+        """Readings, oldest first, mean and peak per bucket: at most 400 points, so that there is one page. Kept raw for a
+        day, then as 5-minute and as hourly figures."""
         project = self.project()
         range_ = request.query_params.get("range", "1h")
         if range_ not in RANGES:

@@ -226,13 +226,16 @@ class UsageOutput(serializers.Serializer[Any]):
 
 
 class Sample(serializers.Serializer[Any]):
-    """Averages of one bucket; null where nothing was measured."""
+    """Means and peaks (`_max`) of one bucket; null where nothing was measured. The size is the largest."""
 
     at = serializers.DateTimeField()
     cpu_percent = serializers.FloatField(allow_null=True)
+    cpu_percent_max = serializers.FloatField(allow_null=True)
     memory_bytes = serializers.IntegerField(allow_null=True)
+    memory_bytes_max = serializers.IntegerField(allow_null=True)
     size_bytes = serializers.IntegerField(allow_null=True)
     connections = serializers.IntegerField(allow_null=True)
+    connections_max = serializers.IntegerField(allow_null=True)
 
 
 class MetricsOutput(serializers.Serializer[Any]):

@@ -22,7 +22,7 @@ from projects.models.choices import (
     StepState,
     WriteFence,
 )
-from projects.models.metrics import MetricSample
+from projects.models.metrics import MetricRollup, MetricSample
 from projects.models.operations import Operation, OperationEvent, OperationLock, OperationStep
 from projects.models.projects import BlockedPort, Endpoint, Project
 from projects.models.servers import (
@@ -52,6 +52,7 @@ __all__ = [
     "Exposure",
     "Health",
     "LockMode",
+    "MetricRollup",
     "MetricSample",
     "ObservedState",
     "OnGiveUp",

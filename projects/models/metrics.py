@@ -1,4 +1,4 @@
-"""Samples of what a project uses."""
+"""Samples of what a project uses, and what they are thinned to."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from projects.models.projects import Project
 
 
 class MetricSample(models.Model):
-    """One reading of one project: percent of one core, bytes, counts. Kept raw for 24 h (a later issue thins them)."""
+    """One reading of one project: percent of one core, bytes, counts. Raw: moved into `MetricRollup` when
+    NOVASTACK_METRICS_RAW_HOURS are over."""
 
-    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="metrics")
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="metrics", db_index=False)
     at = models.DateTimeField()
     cpu_percent = models.FloatField(null=True)
     memory_bytes = models.BigIntegerField(null=True)
@@ -25,3 +26,34 @@ class MetricSample(models.Model):
 
     def __str__(self) -> str:
         return f"{self.project_id} {self.at}"
+
+
+class MetricRollup(models.Model):
+    """What one project used in the `step` seconds from `at` on: sums, counts and peaks, so that merging two is exact.
+
+    A reading is either in `MetricSample` or in one row of this table, never in both (`projects.operations.metrics`).
+    Without a constraint on the project: thinning must not stand in the way of a project that is purged meanwhile.
+    """
+
+    project = models.ForeignKey(
+        Project, on_delete=models.CASCADE, related_name="metric_rollups", db_constraint=False, db_index=False
+    )
+    step = models.PositiveSmallIntegerField(help_text="Seconds: 300 or 3600.")
+    at = models.DateTimeField(help_text="Where it begins; a multiple of `step`.")
+    cpu_sum = models.FloatField(default=0)
+    cpu_max = models.FloatField(null=True)
+    cpu_count = models.PositiveIntegerField(default=0)
+    memory_sum = models.BigIntegerField(default=0)
+    memory_max = models.BigIntegerField(null=True)
+    memory_count = models.PositiveIntegerField(default=0)
+    connections_sum = models.BigIntegerField(default=0)
+    connections_max = models.PositiveIntegerField(null=True)
+    connections_count = models.PositiveIntegerField(default=0)
+    size_bytes = models.BigIntegerField(null=True, help_text="The largest.")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["project", "at", "step"], name="rollup_once")]
+        indexes = [models.Index(fields=["step", "at"], name="rollup_step_at")]
+
+    def __str__(self) -> str:
+        return f"{self.project_id} {self.at} {self.step} s"

@@ -20,7 +20,6 @@ from projects.models import (
     DatabaseServer,
     DataTombstone,
     Endpoint,
-    MetricSample,
     Operation,
     OperationEvent,
     Project,
@@ -118,7 +117,6 @@ def clean_up() -> dict[str, int]:
         "blocked_ports": BlockedPort.objects.filter(until__lt=moment).delete()[0],
         "idempotency": IdempotencyRecord.objects.filter(created_at__lt=moment - timedelta(hours=24)).delete()[0],
         **accounts_clean_up(),
-        "samples": MetricSample.objects.filter(at__lt=moment - timedelta(days=30)).delete()[0],
         "events": OperationEvent.objects.filter(
             Q(at__lt=moment - timedelta(days=30)), operation__finished_at__isnull=False
         ).delete()[0],

@@ -11,26 +11,26 @@ from uuid import uuid4
 from django.conf import settings
 from django.core.cache import cache
 from django.db import connection
-from django.db.models import Avg, DateTimeField, DurationField, F, Func, Max, Value
 
 from accounts.permissions import Capability, Principal, require
 from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, RuntimeNotAvailable
 from projects import tasks
-from projects.models import Database, DatabaseServer, DatabaseSlot, MetricSample, ObservedState, Project
+from projects.models import Database, DatabaseServer, DatabaseSlot, ObservedState, Project
+from projects.operations import metrics
 from projects.operations.logs import log_lines
 from projects.operations.watch import is_current
 
 LOG_LINES_MAX = 5000
 RELAY_SECONDS = 8.0
-# range → (its length, the width of a bucket): at most 240 points each
+# range → (its length, the width of a bucket): at most 400 points each
 RANGES: dict[str, tuple[timedelta, timedelta]] = {
     "1h": (timedelta(hours=1), timedelta(seconds=30)),
-    "24h": (timedelta(hours=24), timedelta(minutes=6)),
-    "7d": (timedelta(days=7), timedelta(minutes=45)),
+    "24h": (timedelta(hours=24), timedelta(minutes=5)),
+    "7d": (timedelta(days=7), timedelta(minutes=30)),
     "30d": (timedelta(days=30), timedelta(hours=3)),
+    "90d": (timedelta(days=90), timedelta(hours=6)),
 }
-EPOCH = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
 
 
 def server_of(project: Project) -> DatabaseServer | None:
@@ -107,34 +107,32 @@ class Series:
 
 
 def metrics_of(project: Project, range_: str) -> Series:
-    """Samples of the last `1h`, `24h`, `7d` or `30d`, oldest first, averaged per bucket (sizes: the largest)."""
-    length, width = RANGES[range_]
-    bucket = Func(
-        Value(width, DurationField()), F("at"), Value(EPOCH), function="date_bin", output_field=DateTimeField()
-    )
-    rows = (
-        MetricSample.objects.filter(project=project, at__gte=now() - length)
-        .annotate(bucket=bucket)
-        .values("bucket")
-        .order_by("bucket")
-        .annotate(
-            cpu=Avg("cpu_percent"), memory=Avg("memory_bytes"), size=Max("size_bytes"), sessions=Avg("connections")
-        )
-    )
+    """Readings of the last `1h` to `90d`, oldest first: mean and peak per bucket (sizes: the largest). At most 400 points,
+    and no finer than what is still kept of so long ago."""
+    length, wanted = RANGES[range_]
+    width = metrics.width_for(length, wanted)
+    rows = metrics.series(project.pk, since=now() - length, width=width)
     points = [
         {
-            "at": row["bucket"],
-            "cpu_percent": None if row["cpu"] is None else round(row["cpu"], 2),
-            "memory_bytes": _whole(row["memory"]),
-            "size_bytes": row["size"],
-            "connections": _whole(row["sessions"]),
+            "at": at,
+            "cpu_percent": _percent(cpu),
+            "cpu_percent_max": _percent(cpu_max),
+            "memory_bytes": _whole(memory),
+            "memory_bytes_max": memory_max,
+            "size_bytes": size,
+            "connections": _whole(sessions),
+            "connections_max": sessions_max,
         }
-        for row in rows
+        for at, cpu, cpu_max, memory, memory_max, sessions, sessions_max, size in rows
     ]
     return Series(int(width.total_seconds()), points)
 
 
-def _whole(value: float | None) -> int | None:
+def _percent(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def _whole(value: Any) -> int | None:
     return None if value is None else round(value)
 
 

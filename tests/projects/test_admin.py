@@ -21,6 +21,7 @@ from projects.models import (
     CertificateAuthority,
     DatabaseServer,
     DataTombstone,
+    MetricRollup,
     MetricSample,
     Operation,
     OperationEvent,
@@ -56,6 +57,7 @@ def project(team: Team) -> Project:
     CertificateAuthority.objects.create(certificate=CA.certificate, key=Sealed.of(CA.key), not_after=CA.not_after)
     Orphan.objects.create(region=region, name="nvs-stranger")
     MetricSample.objects.create(project=project, at=now(), cpu_percent=1)
+    MetricRollup.objects.create(project=project, at=now(), step=300)
     OperationEvent.objects.create(operation=operation, at=now(), message="hello")
     DataTombstone.objects.create(server_uuid=project.pk, incarnation=1, region=region, reason="purged", due_at=now())
     make_project(team.bob, team.organization, "Waiting", running=False)
