@@ -29,6 +29,8 @@ WORDS = {
     "project.writes_fenced": "Paused writing",
     "project.writes_allowed": "Allowed writing again",
     "project.forgotten": "Forgot without its runtime",
+    "server.adopted": "Recorded the server that is there",
+    "server.quarantined": "Set a server aside",
     "region.declared_gone": "Declared region gone",
     "region.not_gone": "Took back that a region is gone",
     "operation.cancelled": "Cancelled operation",

@@ -378,6 +378,7 @@ CELERY_TASK_ROUTES = {
     "projects.collect_usage": {"queue": "monitoring"},
     "projects.guard_disks": {"queue": "monitoring"},
     "projects.read_logs": {"queue": "monitoring"},
+    "projects.examine": {"queue": "monitoring"},
     "projects.janitor": {"queue": "maintenance"},
     "projects.purge_due": {"queue": "maintenance"},
     "projects.clean_up": {"queue": "maintenance"},

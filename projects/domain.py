@@ -297,6 +297,17 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
+class Description:
+    """What one server is made of, as found in its runtime. None where the runtime can't tell; a limit of 0 is none."""
+
+    ref: str
+    running: bool
+    publish: Endpoint | None = None  # where it is published; of one that runs: where it really is
+    memory_bytes: int | None = None
+    cpus: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Resource use of one server; None where the runtime can't tell. 100 percent is one full core."""
 

@@ -14,7 +14,7 @@ from django.db import transaction
 from novastack.common.clock import now
 from novastack.common.models import Heartbeat, Install
 from projects.models import DatabaseServer, Operation
-from projects.operations import disks, fences, janitor, logs, metrics, reconciler, removal, runner, tls, watch
+from projects.operations import disks, doctor, fences, janitor, logs, metrics, reconciler, removal, runner, tls, watch
 from projects.operations.queue import send_hint
 
 log = structlog.get_logger(__name__)
@@ -106,3 +106,9 @@ def clean_up() -> None:
 def thin_metrics() -> None:
     """Readings become coarser with age, and end."""
     metrics.thin()
+
+
+@shared_task(name="projects.examine")
+def examine() -> None:
+    """The doctor's look, for the operators' page; the answer waits in the cache."""
+    cache.set(doctor.CACHE_KEY, doctor.examine().as_json(), doctor.KEPT_SECONDS)

@@ -15,6 +15,7 @@ urlpatterns = [
     path("recycle-bin/", lists.recycle_bin, name="bin"),
     path("search/", lists.search, name="search"),
     path("operator/", operator.operator, name="operator"),
+    path("operator/doctor/", operator.doctor, name="operator-doctor"),
     path(_one, detail.project_detail, name="detail"),
     path(_one + "live/", detail.project_live, name="live"),
     path(_one + "logs/", logs.project_logs, name="logs"),

@@ -331,13 +331,13 @@ def _start_recovery(project: Project, server_id: UUID, kind: str) -> int:
 def find_orphans(region: Region, runtime: Runtime, install: Install) -> int:
     """Report servers and volumes that carry our label and that no row knows. Nothing is touched (rule 11)."""
     # Rows are read before and after looking: what is made or removed meanwhile is no orphan.
-    known = _known(region)
+    known = known_in(region)
     try:
         found = [("server", h) for h in runtime.managed()] + [("data", h) for h in runtime.managed_data()]
     except domain.NovaStackRuntimeError as error:
         log.warning("orphans not looked for", region=region.slug, error=str(error))
         return 0
-    known |= _known(region)
+    known |= known_in(region)
     strange = {(kind, h.name) for kind, h in found if (kind, h.server_id, h.incarnation) not in known}
     open_rows: dict[Any, Orphan] = {(o.kind, o.name): o for o in Orphan.objects.filter(region=region, resolved_at=None)}
     new = strange - set(open_rows)
@@ -352,7 +352,7 @@ def find_orphans(region: Region, runtime: Runtime, install: Install) -> int:
     return len(new)
 
 
-def _known(region: Region) -> set[tuple[str, str, int]]:
+def known_in(region: Region) -> set[tuple[str, str, int]]:
     """(kind, server, incarnation) of what may exist. Given-up data may until it was seen deleted; its server may not."""
     rows = list(DatabaseServer.objects.filter(region=region).values_list("pk", "incarnation"))
     tombs = DataTombstone.objects.filter(region=region, deleted_at=None, forgotten_at=None).values_list(

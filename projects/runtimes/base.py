@@ -10,6 +10,7 @@ from typing import IO, ClassVar
 from projects.domain import (
     Command,
     DataPolicy,
+    Description,
     Handle,
     ImageRef,
     Limits,
@@ -63,6 +64,11 @@ class Runtime(ABC):
     def observe(self, handles: Sequence[Handle]) -> Mapping[Handle, Observation]:
         """Many at once, at a fixed number of calls. Every handle asked for is in the answer; all UNREACHABLE when the
         runtime does not answer (this one does not raise)."""
+
+    @abstractmethod
+    def describe(self, handles: Sequence[Handle]) -> Mapping[Handle, Description]:
+        """Address and limits of many, read and nothing else (bounded parallelism). By name, whatever `ref` was recorded:
+        the answer says which one it is. What is not there, or is not this install's, is left out of the answer."""
 
     @abstractmethod
     def start(self, handle: Handle) -> Handle:

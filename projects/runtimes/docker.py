@@ -11,6 +11,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from projects.domain import (
     DataExists,
     DataMissing,
     DataPolicy,
+    Description,
     Handle,
     ImageRef,
     Limits,
@@ -47,6 +49,7 @@ from projects.runtimes.docker_usage import UsageReader
 MAX_LOG_LINES = 5000
 MAX_LOG_BYTES = 1 << 20
 _DESTROY_GRACE_SECONDS = 10.0
+_PARALLEL = 8
 
 
 class DockerRuntime(Runtime):
@@ -138,6 +141,17 @@ class DockerRuntime(Runtime):
             return {handle: Observation(ServerState.UNREACHABLE, detail=str(error)) for handle in handles}
         absent = Observation(ServerState.ABSENT)
         return {handle: seen.get(handle.name, absent) for handle in handles}
+
+    def describe(self, handles: Sequence[Handle]) -> Mapping[Handle, Description]:
+        if not handles:
+            return {}
+        with mapped():
+            ids = {name: str(found["Id"]) for name, found in _by_name(self._list("server")).items()}
+        there = [handle for handle in handles if handle.name in ids]
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            inspected = pool.map(lambda handle: self._containers.inspect(ids[handle.name]), there)
+            found = dict(zip(there, inspected, strict=True))
+        return {handle: docker_spec.description_of(each) for handle, each in found.items() if each is not None}
 
     def start(self, handle: Handle) -> Handle:
         found = self._recorded(handle)

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Mapping
 from typing import Any
 
-from projects.domain import Handle, ImageMissing, Limits, ServerSpec
+from projects.domain import Description, Endpoint, Handle, ImageMissing, Limits, ServerSpec
 
 INSTALL = "io.novastack.install"
 KIND = "io.novastack.kind"
@@ -161,3 +161,16 @@ def limits_of(inspected: Mapping[str, Any]) -> tuple[int, int]:
     """(memory bytes, CPU quota) that a container has now."""
     host = inspected["HostConfig"]
     return int(host.get("Memory") or 0), int(host.get("CpuQuota") or 0)
+
+
+def description_of(inspected: Mapping[str, Any]) -> Description:
+    """Address and limits of an inspected container: of one that runs what the engine has bound, else what was asked for."""
+    memory, quota = limits_of(inspected)
+    state, host = inspected["State"], inspected["HostConfig"]
+    running = bool(state.get("Running")) and not state.get("Restarting")
+    bound = (inspected.get("NetworkSettings") or {}).get("Ports") if running else host.get("PortBindings")
+    first = next((entry for entries in (bound or {}).values() for entry in entries or ()), None)
+    period = int(host.get("CpuPeriod") or 0) or CPU_PERIOD
+    cpus = max(0, quota) / period or int(host.get("NanoCpus") or 0) / 1e9
+    publish = Endpoint(str(first.get("HostIp") or "0.0.0.0"), int(first["HostPort"])) if first else None  # noqa: S104
+    return Description(str(inspected["Id"]), running, publish, memory, cpus)

@@ -21,6 +21,7 @@ from projects.domain import (
     DataInUse,
     DataMissing,
     DataPolicy,
+    Description,
     ExitResult,
     Handle,
     ImageMissing,
@@ -223,6 +224,19 @@ class MemoryRuntime(Runtime):
                     else Observation(ServerState.ABSENT)
                 )  # fmt: skip
         return answer
+
+    def describe(self, handles: Sequence[Handle]) -> Mapping[Handle, Description]:
+        self._enter("describe")
+        with self.world.lock:
+            found = {handle: self.world.servers.get(handle.name) for handle in handles}
+            return {
+                handle: Description(
+                    server.handle.ref, server.state is ServerState.RUNNING, server.spec.publish,
+                    server.limits.memory_bytes, server.limits.cpus,
+                )
+                for handle, server in found.items()
+                if server is not None and server.install == self.install_id
+            }  # fmt: skip
 
     def _recorded(self, handle: Handle) -> _Server | None:
         server = self.world.servers.get(handle.name)

@@ -26,6 +26,8 @@ from projects.domain import (
     Command,
     DataMissing,
     DataPolicy,
+    Description,
+    Endpoint,
     Handle,
     ImageMissing,
     ImageRef,
@@ -60,7 +62,7 @@ from projects.runtimes.process_binaries import (
 )
 from projects.runtimes.process_limits import ControlGroups, find_control_groups
 from projects.runtimes.process_logs import tail_lines
-from projects.runtimes.process_table import ProcessRef
+from projects.runtimes.process_table import ProcessRef, listens
 from projects.runtimes.process_tools import ToolPlace, start_tool
 from projects.runtimes.process_usage import UsageMeter
 from projects.runtimes.process_volume import Volume, handle_of
@@ -183,6 +185,28 @@ class ProcessRuntime(Runtime):
             "killed: out of memory" if kills else f"ended by itself: {volume.last_line() or 'no reason in its log'}"
         )
         return Observation(ServerState.STOPPED, oom_killed=kills > 0, detail=detail, **facts)
+
+    def describe(self, handles: Sequence[Handle]) -> Mapping[Handle, Description]:
+        found = {handle: self._describe_one(Volume(self.root, handle)) for handle in handles}
+        return {handle: described for handle, described in found.items() if described is not None}
+
+    def _describe_one(self, volume: Volume) -> Description | None:
+        ref = volume.last_ref()
+        if ref is None or not volume.marked_for(self.install_id):
+            return None
+        plan = volume.read("spec.json")
+        running = ref.alive()
+        port = int(plan.get("port") or 0)
+        there = port and (not running or listens(ref.pid, port))
+        publish = Endpoint(str(plan.get("host", "")), port) if there else None
+        if running:  # what holds it; nothing does where there are no control groups
+            return Description(
+                str(ref), running, publish, self._groups.memory_limit(volume.name), self._groups.cpu_limit(volume.name)
+            )
+        limits = volume.limits() if "limits" in plan else None
+        return Description(
+            str(ref), running, publish, limits.memory_bytes if limits else None, limits.cpus if limits else None
+        )
 
     def data_exists(self, handle: Handle) -> bool:
         return Volume(self.root, handle).exists()

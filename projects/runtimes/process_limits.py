@@ -62,6 +62,17 @@ class ControlGroups:
             return int((self.folders["memory"] / name / file).read_text())
         return None
 
+    def cpu_limit(self, name: str) -> float | None:
+        """Cores; 0 is unlimited, None not known."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            folder = self.folders["cpu"] / name
+            if self.unified:
+                quota, _, period = (folder / "cpu.max").read_text().partition(" ")
+                return 0.0 if quota == "max" else int(quota) / int(period)
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            return max(0, int(quota)) / int((folder / "cpu.cfs_period_us").read_text())
+        return None
+
     def oom_kills(self, name: str) -> int:
         """How many of the server's processes the kernel killed for memory since its last start."""
         file = "memory.events" if self.unified else "memory.oom_control"

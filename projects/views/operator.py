@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.db.models import Count, Q, Sum
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
-from django.views.decorators.http import require_GET
+from django.shortcuts import redirect, render
+from django.utils.dateparse import parse_datetime
+from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.permissions import principal_from, require_operator
+from novastack.common.errors import ActionNotAllowed
 from novastack.common.models import Heartbeat, Install
 from projects.models import DatabaseServer, Orphan, Region
+from projects.services import doctoring
 from projects.services.fleet import control_disk_problem
 from projects.views.common import page_of
 
@@ -34,3 +38,22 @@ def operator(request: HttpRequest) -> HttpResponse:
         "control_disk_problem": control_disk_problem(),
     }  # fmt: skip
     return render(request, "projects/operator.html", context)
+
+
+@login_required
+@require_http_methods(["GET", "POST"])
+def doctor(request: HttpRequest) -> HttpResponse:
+    """What the last look of the doctor found; a POST has a worker look again."""
+    principal = principal_from(request)
+    require_operator(principal)
+    if request.method == "POST":
+        try:
+            doctoring.look_again(principal=principal)
+        except ActionNotAllowed as problem:
+            messages.error(request, problem.detail)
+        else:
+            messages.info(request, "A worker is looking; what it finds is here in a few seconds.")
+        return redirect("projects:operator-doctor")
+    report = doctoring.last_report()
+    at = parse_datetime(report["at"]) if report else None
+    return render(request, "projects/operator_doctor.html", {"section": "operator", "report": report, "at": at})

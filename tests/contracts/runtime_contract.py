@@ -32,6 +32,7 @@ from projects.domain import (
     ImageRef,
     Limits,
     PortTaken,
+    RuntimeFeature,
     RuntimeUnreachable,
     ServerRequest,
     ServerSpec,
@@ -232,6 +233,8 @@ class RuntimeContract:
             runtime.stop(first)
         with pytest.raises(RuntimeUnreachable):
             list(runtime.managed())
+        with pytest.raises(RuntimeUnreachable):
+            runtime.describe([first])
 
     def test_an_image_that_nobody_has(self, runtime: Runtime) -> None:
         with pytest.raises(ImageMissing):
@@ -457,6 +460,29 @@ class RuntimeContract:
         after = runtime.observe([server.handle])[server.handle]
         assert (after.state, after.ref, after.started_at) == (before.state, before.ref, before.started_at)
         assert runtime.ensure(server.spec, data=DataPolicy.MUST_EXIST) == server.handle
+
+    def test_describe_tells_address_and_limits(self, runtime: Runtime, server: Server) -> None:
+        """What is there, by name: which one it is, where it is published, what it may use. Burst: no CPU limit."""
+        nobody, wrong = new_handle(), replace(server.handle, ref="something else")
+        told = runtime.describe([server.handle, nobody, wrong])
+        assert set(told) == {server.handle, wrong}
+        found = told[server.handle]
+        assert told[wrong] == found
+        assert (found.ref, found.running) == (server.handle.ref, True)
+        assert found.publish == server.endpoint
+        assert runtime.describe([]) == {}
+        runtime.update(server.handle, Limits(320 * MIB, 0.25))
+        changed = runtime.describe([server.handle])[server.handle]
+        if RuntimeFeature.MEMORY_LIMIT in runtime.features:
+            assert changed.memory_bytes == 320 * MIB
+        if RuntimeFeature.CPU_LIMIT in runtime.features:
+            assert changed.cpus == pytest.approx(0.25)
+        runtime.update(server.handle, server.spec.limits)
+        again = runtime.describe([server.handle])[server.handle]
+        assert again.memory_bytes in {server.spec.limits.memory_bytes, None}
+        other = self.other_install(runtime)
+        if other is not None:
+            assert other.describe([server.handle]) == {}
 
     def test_logs(self, runtime: Runtime, server: Server, password: str) -> None:
         lines = list(runtime.logs(server.handle, tail=50))
