@@ -28,6 +28,8 @@ BALLAST_BELOW_PERCENT = 85
 BALLAST_MOST = 100  # never more than this part of the disk: one hundredth
 BALLAST_NAME = "ballast"
 ROOT_KEPT_SECONDS = 300
+SAID_EVERY_SECONDS = 60  # that it is still so
+UNKNOWN_AFTER_SECONDS = 600
 _roots: dict[UUID, tuple[str, str, float]] = {}
 
 
@@ -41,18 +43,27 @@ def measure() -> None:
 def measure_region(region: Region) -> None:
     try:
         root = _root_of(region)
-        if not root:
-            return
-        usage = shutil.disk_usage(root)
-    except (OSError, KeyError, domain.NovaStackRuntimeError):
-        return  # not from here: a worker in a container, a runtime that is not known here
+        usage = shutil.disk_usage(root) if root else None
+    except domain.NovaStackRuntimeError:
+        return  # away: nobody writes there, and no fence could be lifted
+    except (OSError, KeyError):
+        usage = None  # not from here: a worker in a container, a runtime that is not known here
+    moment = time.time()
+    age = moment - region.disk.get("at", 0)
+    if usage is None:
+        if region.disk and age > UNKNOWN_AFTER_SECONDS:  # else a fence would stay that nobody can see the reason of
+            Region.objects.filter(pk=region.pk, disk=region.disk).update(disk={})
+            log.warning("disk of the data is not seen any more", region=region.slug, before=region.disk_level)
+        return
     before = region.disk_level
     used = used_percent(usage)
     level = level_of(used, before)
     disk: dict[str, Any] = {
         "total_bytes": usage.total, "free_bytes": usage.free, "used_percent": used, "level": str(level),
+        "at": round(moment),
     }  # fmt: skip
-    if level == region.disk.get("level") and abs(used - region.disk.get("used_percent", -1)) < 0.5:
+    as_before = level == region.disk.get("level") and abs(used - region.disk.get("used_percent", -1)) < 0.5
+    if as_before and age < SAID_EVERY_SECONDS:
         return
     Region.objects.filter(pk=region.pk).update(disk=disk)
     if level != before:

@@ -11,11 +11,19 @@ from typing import Any
 
 from celery import current_app
 from django.conf import settings
-from django.db.models import Count, Sum
+from django.db.models import Count, Q, Sum
 
 from novastack.common import health
 from novastack.common.models import Heartbeat, Install
-from projects.models import DISK_WARN_PERCENT, DatabaseServer, Operation, Project, ProjectStatus, Region
+from projects.models import (
+    DISK_WARN_PERCENT,
+    DatabaseServer,
+    DesiredStatus,
+    Operation,
+    Project,
+    ProjectStatus,
+    Region,
+)
 from projects.operations import disks
 
 QUEUES = ("provisioning", "monitoring", "maintenance", "backups")
@@ -100,17 +108,21 @@ def control_disk_problem() -> str:
 
 def _engines() -> dict[str, dict[str, Any]]:
     """An engine is degraded when a region with databases of it can't be reached, or when more than max(1, 10 %) of its
-    databases that should run don't. One database that is ill is its owner's trouble, not the install's; a provisioning
-    that failed was told to who asked for it. An engine without databases is healthy."""
+    databases that should run don't, also those that failed since they were made. One database that is ill is its owner's
+    trouble, not the install's; a provisioning that failed was told to who asked for it. An engine without databases is
+    healthy."""
+    broken = Q(status=ProjectStatus.FAILED, ready_at__isnull=False, desired_status=DesiredStatus.RUNNING)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     kept = Project.objects.order_by().exclude(status=ProjectStatus.RECYCLED)
-    for row in kept.values("engine", "status", "region__reachable").annotate(count=Count("id")):
+    grouped = kept.values("engine", "status", "region__reachable")
+    for row in grouped.annotate(count=Count("id"), broken=Count("id", filter=broken)):
         kinds = ("total", row["status"] if row["region__reachable"] else "away")
         counts[row["engine"]].update(dict.fromkeys(kinds, row["count"]))
+        counts[row["engine"]]["broken"] += row["broken"] if row["region__reachable"] else 0
     answer = {}
     for engine in ENGINES:
         found = counts[engine]
-        ill = found[ProjectStatus.UNHEALTHY] + found[ProjectStatus.NOT_AVAILABLE]
+        ill = found[ProjectStatus.UNHEALTHY] + found[ProjectStatus.NOT_AVAILABLE] + found["broken"]
         run = found[ProjectStatus.RUNNING] + ill
         told = {"in regions that can't be reached": found["away"], f"of {run} unhealthy": ill}
         detail = ", ".join(f"{n} {what}" for what, n in told.items() if n)

@@ -10,6 +10,7 @@ from accounts.permissions import Principal, require_operator
 from accounts.services import audit
 from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed
+from novastack.common.health import fresh_heartbeats
 from novastack.common.models import Install
 from projects.models import DesiredStatus, Project, Region
 from projects.operations.forgetting import Forgotten, forget_without_runtime
@@ -62,6 +63,10 @@ def _may_forget(project: Project) -> None:
         raise ActionNotAllowed(f"The project is not being deleted. Delete it first, or declare {region.name} gone.")
     if project.recycled_at is not None and project.desired_status == DesiredStatus.RECYCLED:
         raise ActionNotAllowed(f"The project is in the recycle bin. Purge it first, or declare {region.name} gone.")
+    if region.enabled and not fresh_heartbeats("beat"):
+        raise ActionNotAllowed(
+            f"Nobody has looked whether {region.name} is back for a minute. Start the monitoring worker and beat first."
+        )
     since = region.unreachable_since or region.observed_at
     if region.enabled and (since is None or now() - since < UNREACHABLE_FOR):
         minutes = int(UNREACHABLE_FOR.total_seconds() // 60)

@@ -109,6 +109,9 @@ class TestApi:
             (1, {"recycled": 1}, False, "healthy"),
             (1, {}, True, "degraded"),
             (0, {"recycled": 1}, True, "healthy"),
+            (5, {"broken": 2}, False, "degraded"),
+            (0, {"broken": 3}, False, "degraded"),
+            (5, {"broken": 1}, False, "healthy"),
         ],
     )
     def test_an_engine_is_judged_by_its_fleet(
@@ -120,7 +123,9 @@ class TestApi:
         for status, count in {"running": running, **others}.items():
             for number in range(count):
                 name = f"{status}-{number}".replace("_", "-")
-                Project.objects.create(name=name, slug=name, status=status, **common)
+                # Its data is missing, say: it was ready once, so that nobody hears of it by asking for it.
+                shown = {"status": "failed", "ready_at": now()} if status == "broken" else {"status": status}
+                Project.objects.create(name=name, slug=name, **shown, **common)
         Region.objects.filter(slug="here").update(reachable=not away)
         assert operator_client().get("/api/v1/health/").json()["checks"]["postgresql"]["status"] == expected
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -54,7 +55,30 @@ def test_the_disk_of_the_data_is_measured_where_the_runtime_says(db, monkeypatch
     monkeypatch.setattr("shutil.disk_usage", lambda _: DiskUsage(1000, 90, 10))  # a quota: 900 are not ours
     disks.measure()
     region.refresh_from_db()
+    assert region.disk.pop("at") <= time.time()
     assert region.disk == {"total_bytes": 1000, "free_bytes": 10, "used_percent": 90.0, "level": "closed"}
+
+
+def test_a_disk_that_nobody_sees_any_more_fences_nobody_for_ever(db, disk, monkeypatch):
+    """Another folder in the configuration, a worker that lost its door, a control database restored elsewhere."""
+    make_catalogue()
+    real, began = time.time, time.time()
+    assert disk(97).disk_level == "fenced"
+
+    def blind(later):
+        monkeypatch.setattr(time, "time", lambda: began + later)
+        monkeypatch.setattr(MemoryRuntime, "data_root", lambda self: "")
+        disks._roots.clear()
+        disks.measure()
+        return Region.objects.get(slug="local")
+
+    assert blind(300).disk_level == "fenced"  # another worker may see it
+    monkeypatch.setattr(MemoryRuntime, "data_root", lambda self: "/")
+    disk(97)  # and says so
+    assert blind(800).disk_level == "fenced"
+    region = blind(1000)
+    assert (region.disk_level, region.disk_used_percent, region.has_room) == ("ok", None, True)
+    monkeypatch.setattr(time, "time", real)
 
 
 def test_a_worker_without_docker_s_folder_measures_at_its_own_door(db, monkeypatch, settings):

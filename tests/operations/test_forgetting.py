@@ -14,7 +14,7 @@ from accounts.models import AuditEvent
 from accounts.permissions import OperatorPrincipal, Principal
 from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, ConfirmMismatch, ConfirmRequired, PermissionDenied
-from novastack.common.models import Install
+from novastack.common.models import Heartbeat, Install
 from projects.models import (
     Database,
     DatabaseServer,
@@ -45,6 +45,7 @@ def away(runtime, *, minutes=20):
     region = Region.objects.get(slug="local")
     assert not region.reachable and region.unreachable_since is not None
     Region.objects.update(unreachable_since=now() - timedelta(minutes=minutes))
+    Heartbeat.touch("beat")  # as the tick does
     return region
 
 
@@ -75,6 +76,18 @@ def test_a_purge_without_its_runtime_ends_when_an_operator_says_so(ready, runtim
     assert event.actor == operator.user and event.data["data_deleted"] is False
     assert event.data["may_still_exist"] == [f"data {name}", f"server {name}"]
     assert not AuditEvent.objects.filter(action="data.deleted").exists()
+
+
+def test_nothing_is_forgotten_on_an_old_word_that_its_runtime_is_away(ready, runtime, alice, operator):
+    """The runtime is back and its server runs, but no worker has looked since."""
+    purging(ready, alice, runtime)
+    runtime.unreachable = False
+    Heartbeat.objects.update(at=now() - timedelta(minutes=5))
+    with pytest.raises(ActionNotAllowed, match="Nobody has looked"):
+        project_forget(principal=operator, project=ready, confirm=ready.slug)
+    assert Project.objects.exists()
+    Region.objects.update(gone_at=now())  # an operator's own word counts
+    project_forget(principal=operator, project=ready, confirm=ready.slug)
 
 
 def test_what_was_forgotten_is_reported_and_never_touched_when_the_region_is_back(ready, runtime, alice, operator):
