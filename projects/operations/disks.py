@@ -60,7 +60,7 @@ def measure_region(region: Region) -> None:
     level = level_of(used, before)
     disk: dict[str, Any] = {
         "total_bytes": usage.total, "free_bytes": usage.free, "used_percent": used, "level": str(level),
-        "at": round(moment),
+        "at": int(moment),
     }  # fmt: skip
     as_before = level == region.disk.get("level") and abs(used - region.disk.get("used_percent", -1)) < 0.5
     if as_before and age < SAID_EVERY_SECONDS:
