@@ -36,10 +36,22 @@ def apply(ctx: Context) -> None:
     role = _login(ctx)
     if role.pending_secret is None:
         return  # promoted before a crash
+    pending = role.pending_secret.open()
+    if _dual(ctx) and _logs_in(ctx, role, pending):
+        return  # applied before a crash: once more, and the new one would be what is retained instead of the stored one
     ctx.guard()
     # Where the engine can, old and new log in until the new one is proven: at no moment is the stored one refused.
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
-        admin.set_password(role.name, role.pending_secret.open(), keep_old=_dual(ctx))
+        admin.set_password(role.name, pending, keep_old=_dual(ctx))
+
+
+def _logs_in(ctx: Context, role: DatabaseRole, password: str) -> bool:
+    credentials = domain.Credentials(role.name, password, ctx.database.name)
+    try:
+        ctx.engine.probe(ctx.server.control_endpoint, credentials, timeout_seconds=5)
+    except domain.LoginRefused:
+        return False
+    return True
 
 
 def prove(ctx: Context) -> None:

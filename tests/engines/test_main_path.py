@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pymysql
 import pytest
 from pymysql.connections import Connection
 
+from novastack.common.secrets import Sealed
 from projects import domain, registry
 from projects.models import DatabaseRole, DatabaseServer, Operation, Project, RoleKind
-from projects.operations import abilities, janitor, wiring
+from projects.operations import abilities, janitor, rotate, wiring
 from projects.runtimes.docker import DockerRuntime
 from projects.runtimes.process_binaries import find
 from projects.services import ProjectRequest, project_action, project_create, project_delete, project_purge
@@ -70,6 +72,20 @@ def finished(site: Site, project: Project, operation: Operation) -> Operation:
     return operation
 
 
+def applied_twice(project: Project, server: DatabaseServer) -> None:
+    """A worker that died right after the new password was applied: its successor's doing it again takes nothing away."""
+    role = DatabaseRole.objects.get(database__project=project, kind=RoleKind.LOGIN)
+    role.pending_secret = Sealed.of("new-and-not-yet-proven-1")
+    context: Any = SimpleNamespace(
+        role=lambda kind: role, engine=registry.engine(server.engine), server=server, database=role.database,
+        guard=lambda: None,
+    )  # fmt: skip
+    for _ in range(2):
+        rotate.apply(context)
+    assert ask(project, "SELECT 1", role.pending_secret.open()) == ((1,),)
+    assert ask(project, "SELECT 1") == ((1,),), "the stored password logs in until the new one is promoted"
+
+
 def main_path(site: Site, engine: str, version: str) -> None:
     project = project_create(
         principal=site.alice, organization=site.team.organization,
@@ -88,6 +104,8 @@ def main_path(site: Site, engine: str, version: str) -> None:
     assert ask(project, "SELECT COUNT(*) FROM orders") == ((2,),)
 
     old = info.password
+    if domain.Capability.DUAL_PASSWORD in registry.engine(engine).capabilities:
+        applied_twice(project, server)
     act(site, project, "rotate_password", end_sessions=True)
     assert ask(project, "SELECT COUNT(*) FROM orders") == ((2,),)
     with pytest.raises(pymysql.OperationalError, match="Access denied"):
