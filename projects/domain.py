@@ -21,6 +21,9 @@ class Capability(StrEnum):
     UPGRADE = "upgrade"
     DUAL_PASSWORD = "dual_password"  # noqa: S105 - one login can have an old and a new password for a while
     RENAME_DATABASE = "rename_database"
+    WRITE_FENCE = "write_fence"  # a tenant's writing can be stopped: what makes a storage limit hold
+    END_SESSIONS = "end_sessions"  # open sessions of a login can be ended without a restart
+    CONNECTION_LIMIT = "connection_limit"  # a login has at most so many connections
     TLS = "tls"  # servers speak TLS with the certificate that a request brings
 
 
@@ -318,11 +321,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ServerStats:
-    """What the engine itself says: sizes in bytes, connections as counts."""
+    """What the engine itself says: sizes in bytes, connections as counts; None where it can't tell or has no limit."""
 
     size_bytes: int
-    connections: int
-    connections_limit: int
+    connections: int | None
+    connections_limit: int | None
     version: str = ""
     fenced: bool = False  # `EngineAdmin.fence_writers` holds for new sessions
 
@@ -348,7 +351,8 @@ class ToolHandle:
 
 @dataclass(frozen=True, slots=True)
 class EngineVersion:
-    """One line of an engine's catalogue. `end_of_life` is an ISO date, from the vendor's policy page."""
+    """One line of an engine's catalogue. `end_of_life` is an ISO date, from the vendor's policy page; empty if
+    the vendor has none."""
 
     version: str
     end_of_life: str

@@ -11,7 +11,9 @@ from typing import Any
 from django.conf import settings
 
 from projects.engines.base import Engine
+from projects.engines.ferretdb import FerretDB
 from projects.engines.mariadb import MariaDB
+from projects.engines.mongodb import MongoDB
 from projects.engines.mysql import MySQL
 from projects.engines.postgresql import PostgreSQL
 from projects.runtimes.base import Runtime
@@ -19,7 +21,7 @@ from projects.runtimes.memory import MemoryRuntime
 from projects.runtimes.process import ProcessRuntime
 from projects.runtimes.process_binaries import search_path
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (PostgreSQL(), MariaDB(), MySQL())}
+ENGINES: dict[str, Engine] = {e.name: e for e in (PostgreSQL(), MariaDB(), MySQL(), MongoDB(), FerretDB())}
 
 
 def _docker(install_id: str, config: Mapping[str, Any]) -> Runtime:

@@ -38,7 +38,7 @@ def _describe(engine: Engine, regions: list[Region], *, operator: bool) -> dict[
         "title": engine.title,
         "versions": [
             {
-                "version": v.version, "end_of_life": v.end_of_life, "default": v.default, "deprecated": v.deprecated,
+                "version": v.version, "end_of_life": v.end_of_life or None, "default": v.default, "deprecated": v.deprecated,
                 "available": bool(able[v.version]),
                 "reason": "" if able[v.version] or not offered else offered[0].reason_against(engine.name, v.version),
             }
@@ -48,6 +48,7 @@ def _describe(engine: Engine, regions: list[Region], *, operator: bool) -> dict[
         "default_port": engine.default_port,
         "capabilities": sorted(str(capability) for capability in engine.capabilities),
         "runtimes": sorted({region.runtime for rows in able.values() for region in rows}),
+        "limitations": list(engine.limitations),
         "minimum_memory_bytes": engine.minimum_memory_bytes,
         "available": not reason,
         "reason": reason,

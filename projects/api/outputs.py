@@ -148,7 +148,7 @@ class PlanSerializer(serializers.ModelSerializer[Plan]):
 
 class EngineVersionOutput(serializers.Serializer[Any]):
     version = serializers.CharField()
-    end_of_life = serializers.DateField(help_text="By the vendor's policy.")
+    end_of_life = serializers.DateField(allow_null=True, help_text="By the vendor's policy; null if there is none.")
     default = serializers.BooleanField()
     deprecated = serializers.BooleanField()
     available = serializers.BooleanField(help_text="Some region can run it.")
@@ -163,6 +163,7 @@ class EngineOutput(serializers.Serializer[Any]):
     default_port = serializers.IntegerField()
     capabilities = serializers.ListField(child=serializers.CharField())
     runtimes = serializers.ListField(child=serializers.CharField(), help_text="That regions offer for it now.")
+    limitations = serializers.ListField(child=serializers.CharField(), help_text="What it can't do.")
     minimum_memory_bytes = serializers.IntegerField(help_text="A plan or limit below is refused.")
     available = serializers.BooleanField(help_text="A project of this engine would be made at once.")
     reason = serializers.CharField(help_text="Why not.")

@@ -19,6 +19,13 @@ from projects.domain import (
     TenantNames,
 )
 
+# What people expect of a database: said in words of the engines that can't.
+EXPECTED: Mapping[Capability, str] = {
+    Capability.WRITE_FENCE: "Its storage limit is not enforced: nothing can stop its writing but stopping it.",
+    Capability.CONNECTION_LIMIT: "The number of connections of a login is not limited.",
+    Capability.END_SESSIONS: "Open sessions outlive a changed password: they end with a restart.",
+}
+
 
 class EngineAdmin(ABC):
     """One open administrative session. Every method is idempotent: doing it twice leaves what doing it once leaves.
@@ -65,20 +72,22 @@ class EngineAdmin(ABC):
         """Make the tenant's sessions read-only by default (or no longer), over restarts and changed passwords, and end
         those that are open, so that it holds for all; returns how many were ended. Logins, and settings that are the
         tenant's own, stay. The tenant may still say in a session that it writes, to free space; lifting leaves sessions
-        alone that are writing at that moment. `stats().fenced` says whether it holds."""
+        alone that are writing at that moment. `stats().fenced` says whether it holds. Engines without WRITE_FENCE raise."""
 
     @abstractmethod
     def hold_fence(self, names: TenantNames, *, hard: bool) -> int:
         """Keep a fence that stands: settings by which the tenant's logins get around it for good are taken back, and
-        their sessions ended. `hard`: sessions that are in the middle of writing are ended too. Returns how many."""
+        their sessions ended. `hard`: sessions that are in the middle of writing are ended too. Returns how many. Engines
+        without WRITE_FENCE raise."""
 
     @abstractmethod
     def end_sessions(self, username: str) -> int:
-        """End the login's sessions; returns how many."""
+        """End the login's sessions; returns how many. Engines without END_SESSIONS raise."""
 
     @abstractmethod
     def stats(self, database: str) -> ServerStats:
-        """Size, connections and limit of one database, and whether its writers are fenced."""
+        """Size, connections and limit of one database, and whether its writers are fenced. May say what it said a moment
+        ago where measuring is dear."""
 
     def reload_tls(self, *, required: bool) -> None:
         """Take certificate and key from the server's files again, and refuse plain connections or not, without ending
@@ -101,10 +110,17 @@ class Engine(ABC):
     shrink_words: ClassVar[str]  # how a fenced tenant frees space
     minimum_memory_bytes: ClassVar[int] = 128 << 20  # below, a server does not start or dies of its first work
     max_username_length: ClassVar[int] = 63
+    warnings: ClassVar[tuple[str, ...]] = ()  # what else one must know before choosing it
 
     @property
     def default_version(self) -> str:
         return next(v.version for v in self.versions if v.default)
+
+    @property
+    def limitations(self) -> tuple[str, ...]:
+        """What this product can't do, in sentences."""
+        lacking = (text for capability, text in EXPECTED.items() if capability not in self.capabilities)
+        return (*self.warnings, *lacking)
 
     @abstractmethod
     def server_spec(self, request: ServerRequest) -> ServerSpec:
@@ -151,7 +167,7 @@ class Engine(ABC):
 
     @abstractmethod
     def urls(self, info: ConnectionInfo) -> Mapping[str, str]:
-        """`uri`, `jdbc_url` (secrets percent-encoded)."""
+        """`uri`, and `jdbc_url` where there is a driver (secrets percent-encoded)."""
 
     @abstractmethod
     def env(self, info: ConnectionInfo) -> Mapping[str, str]:
@@ -159,4 +175,4 @@ class Engine(ABC):
 
     @abstractmethod
     def snippets(self, info: ConnectionInfo) -> Mapping[str, str]:
-        """Ready-to-paste snippets: `cli env django sqlalchemy node prisma go jdbc compose`."""
+        """Ready-to-paste snippets: `cli env python django sqlalchemy node prisma go jdbc compose`, those that are true."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 from projects.domain import Capability, EngineVersion, ServerRequest
 from projects.engines import mysql_hashes
 from projects.engines.mysql_admin import MySQLFamilyAdmin
-from projects.engines.mysql_family import FIRST_SQL, MIB, MySQLFamily
+from projects.engines.mysql_family import FIRST_SQL, MIB, SESSION_CAPABILITIES, MySQLFamily
 from projects.engines.mysql_snippets import MARIADB, Dialect
 
 
@@ -25,7 +25,7 @@ class MariaDB(MySQLFamily):
         EngineVersion("11.4", "2029-05-29"),
         EngineVersion("10.11", "2028-02-16"),
     )
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.POOL})
+    capabilities: ClassVar[frozenset[Capability]] = SESSION_CAPABILITIES | {Capability.POOL}
     official_image: ClassVar[str] = "mariadb"
     server_program: ClassVar[str] = "mariadbd"
     client_program: ClassVar[str] = "mariadb"

@@ -8,7 +8,7 @@ from typing import ClassVar
 from projects.domain import Capability, EngineVersion, ServerRequest
 from projects.engines import mysql_hashes
 from projects.engines.mysql_admin import ANYWHERE, MySQLFamilyAdmin
-from projects.engines.mysql_family import FIRST_SQL, MIB, MySQLFamily
+from projects.engines.mysql_family import FIRST_SQL, MIB, SESSION_CAPABILITIES, MySQLFamily
 from projects.engines.mysql_snippets import MYSQL, Dialect
 
 
@@ -29,7 +29,10 @@ class MySQL(MySQLFamily):
         EngineVersion("9.7", "2034-04-30", default=True),
         EngineVersion("8.4", "2032-04-30"),
     )
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.POOL, Capability.DUAL_PASSWORD})
+    capabilities: ClassVar[frozenset[Capability]] = SESSION_CAPABILITIES | {
+        Capability.POOL,
+        Capability.DUAL_PASSWORD,
+    }
     official_image: ClassVar[str] = "mysql"
     server_program: ClassVar[str] = "mysqld"
     client_program: ClassVar[str] = "mysql"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from projects.domain import (
+    Capability,
     ConnectionInfo,
     Credentials,
     Endpoint,
@@ -23,6 +24,7 @@ from projects.engines.mysql_admin import IDENTITY, PLATFORM, MySQLFamilyAdmin
 from projects.engines.mysql_session import LoginFull, Session, connect, pattern
 
 MIB = 1024**2
+SESSION_CAPABILITIES = frozenset({Capability.WRITE_FENCE, Capability.END_SESSIONS, Capability.CONNECTION_LIMIT})
 SECRET = "bootstrap"  # noqa: S105 - the name of a file
 FIRST_SQL = "first.sql"
 MOUNT = "/var/lib/mysql"

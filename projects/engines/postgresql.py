@@ -53,8 +53,11 @@ class PostgreSQL(Engine):
         EngineVersion("15", "2027-11-11", deprecated=True),
     )
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.POOL, Capability.UPGRADE, Capability.RENAME_DATABASE, Capability.TLS}
-    )
+        {
+            Capability.POOL, Capability.UPGRADE, Capability.RENAME_DATABASE, Capability.WRITE_FENCE,
+            Capability.END_SESSIONS, Capability.CONNECTION_LIMIT, Capability.TLS,
+        }
+    )  # fmt: skip
     bootstrap_username: ClassVar[str] = "novastack"
     official_image: ClassVar[str] = "postgres"
     server_program: ClassVar[str] = "postgres"

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from projects import registry
+from projects.engines.base import Engine
 from projects.models import Region
 from projects.runtimes.base import Runtime
 
 
 def look(region: Region, runtime: Runtime) -> bool:
     """Put down what the runtime lacks: engine → version → why. True if that is news."""
+    asked = [(engine, v.version) for engine in registry.engines().values() for v in engine.versions]
+
+    def reason(engine: Engine, version: str) -> str:
+        override = registry.image_override(engine.name, version)
+        return runtime.lacks(engine.name, version, engine.official_image, override)
+
+    with ThreadPoolExecutor(len(asked), thread_name_prefix="abilities") as pool:  # each may wait for a registry
+        reasons = list(pool.map(lambda pair: reason(*pair), asked))
     found: dict[str, dict[str, str]] = {}
-    for engine in registry.engines().values():
-        for version in engine.versions:
-            if reason := runtime.lacks(engine.name, version.version, engine.official_image):
-                found.setdefault(engine.name, {})[version.version] = reason
+    for (engine, version), why in zip(asked, reasons, strict=True):
+        if why:
+            found.setdefault(engine.name, {})[version] = why
     if found == region.lacks:
         return False
     region.lacks = found

@@ -42,6 +42,7 @@ ACT_BATCH = 64
 HOLD_EVERY_SECONDS = 20
 LIFT_AT_PERCENT = 95  # of the storage limit
 HARD_FACTOR = 2  # above this many times its storage limit nothing is left of "soft"
+_UNFENCED = [e.name for e in registry.engines().values() if domain.Capability.WRITE_FENCE not in e.capabilities]
 _acted: dict[tuple[UUID, bool, bool], float] = {}
 
 
@@ -68,7 +69,8 @@ def fence_for(fence: str, *, size_bytes: int | None, limit_bytes: int, disk_full
 
 
 def decide() -> int:
-    """Fence and lift in the rows, with an event for each; returns how many changed. Two queries when none does."""
+    """Fence and lift in the rows, with an event for each; returns how many changed. Two queries when none does. Engines
+    that can't fence have no storage limit, and nothing is promised of them on a full disk."""
     full = set(Region.objects.filter(disk__level=DiskLevel.FENCED).values_list("pk", flat=True))
     ids = list(_to_change(full).values_list("pk", flat=True)[:DECIDE_BATCH])
     if not ids:
@@ -108,6 +110,7 @@ def _to_change(full: set[UUID]) -> ProjectQuerySet:
         Project.objects.live()
         .filter(ready_at__isnull=False)
         .exclude(placement=Placement.EXTERNAL)
+        .exclude(engine__in=_UNFENCED)
         .filter(
             (on_full & ~Q(write_fence=WriteFence.DISK))
             | (~on_full & Q(write_fence=WriteFence.DISK))

@@ -41,9 +41,9 @@ class Runtime(ABC):
         """Choose what to run, in design.md's order: override, official on the host, ours on the host, official pulled
         (only if `pull`, may take minutes). `ImageMissing` says what to do. The process runtime looks for binaries."""
 
-    def lacks(self, engine: str, version: str, official: str) -> str:
+    def lacks(self, engine: str, version: str, official: str, override: str = "") -> str:
         """Why this runtime can never run that version as it is now, for people; empty if it can, or can be made to by
-        pulling an image."""
+        pulling an image. May ask a registry, which takes seconds."""
         return ""
 
     def can_pull(self, official: str, version: str, override: str = "") -> bool:

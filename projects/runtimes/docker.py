@@ -98,6 +98,9 @@ class DockerRuntime(Runtime):
     def can_pull(self, official: str, version: str, override: str = "") -> bool:
         return self._images.can_pull(official, version, override)
 
+    def lacks(self, engine: str, version: str, official: str, override: str = "") -> str:
+        return self._images.lacks(engine, version, official, override)
+
     # --- servers ------------------------------------------------------------------------------------------------------
     def ensure(self, spec: ServerSpec, *, data: DataPolicy) -> Handle:
         self._check_volume(spec, data)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import docker.errors
 from docker.utils import parse_repository_tag
 
 from projects.domain import ImageMissing, ImageRef, NovaStackRuntimeError, RuntimeUnreachable
 from projects.runtimes.docker_client import PULL_TIMEOUT_SECONDS, REGISTRY_TIMEOUT_SECONDS, DockerClients, mapped
+
+ASK_AGAIN_SECONDS = 3600.0  # a registry that has it
+ASK_SOON_SECONDS = 300.0  # one that has not, or did not answer
+_asked: dict[tuple[str, str], tuple[float, bool]] = {}  # (engine, image) → when, and what the registry said
 
 
 class Images:
@@ -37,6 +44,20 @@ class Images:
         except NovaStackRuntimeError:
             return False
         return True
+
+    def lacks(self, engine: str, version: str, official: str, override: str = "") -> str:
+        """Why the image can't be had; empty if it is here or could be pulled. A registry's answer is kept for a while."""
+        try:
+            self.resolve(engine, version, official, override)
+        except ImageMissing:
+            wanted = override or _tagged(official, version)
+            key = (self._clients.base_url, wanted)
+            at, there = _asked.get(key, (-math.inf, False))
+            if time.monotonic() - at > (ASK_AGAIN_SECONDS if there else ASK_SOON_SECONDS):
+                there = self.can_pull(official, version, override)
+                _asked[key] = (time.monotonic(), there)
+            return "" if there else f"the image {wanted} is neither on the host nor can it be pulled"
+        return ""
 
     def _image(self, name: str) -> ImageRef | None:
         with mapped():

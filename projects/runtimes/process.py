@@ -151,7 +151,7 @@ class ProcessRuntime(Runtime):
             )
         return ImageRef(f"{program}-{found.version}")
 
-    def lacks(self, engine: str, version: str, official: str) -> str:
+    def lacks(self, engine: str, version: str, official: str, override: str = "") -> str:
         try:
             self.resolve_image(engine, version, official)
         except ImageMissing as error:

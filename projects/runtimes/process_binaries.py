@@ -103,7 +103,7 @@ def _version_of(program: Path, argv: tuple[str, ...], _modified: float) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    match = re.search(r"\b(\d+(?:\.\d+)+|\d+)", done.stdout)
+    match = re.search(r"\bv?(\d+(?:\.\d+)+|\d+)", done.stdout)
     return match.group(1) if done.returncode == 0 and match else ""
 
 

@@ -15,9 +15,11 @@ from novastack.common.errors import (
     ConfirmMismatch,
     ConfirmRequired,
     Conflict,
+    Invalid,
     NameTaken,
     NotFound,
 )
+from projects import domain, registry
 from projects.models import DesiredStatus, Operation, OperationState, Project, ProjectStatus
 from projects.operations import base, removal, status
 from projects.operations.queue import hint_on_commit, operation_create
@@ -88,6 +90,11 @@ def project_action(
     elif action == "retry":
         kind = _prepare_retry(project)
     elif action == "rotate_password":
+        if end_sessions and domain.Capability.END_SESSIONS not in registry.engine(project.engine).capabilities:
+            title = registry.engine(project.engine).title
+            raise Invalid.field(
+                "end_sessions", "not_available", f"{title} can't end sessions: restart the database after."
+            )
         params = {"end_sessions": end_sessions}
     if kind in {"start", "restart"}:
         project.desired_status = DesiredStatus.RUNNING

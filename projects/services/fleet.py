@@ -15,6 +15,7 @@ from django.db.models import Count, Q, Sum
 
 from novastack.common import health
 from novastack.common.models import Heartbeat, Install
+from projects import registry
 from projects.models import (
     DISK_WARN_PERCENT,
     DatabaseServer,
@@ -27,7 +28,7 @@ from projects.models import (
 from projects.operations import disks
 
 QUEUES = ("provisioning", "monitoring", "maintenance", "backups")
-ENGINES = ("postgresql", "mysql", "mariadb", "mongodb", "ferretdb")
+ENGINES = tuple(registry.engines())
 ILL_SHARE = 0.1
 _BROKER_SECONDS = 5.0
 

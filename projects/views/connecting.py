@@ -23,8 +23,9 @@ from projects.views.detail import header_context
 
 TABS = (
     ("uri", "URI"), ("cli", "Command line"), ("verified", "Verified TLS"),
-    ("env", ".env"), ("django", "Django"), ("sqlalchemy", "SQLAlchemy"), ("node", "Node"),
-    ("prisma", "Prisma"), ("go", "Go"), ("jdbc", "JDBC"), ("compose", "Compose"), ("parameters", "Parameters"),
+    ("env", ".env"), ("python", "Python"), ("django", "Django"), ("sqlalchemy", "SQLAlchemy"),
+    ("node", "Node"), ("prisma", "Prisma"), ("go", "Go"), ("jdbc", "JDBC"), ("compose", "Compose"),
+    ("parameters", "Parameters"),
 )  # fmt: skip
 # Survives percent-encoding, JSON and shell quoting alike, so that each snippet can be masked after it was made.
 _STAND_IN = "NVSPASSWORDSTANDSHERE"

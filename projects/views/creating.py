@@ -23,9 +23,6 @@ from projects.services.validation import suggest_identifier
 from projects.views.common import add_problem
 from projects.views.lists import percent
 
-# What design.md names and this release does not run yet; shown so that nobody searches for it.
-LATER = (("mongodb", "MongoDB", "Mo"),)
-
 
 @login_required
 @require_http_methods(["GET", "POST"])
@@ -65,11 +62,6 @@ def _context(form: NewProjectForm, organization: Organization) -> dict[str, Any]
     usage = usage_of(organization)
     chosen = _chosen(form, regions, plans)
     engines = [_engine(engine, chosen["region"]) for engine in registry.engines().values()]
-    engines += [
-        {"name": name, "title": title, "short": short, "available": False, "hint": "Not in this release"}
-        for name, title, short in LATER
-        if name not in registry.engines()
-    ]
     _judge_plans(plans, usage, chosen)
     return {
         "section": "projects", "form": form, "organization": organization, "engines": engines, "regions": regions,

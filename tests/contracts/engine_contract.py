@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
@@ -20,6 +21,7 @@ from projects.domain import (
     ConnectionInfo,
     Credentials,
     Endpoint,
+    EngineError,
     Handle,
     Limits,
     LoginRefused,
@@ -27,7 +29,7 @@ from projects.domain import (
     ServerRequest,
     TenantNames,
 )
-from projects.engines.base import Engine
+from projects.engines.base import EXPECTED, Engine, EngineAdmin
 
 HOSTILE = "p@ss:w/o?r#d%20 '\"$`\\&{}é"
 SNIPPETS = {"cli", "env", "django", "sqlalchemy", "node", "prisma", "go", "jdbc", "compose"}
@@ -100,9 +102,21 @@ def request(engine: Engine, version: str, password: str) -> ServerRequest:
     )
 
 
+def fencing(test: Callable[..., None]) -> Callable[..., None]:
+    """For engines that can stop a tenant's writing; the others say that they can't, which is tested."""
+
+    @functools.wraps(test)
+    def wrapped(self: EngineContract, *args: object, **kwargs: object) -> None:
+        if Capability.WRITE_FENCE in self.engine.capabilities:
+            test(self, *args, **kwargs)
+
+    return wrapped
+
+
 class EngineContract:
     engine: Engine
     empty_size_bytes = 1  # what an empty database has at least
+    snippets = SNIPPETS
     fence_gives_way = True  # a fenced tenant can say in a session, or for good, that it writes all the same
 
     @pytest.fixture(scope="class")
@@ -136,7 +150,7 @@ class EngineContract:
         assert sum(version.default for version in self.engine.versions) == 1
         assert self.engine.default_version == self.engine.versions[0].version
         for version in self.engine.versions:
-            date.fromisoformat(version.end_of_life)
+            assert version.end_of_life == "" or date.fromisoformat(version.end_of_life)
         assert len(self.engine.short) == 2
 
     @pytest.mark.parametrize("secret", ["sesame-sesame", "it's \"$open\\"])
@@ -203,15 +217,16 @@ class EngineContract:
         assert (uri.hostname, uri.port, unquote(uri.username or "")) == (host, 20001, "app")
         assert unquote(uri.password or "") == HOSTILE
         assert unquote(uri.path) == "/shop"
-        jdbc = urlsplit(self.engine.urls(info)["jdbc_url"].removeprefix("jdbc:"))
-        assert (jdbc.hostname, jdbc.port) == (host, 20001)
-        assert parse_qs(jdbc.query)["password"] == [HOSTILE]
+        if "jdbc" in self.snippets:
+            jdbc = urlsplit(self.engine.urls(info)["jdbc_url"].removeprefix("jdbc:"))
+            assert (jdbc.hostname, jdbc.port) == (host, 20001)
+            assert parse_qs(jdbc.query)["password"] == [HOSTILE]
         assert self.engine.env(info)["DATABASE_URL"] == self.engine.urls(info)["uri"]
 
     def test_there_is_a_snippet_for_everybody(self) -> None:
         info = ConnectionInfo(self.engine.name, "127.0.0.1", 20001, "shop", "app", HOSTILE)
         found = self.engine.snippets(info)
-        assert set(found) == SNIPPETS
+        assert set(found) == self.snippets
         assert all("20001" in text for text in found.values())
         assert HOSTILE not in repr(info)
 
@@ -336,11 +351,26 @@ class EngineContract:
             session.ping()
             assert session.stats(tenant.names.database).connections_limit == stats.connections_limit
         assert stats.size_bytes >= self.empty_size_bytes
-        assert stats.connections == 0
-        assert stats.connections_limit == tenant.names.connection_limit
+        if Capability.CONNECTION_LIMIT in self.engine.capabilities:
+            assert stats.connections == 0
+            assert stats.connections_limit == tenant.names.connection_limit
         assert stats.version[0].isdigit()
 
+    def test_what_the_product_cannot_do_is_said_and_never_pretended(self, server: LiveServer, tenant: Tenant) -> None:
+        calls: dict[Capability, Callable[[EngineAdmin], object]] = {
+            Capability.WRITE_FENCE: lambda admin: admin.fence_writers(tenant.names, fenced=True),
+            Capability.END_SESSIONS: lambda admin: admin.end_sessions(tenant.names.login),
+        }
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            for capability, call in calls.items():
+                if capability not in self.engine.capabilities:
+                    with pytest.raises(EngineError, match="can't"):
+                        call(admin)
+        lacking = [text for capability, text in EXPECTED.items() if capability not in self.engine.capabilities]
+        assert set(lacking) <= set(self.engine.limitations)
+
     # --- writers that are fenced --------------------------------------------------------------------------------------
+    @fencing
     def test_fenced_writers_read_and_may_free_space_on_purpose(self, server: LiveServer, tenant: Tenant) -> None:
         with (
             self.engine.admin(server.endpoint, server.admin) as admin,
@@ -370,6 +400,7 @@ class EngineContract:
             with self.open_session(server, tenant) as session:
                 assert session.write()
 
+    @fencing
     def test_a_fence_is_there_after_everything_that_happens_to_a_tenant(
         self, server: LiveServer, tenant: Tenant
     ) -> None:
@@ -389,6 +420,7 @@ class EngineContract:
                 assert not session.write()
             assert admin.stats(names.database).fenced
 
+    @fencing
     def test_lifting_leaves_alone_who_is_freeing_space(self, server: LiveServer, tenant: Tenant) -> None:
         with (
             self.engine.admin(server.endpoint, server.admin) as admin,
@@ -402,6 +434,7 @@ class EngineContract:
                 assert admin.fence_writers(tenant.names, fenced=False) == 0
                 assert not busy.ended()
 
+    @fencing
     def test_a_fence_that_is_held(self, server: LiveServer, tenant: Tenant) -> None:
         """Softly: nobody gets around it for good. Hard: nobody writes for long. Readers are never ended."""
         with (

@@ -22,7 +22,7 @@ MISSING = "this machine has no mariadbd 11.8"
 class OldMachine(MemoryRuntime):
     """Has one MariaDB and no MySQL."""
 
-    def lacks(self, engine: str, version: str, official: str) -> str:
+    def lacks(self, engine: str, version: str, official: str, override: str = "") -> str:
         if engine == "mysql":
             return f"this machine has no mysqld {version}"
         return MISSING if (engine, version) == ("mariadb", "11.8") else ""

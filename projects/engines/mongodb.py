@@ -1,0 +1,146 @@
+"""MongoDB 7 and 8: the official image's contract, and how a server and a tenant's place on it are made.
+
+MongoDB's own server was not to be had where this was written: this class follows the image's and the product's
+documentation, and was never run against them. What it shares with FerretDB (sessions, names, snippets) was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from projects.domain import (
+    Capability,
+    ConnectionInfo,
+    Credentials,
+    Endpoint,
+    EngineError,
+    EngineVersion,
+    ServerRequest,
+    ServerSpec,
+    TenantNames,
+)
+from projects.engines import mongodb_names, mongodb_snippets
+from projects.engines.base import Engine, EngineAdmin
+from projects.engines.mongodb_admin import PLATFORM, MongoDBAdmin, tenant_roles
+from projects.engines.mongodb_session import Session, connect
+
+MIB = 1024**2
+SECRET = "bootstrap"  # noqa: S105 - the name of a file
+USERNAME = "username"
+MOUNT = "/data/db"
+DATA = "data"  # the server's own files; the volume's root holds ours
+RESERVED_CONNECTIONS = 6
+_FOLDER = 'mkdir -p "$0" && exec docker-entrypoint.sh "$@"'
+
+
+class MongoDB(Engine):
+    name: ClassVar[str] = "mongodb"
+    title: ClassVar[str] = "MongoDB"
+    short: ClassVar[str] = "MO"
+    default_port: ClassVar[int] = 27017
+    # End of life: https://www.mongodb.com/legal/support-policy/lifecycles
+    versions: ClassVar[tuple[EngineVersion, ...]] = (
+        EngineVersion("8", "2029-10-31", default=True),
+        EngineVersion("7", "2027-08-31"),
+    )
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.POOL, Capability.WRITE_FENCE})
+    bootstrap_username: ClassVar[str] = "novastack"
+    official_image: ClassVar[str] = "mongo"
+    server_program: ClassVar[str] = "mongod"
+    client_program: ClassVar[str] = "mongosh"
+    minimum_memory_bytes: ClassVar[int] = 512 << 20
+    admin_class: ClassVar[type[MongoDBAdmin]] = MongoDBAdmin
+
+    def server_spec(self, request: ServerRequest) -> ServerSpec:
+        data = f"{MOUNT}/{DATA}"
+        cache = max(256, (request.limits.memory_bytes // MIB - 256) // 2)
+        return ServerSpec(
+            handle=request.handle,
+            engine=self.name,
+            version=request.version,
+            image=request.image,
+            port=self.default_port,
+            publish=request.publish,
+            limits=request.limits,
+            mount_path=MOUNT,
+            data_subdir=DATA,
+            initialised_file="WiredTiger",
+            # A folder for each database: that of ours appears with `harden`, after the image's entrypoint did its part.
+            completed_file=PLATFORM,
+            entrypoint=("sh", "-c", _FOLDER, data),
+            argv=(
+                "mongod", "--dbpath", data, "--directoryperdb", "--bind_ip_all", "--auth", "--wiredTigerCacheSizeGB",
+                f"{cache / 1024:.2f}", "--maxConns", str(request.max_connections + RESERVED_CONNECTIONS),
+                "--setParameter", "diagnosticDataCollectionEnabled=false",
+            ),
+            # The name comes from a file too: once both are emptied the entrypoint asks for neither.
+            env={
+                "MONGO_INITDB_ROOT_USERNAME_FILE": f"{MOUNT}/.novastack/{USERNAME}",
+                "MONGO_INITDB_ROOT_PASSWORD_FILE": f"{MOUNT}/.novastack/{SECRET}",
+            },
+            secret_files={USERNAME: request.admin.username.encode(), SECRET: request.admin.password.encode()},
+            user="mongodb",
+            tmpfs={"/tmp": "mode=1777,size=64m"},  # noqa: S108 - the container's
+            labels=request.labels,
+            burst=request.burst,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def admin(
+        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5
+    ) -> Iterator[EngineAdmin]:
+        with connect(endpoint, credentials, timeout_seconds=timeout_seconds) as session:
+            yield self.admin_class(session)
+
+    def probe(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 3) -> None:
+        with connect(endpoint, credentials, timeout_seconds=timeout_seconds):
+            pass
+
+    def verify_tenant(self, endpoint: Endpoint, names: TenantNames, password: str) -> str:
+        with connect(endpoint, Credentials(names.login, password, names.database), timeout_seconds=5) as session:
+            if self.check_rights(session, names):
+                _write_and_read(session, names.database)
+            return self.server_version(session)
+
+    def check_rights(self, session: Session, names: TenantNames) -> bool:
+        """Whole rights on its own database and none elsewhere, or `EngineError`. False when it may not write now."""
+        roles = session.run(names.database, {"connectionStatus": 1})["authInfo"]["authenticatedUserRoles"]
+        found = {(role["role"], role["db"]) for role in roles}
+        wanted = [
+            {(r["role"], r["db"]) for r in tenant_roles(names.database, fenced=fenced)} for fenced in (False, True)
+        ]
+        if found not in wanted:
+            raise EngineError("the tenant's rights are not those on its own database")
+        return found == wanted[0]
+
+    def server_version(self, session: Session) -> str:
+        return str(session.run("admin", {"buildInfo": 1})["version"])
+
+    def validate_identifier(self, value: str) -> str:
+        return mongodb_names.validate(value, self.title)
+
+    def reserved_names(self) -> frozenset[str]:
+        return mongodb_names.RESERVED
+
+    def urls(self, info: ConnectionInfo) -> Mapping[str, str]:
+        return mongodb_snippets.urls(info)
+
+    def env(self, info: ConnectionInfo) -> Mapping[str, str]:
+        return mongodb_snippets.env(info)
+
+    def snippets(self, info: ConnectionInfo) -> Mapping[str, str]:
+        return mongodb_snippets.snippets(info)
+
+
+def _write_and_read(session: Session, database: str) -> None:
+    """There is no rolling back on a single server: what is written is removed again."""
+    collection, word = f"novastack_check_{uuid.uuid4().hex[:12]}", "naïve ✓ 🐬"
+    try:
+        session.run(database, {"insert": collection, "documents": [{"_id": 1, "word": word}]})
+        if [document["word"] for document in session.find(database, collection, {})] != [word]:
+            raise EngineError("the server does not give back what was written")
+    finally:
+        session.run(database, {"drop": collection})

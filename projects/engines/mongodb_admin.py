@@ -1,0 +1,159 @@
+"""What NovaStack does on a MongoDB server: logins by roles, their lock by address, fences by rights.
+
+MongoDB can't close a connection of somebody else's, so there is no `end_sessions`; but what a login may do is looked up
+anew for each command, so locks and fences hold for open sessions at once.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, ClassVar
+
+from projects.domain import EngineError, ServerStats, TenantNames
+from projects.engines.base import EngineAdmin
+from projects.engines.mongodb_session import ADMIN, NOT_FOUND, CommandFailed, Session
+
+PLATFORM = "novastack"
+IDENTITY = "identity"
+MONITOR = "novastack_monitor"  # role of control logins, on the server
+CONTROL = "nvs_control"  # the same, in the tenant's database
+FENCED = "nvs_fenced"  # what a fenced tenant may still do
+_NOWHERE = ["240.0.0.1"]  # an address that no client has
+_ROLE_NOT_FOUND = 31
+
+
+def tenant_roles(database: str, *, fenced: bool) -> list[dict[str, str]]:
+    """Whole rights on the one database, none elsewhere."""
+    roles = [FENCED] if fenced else ["readWrite", "dbAdmin"]
+    return [{"role": role, "db": database} for role in roles]
+
+
+class MongoDBAdmin(EngineAdmin):
+    bootstrap_username: ClassVar[str] = "novastack"
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def ping(self) -> None:
+        self._session.run(ADMIN, {"ping": 1})
+
+    def system_identifier(self) -> str:
+        found = self._session.find(PLATFORM, IDENTITY, {"_id": 1})
+        if not found:
+            raise EngineError("the server's data carries no identity")
+        return str(found[0]["id"])
+
+    def harden(self) -> None:
+        self._role(ADMIN, MONITOR, [{"resource": {"cluster": True}, "actions": ["serverStatus", "inprog"]}])
+        # Its folder is the sign that the image's own beginning came to its end (`ServerSpec.completed_file`).
+        self._session.run(PLATFORM, {
+            "update": IDENTITY, "writeConcern": {"w": 1, "j": True},
+            "updates": [{"q": {"_id": 1}, "u": {"$setOnInsert": {"id": str(uuid.uuid4())}}, "upsert": True}],
+        })  # fmt: skip
+
+    def set_password(self, username: str, password: str, *, keep_old: bool = False) -> None:
+        """The product takes the clear text (SCRAM-SHA-256 has no other way) and masks it in its log."""
+        for database in self._homes(username):
+            self._session.run(database, {"updateUser": username, "pwd": password, "mechanisms": ["SCRAM-SHA-256"]})
+
+    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
+        database = names.database
+        self._role(database, CONTROL, [
+            {"resource": {"db": database, "collection": ""}, "actions": ["dbStats", "collStats", "viewUser"]},
+        ])  # fmt: skip
+        self._role(database, FENCED, [
+            {"resource": {"db": database, "collection": ""}, "actions": [
+                "find", "remove", "dropCollection", "dropIndex", "dropDatabase", "compact", "listCollections",
+                "listIndexes", "collStats", "dbStats", "killCursors",
+            ]},
+        ])  # fmt: skip
+        fenced = self._is_fenced(names)
+        self._user(database, names.login, login_password, tenant_roles(database, fenced=fenced))
+        self._user(database, names.control, control_password, [
+            {"role": CONTROL, "db": database}, {"role": MONITOR, "db": ADMIN},
+        ])  # fmt: skip
+
+    def drop_tenant(self, names: TenantNames) -> None:
+        for command in ({"dropAllUsersFromDatabase": 1}, {"dropAllRolesFromDatabase": 1}, {"dropDatabase": 1}):
+            self._session.run(names.database, command)
+
+    def lock_tenant(self, names: TenantNames, *, locked: bool) -> None:
+        """By an address that nobody comes from; the password stays. Open sessions lose their login with it."""
+        restrictions = [{"clientSource": _NOWHERE}] if locked else []
+        self._session.run(names.database, {"updateUser": names.login, "authenticationRestrictions": restrictions})
+
+    def fence_writers(self, names: TenantNames, *, fenced: bool) -> int:
+        """By rights: a fenced tenant reads, deletes and drops. Holds for open sessions at once: none has to be ended."""
+        roles = tenant_roles(names.database, fenced=fenced)
+        self._session.run(names.database, {"updateUser": names.login, "roles": roles})
+        return 0
+
+    def hold_fence(self, names: TenantNames, *, hard: bool) -> int:
+        """Nobody gets around it: no tenant can give itself a right."""
+        return 0
+
+    def end_sessions(self, username: str) -> int:
+        raise EngineError("this product can't end sessions of others; restart the server")
+
+    def stats(self, database: str) -> ServerStats:
+        sizes = self._session.run(database, {"dbStats": 1})
+        server = self._session.run(ADMIN, {"serverStatus": 1, "repl": 0, "metrics": 0, "locks": 0})
+        connections = server["connections"]
+        users = self._session.run(database, {"usersInfo": 1})["users"]
+        logins = {f"{user['user']}": user for user in users if CONTROL not in _role_names(user)}
+        return ServerStats(
+            size_bytes=int(sizes.get("totalSize") or sizes["storageSize"] + sizes["indexSize"]),
+            connections=self._connections(database, set(logins)),
+            connections_limit=int(connections["current"]) + int(connections["available"]),
+            version=str(server["version"]),
+            fenced=bool(logins) and all(FENCED in _role_names(user) for user in logins.values()),
+        )
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+    def _connections(self, database: str, logins: set[str]) -> int:
+        """Those that have logged in as one of `logins`."""
+        answer = self._session.run(ADMIN, {
+            "aggregate": 1, "cursor": {"batchSize": 10_000},
+            "pipeline": [
+                {"$currentOp": {"allUsers": True, "idleConnections": True}},
+                {"$match": {"effectiveUsers": {"$elemMatch": {"db": database, "user": {"$in": sorted(logins)}}}}},
+                {"$count": "count"},
+            ],
+        })  # fmt: skip
+        batch = answer["cursor"]["firstBatch"]
+        return int(batch[0]["count"]) if batch else 0
+
+    def _is_fenced(self, names: TenantNames) -> bool:
+        users = self._session.run(names.database, {"usersInfo": names.login})["users"]
+        return bool(users) and FENCED in _role_names(users[0])
+
+    def _homes(self, username: str) -> list[str]:
+        """The databases in which a login of that name lives."""
+        if username == self.bootstrap_username:
+            return [ADMIN]
+        users = self._session.run(ADMIN, {"usersInfo": {"forAllDBs": True}})["users"]
+        found = sorted({str(user["db"]) for user in users if user["user"] == username})
+        if not found:
+            raise EngineError("the login does not exist")
+        return found
+
+    def _user(self, database: str, username: str, password: str, roles: list[dict[str, str]]) -> None:
+        what = {"pwd": password, "roles": roles, "mechanisms": ["SCRAM-SHA-256"]}
+        try:
+            self._session.run(database, {"updateUser": username, **what})
+        except CommandFailed as error:
+            if error.number != NOT_FOUND:
+                raise
+            self._session.run(database, {"createUser": username, **what})
+
+    def _role(self, database: str, name: str, privileges: list[dict[str, Any]]) -> None:
+        try:
+            self._session.run(database, {"updateRole": name, "privileges": privileges, "roles": []})
+        except CommandFailed as error:
+            if error.number != _ROLE_NOT_FOUND:
+                raise
+            self._session.run(database, {"createRole": name, "privileges": privileges, "roles": []})
+
+
+def _role_names(user: dict[str, Any]) -> set[str]:
+    return {str(role["role"]) for role in user["roles"]}

@@ -1,0 +1,127 @@
+"""Sessions with servers that speak MongoDB's protocol. They end in time, and their errors are ours."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pymongo
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions
+from pymongo import MongoClient
+from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError, WriteError
+
+from projects.domain import Credentials, Endpoint, EngineError, LoginRefused, ServerNotReady
+
+Document = dict[str, Any]
+_CODEC: CodecOptions[Document] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
+
+ADMIN = "admin"
+STATEMENT_SECONDS = 15.0
+
+# https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
+_REFUSED = {
+    11,  # no such user
+    18,  # wrong name or password
+    334,  # the user has no secret for this way to log in: locked (FerretDB)
+    341,  # the user's restrictions forbid it: locked (MongoDB)
+}
+_AWAY = {6, 7, 89, 91, 189, 9001, 11600, 11602}
+NOT_FOUND = 11
+
+
+class CommandFailed(EngineError):
+    """The server answered with an error; `number` is MongoDB's."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+def translate(error: PyMongoError) -> EngineError:
+    """Our error for a driver's; its text holds the server's message, never a command or a secret."""
+    if isinstance(error, OperationFailure):
+        # Its own text repeats the whole answer; of a refused write that may be a document.
+        text = str((error.details or {}).get("errmsg") or "") if not isinstance(error, WriteError) else "write refused"
+        number = error.code or 0
+        if number in _AWAY:
+            return ServerNotReady(_shortened(text))
+        return CommandFailed(_shortened(f"{text or 'the server refused a command'} ({number})"), number)
+    if isinstance(error, ConnectionFailure) or error.timeout:
+        return ServerNotReady("the server did not answer in time")
+    return EngineError(_shortened(f"{type(error).__name__}: the driver gave up"))
+
+
+def _shortened(text: str) -> str:
+    return " ".join(text.split())[:300]
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Driver errors leave as ours."""
+    try:
+        yield
+    except PyMongoError as error:
+        raise translate(error) from None
+
+
+class Session:
+    """One client with one connection that has logged in. Raises our errors only."""
+
+    def __init__(self, client: MongoClient[Document]) -> None:
+        self._client = client
+
+    def run(self, database: str, command: Mapping[str, Any]) -> Document:
+        """One command; its answer."""
+        with translated():
+            return dict(self._client[database].command(command, codec_options=_CODEC))
+
+    def find(self, database: str, collection: str, query: Mapping[str, Any]) -> list[Document]:
+        with translated():
+            return list(self._client[database][collection].find(query))
+
+    def drop_database(self, database: str) -> None:
+        self.run(database, {"dropDatabase": 1})
+
+
+@contextlib.contextmanager
+def connect(endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float) -> Iterator[Session]:
+    """A session. `timeout_seconds` is for the login; each command may take `STATEMENT_SECONDS`."""
+    began = time.monotonic()
+    _knock(endpoint, timeout_seconds)
+    left = max(0.2, timeout_seconds - (time.monotonic() - began))
+    database = credentials.database or ADMIN
+    client: MongoClient[Document] = MongoClient(
+        endpoint.host, endpoint.port, username=credentials.username, password=credentials.password,
+        authSource=database, authMechanism="SCRAM-SHA-256", directConnection=True, maxPoolSize=1, appname="novastack",
+        serverSelectionTimeoutMS=int(left * 1000), connectTimeoutMS=int(left * 1000),
+        socketTimeoutMS=int(STATEMENT_SECONDS * 1000), retryReads=False, retryWrites=False, uuidRepresentation="standard",
+    )  # fmt: skip
+    try:
+        _log_in(client, database, left)
+        yield Session(client)
+    finally:
+        with contextlib.suppress(PyMongoError, OSError):
+            client.close()
+
+
+def _knock(endpoint: Endpoint, seconds: float) -> None:
+    """The driver tries again and again while nobody listens; we want to know at once."""
+    try:
+        socket.create_connection((endpoint.host, endpoint.port), timeout=seconds).close()
+    except OSError as error:
+        raise ServerNotReady(f"nobody answers: {error.strerror or type(error).__name__}") from None
+
+
+def _log_in(client: MongoClient[Document], database: str, seconds: float) -> None:
+    try:
+        # `ping` needs no rights, and FerretDB and MongoDB answer it to strangers too: but the driver logs in first.
+        with translated(), pymongo.timeout(seconds):
+            client[database].command("ping")
+    except CommandFailed as error:
+        if error.number in _REFUSED:
+            raise LoginRefused("the server refused this login") from None
+        raise
