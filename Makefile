@@ -27,7 +27,7 @@ demo: ## The main job once, on a throw-away install: create, SQL in, restart, SQ
 test: ## Everything this machine can test; on real containers when a Docker engine answers
 	@$(dev-env)
 	@if docker info >/dev/null 2>&1; then \
-	  images/build postgresql mariadb mysql socket-proxy || { \
+	  images/build postgresql mariadb mysql socket-proxy ferretdb || { \
 	    [ "$$NOVASTACK_REQUIRE_DOCKER" != 1 ] || exit 1; \
 	    echo "make test: our images can't be built here; tests that need them are skipped" >&2; }; \
 	elif [ "$$NOVASTACK_REQUIRE_DOCKER" = 1 ]; then \
