@@ -77,7 +77,7 @@ class Session:
     def run(self, database: str, command: Mapping[str, Any]) -> Document:
         """One command; its answer."""
         with translated():
-            return dict(self._client[database].command(command, codec_options=_CODEC))
+            return dict(self._client[database].command(dict(command), codec_options=_CODEC))
 
     def find(self, database: str, collection: str, query: Mapping[str, Any]) -> list[Document]:
         with translated():

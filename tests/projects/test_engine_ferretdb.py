@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
-from projects.domain import ConnectionInfo, Credentials, EngineError, LoginRefused
+from projects.domain import ConnectionInfo, Credentials, DataPolicy, EngineError, LoginRefused
 from projects.engines.ferretdb import FerretDB, FerretDBAdmin, scram_sha_256
+from projects.runtimes.process import ProcessRuntime
+from projects.runtimes.process_binaries import search_path
 from tests.contracts.engine_contract import HOSTILE, SNIPPETS, EngineContract, LiveServer, Tenant, new_names
-from tests.contracts.engine_servers import docker_server
+from tests.contracts.engine_servers import docker_server, small_spec, wait_ready
 
+BINARY = Path(__file__).parents[2] / "images/ferretdb/binary"
 MONGODB_SNIPPETS = SNIPPETS - {"sqlalchemy", "jdbc", "prisma"} | {"python"}
 
 
@@ -49,17 +55,11 @@ class TestSCRAM:
             scram_sha_256("pässword", b"salt")
 
 
-@pytest.mark.docker
-class TestFerretDB(EngineContract):
+class FerretDBContract(EngineContract):
     engine = FerretDB()
     version: ClassVar[str] = "1.24"
     empty_size_bytes = 0
     snippets = MONGODB_SNIPPETS
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def server(cls) -> Iterator[LiveServer]:
-        yield from docker_server(cls.engine, cls.version)
 
     # --- logins -------------------------------------------------------------------------------------------------------
     def test_nothing_without_a_login(self, server: LiveServer) -> None:
@@ -214,3 +214,35 @@ class TestFerretDB(EngineContract):
         info = ConnectionInfo(self.engine.name, "127.0.0.1", 20001, "shop", "app", HOSTILE)
         script = f'set -a\n{self.engine.snippets(info)["env"]}\nprintf %s "$MONGODB_PASSWORD"'
         assert subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout.decode() == HOSTILE
+
+
+@pytest.mark.docker
+class TestFerretDBInAContainer(FerretDBContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls) -> Iterator[LiveServer]:
+        yield from docker_server(cls.engine, cls.version)
+
+
+@pytest.mark.process
+class TestFerretDBAsAProcess(FerretDBContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls) -> Iterator[LiveServer]:
+        built = subprocess.run([BINARY], capture_output=True, text=True, timeout=500, check=False)
+        if built.returncode:
+            pytest.skip(built.stderr.strip()[-300:])
+        root = Path(tempfile.mkdtemp(prefix="nvs-ferretdb-", dir="/tmp"))
+        root.chmod(0o711)
+        search = search_path([Path(built.stdout.strip()).parent])
+        runtime = ProcessRuntime(f"test{uuid.uuid4().hex[:10]}", root / "state", search=search)
+        password = uuid.uuid4().hex
+        spec = small_spec(cls.engine, cls.version, "ferretdb-1.24.2", password)
+        try:
+            handle = runtime.ensure(spec, data=DataPolicy.CREATE)
+            admin = Credentials(cls.engine.bootstrap_username, password)
+            wait_ready(cls.engine, spec.publish, admin)
+            yield LiveServer(spec.publish, admin, lambda: b"\n".join(runtime.logs(handle, tail=5000)).decode())
+            runtime.destroy(handle, delete_data=True)
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
