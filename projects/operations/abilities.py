@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from projects import registry
+from projects.domain import RuntimeUnreachable
 from projects.engines.base import Engine
 from projects.models import Region
 from projects.runtimes.base import Runtime
@@ -18,8 +19,11 @@ def look(region: Region, runtime: Runtime) -> bool:
         override = registry.image_override(engine.name, version)
         return runtime.lacks(engine.name, version, engine.official_image, override)
 
-    with ThreadPoolExecutor(len(asked), thread_name_prefix="abilities") as pool:  # each may wait for a registry
-        reasons = list(pool.map(lambda pair: reason(*pair), asked))
+    try:
+        with ThreadPoolExecutor(len(asked), thread_name_prefix="abilities") as pool:  # each may wait for a registry
+            reasons = list(pool.map(lambda pair: reason(*pair), asked))
+    except RuntimeUnreachable:
+        return False  # nobody knows: what was seen before stays
     found: dict[str, dict[str, str]] = {}
     for (engine, version), why in zip(asked, reasons, strict=True):
         if why:

@@ -10,8 +10,9 @@ from django.utils.safestring import SafeString
 
 from novastack.common.templatetags.ui import duration_text, icon
 from projects import registry
+from projects.domain import Capability
 from projects.engines.base import Engine
-from projects.models import Operation, OperationState, OperationStep, ProjectStatus, StepState
+from projects.models import Operation, OperationState, OperationStep, Project, ProjectStatus, StepState
 from projects.operations import base
 
 register = template.Library()
@@ -145,3 +146,10 @@ def took(operation: Operation) -> str:
     if not operation.started_at or not operation.finished_at:
         return ""
     return duration_text((operation.finished_at - operation.started_at).total_seconds())
+
+
+@register.filter
+def can(project: Project, capability: str) -> bool:
+    """Whether the project's engine has that capability."""
+    engine = registry.engines().get(project.engine)
+    return engine is not None and Capability(capability) in engine.capabilities

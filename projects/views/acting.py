@@ -15,7 +15,6 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from accounts.permissions import Capability
 from novastack.common.errors import NameTaken, NotFound, PermissionDenied, Problem
-from projects import domain, registry
 from projects.forms import ConfirmForm, UndeleteForm
 from projects.models import Operation, Project
 from projects.services import operation_cancel, operation_retry, project_action, project_delete, project_purge
@@ -70,9 +69,7 @@ def project_rotate(request: HttpRequest, project_id: UUID) -> HttpResponse:
     if request.method == "POST":
         return project_act(request, project_id, "rotate_password")
     principal, project = project_for(request, project_id, Capability.PROJECT_ACT)
-    engine = registry.engine(project.engine)
-    can_end = domain.Capability.END_SESSIONS in engine.capabilities
-    return _dialog(request, "rotate", header_context(principal, project) | {"can_end_sessions": can_end})
+    return _dialog(request, "rotate", header_context(principal, project))
 
 
 @login_required

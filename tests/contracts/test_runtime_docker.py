@@ -30,6 +30,7 @@ from projects.domain import (
 from projects.runtimes import docker_spec
 from projects.runtimes.base import Runtime
 from projects.runtimes.docker import DockerRuntime
+from projects.runtimes.docker_images import Images
 from tests.contracts.runtime_contract import ENGINE, MIB, MakeSpec, RuntimeContract, Server, spec_maker
 
 pytestmark = pytest.mark.docker
@@ -288,6 +289,19 @@ class TestDocker(DockerContract):
                 runtime.resolve_image(ENGINE.name, self.version, "postgres", override="nosuch:1")
         finally:
             self.engine.remove_image(f"{tag}:5")
+
+    def test_what_can_not_be_had_is_lacking_and_the_registry_is_asked_once(
+        self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert runtime.lacks(ENGINE.name, self.version, "nosuch") == ""  # ours is on the host
+        place = f"127.0.0.1:1/nosuch-{uuid.uuid4().hex[:8]}"
+        assert "neither on the host nor" in runtime.lacks("nosuch", "1", place)
+        asked: list[str] = []
+        monkeypatch.setattr(Images, "can_pull", lambda *arguments: asked.append("again") or True)
+        assert "neither on the host nor" in runtime.lacks("nosuch", "1", place)
+        assert asked == []
+        assert runtime.lacks("nosuch", "2", place) == runtime.lacks("nosuch", "2", place) == ""
+        assert asked == ["again"]
 
     def test_a_pull_that_fails_says_so(self, runtime: Runtime) -> None:
         with pytest.raises(ImageMissing, match="could not be pulled"):

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from django.test import Client
 
+from novastack.common.clock import now
 from projects import registry
+from projects.domain import RuntimeUnreachable
 from projects.engines.postgresql import PostgreSQL
 from projects.models import Plan, Project, Region
-from projects.operations import abilities
+from projects.operations import abilities, fences
 from projects.runtimes.memory import MemoryRuntime
-from tests.factories import Team, api_client, make_catalogue
+from tests.factories import Team, api_client, make_catalogue, make_project
 
 pytestmark = pytest.mark.django_db
 HTMX: dict[str, Any] = {"headers": {"HX-Request": "true"}}
@@ -54,6 +56,26 @@ class TestCatalogue:
         found = self.engines(team)
         assert set(found) == set(registry.engines())
         assert all(row["available"] and all(v["available"] for v in row["versions"]) for row in found.values())
+
+    def test_what_an_engine_can_not_do_is_said_before_it_is_chosen(self, team: Team, bob: Client) -> None:
+        make_catalogue()
+        found = self.engines(team)
+        assert found["postgresql"]["limitations"] == []
+        told = " ".join(found["ferretdb"]["limitations"])
+        assert "no rights" in told and "storage limit is not enforced" in told and "not limited" in told
+        assert found["ferretdb"]["versions"][0]["end_of_life"] is None
+        for engine, says in (("ferretdb", True), ("postgresql", False)):
+            part = bob.get(f"/projects/new/preview/?engine={engine}&name=Shop", **HTMX).content.decode()
+            assert ("storage limit is not enforced" in part) is says
+
+    def test_a_runtime_that_does_not_answer_changes_nothing(self, region: Region) -> None:
+        class Away(OldMachine):
+            def lacks(self, engine: str, version: str, official: str, override: str = "") -> str:
+                raise RuntimeUnreachable("gone")
+
+        before = region.lacks
+        assert not abilities.look(region, Away("test"))
+        assert Region.objects.get(pk=region.pk).lacks == before != {}
 
     def test_what_a_region_lacks_is_said_with_the_reason(self, team: Team, region: Region) -> None:
         found = self.engines(team)
@@ -109,6 +131,32 @@ class TestCreating:
         assert self.create(team, engine="mariadb").status_code == 201
 
 
+class TestEnginesThatCanNot:
+    """Nothing is promised that an engine can't keep."""
+
+    @pytest.mark.parametrize(("engine", "version", "fenced"), [("ferretdb", "1.24", 0), ("postgresql", "18", 1)])
+    def test_no_fence_on_paper(self, team: Team, engine: str, version: str, fenced: int) -> None:
+        project = make_project(team.alice, team.organization, engine=engine, version=version)
+        Project.objects.filter(pk=project.pk).update(ready_at=now(), storage_bytes=10, size_bytes=1000)
+        assert fences.decide() == fenced
+        Region.objects.update(disk={"level": "fenced"})
+        assert fences.decide() == fenced
+        project.refresh_from_db()
+        assert bool(project.write_fence) is bool(fenced)
+
+    @pytest.mark.parametrize(("engine", "version", "can"), [("ferretdb", "1.24", False), ("postgresql", "18", True)])
+    def test_sessions_that_can_not_be_ended(
+        self, team: Team, bob: Client, engine: str, version: str, can: bool
+    ) -> None:
+        project = make_project(team.alice, team.organization, engine=engine, version=version)
+        Project.objects.filter(pk=project.pk).update(ready_at=now(), status="running", desired_status="running")
+        dialog = bob.get(f"/projects/{project.pk}/rotate/", **HTMX).content.decode()
+        assert ('name="end_sessions"' in dialog) is can
+        assert ("restart the database" in dialog) is not can
+        page = bob.get(f"/projects/{project.pk}/").content.decode()
+        assert ("not limited for a login" in page) is not can
+
+
 class TestPages:
     def test_an_engine_that_can_not_run_is_shown_with_the_reason(self, bob: Client, region: Region) -> None:
         page = bob.get("/projects/new/").content.decode()
@@ -123,8 +171,6 @@ class TestPages:
         assert "PostgreSQL" not in part
 
     def test_the_connect_dialog_speaks_the_engines_language(self, bob: Client, team: Team) -> None:
-        from tests.factories import make_project
-
         project = make_project(team.alice, team.organization, engine="mariadb", version="11.8")
         page = bob.get(f"/projects/{project.pk}/connect/").content.decode()
         assert "mariadb --skip-ssl" in page
