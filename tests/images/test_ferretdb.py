@@ -55,7 +55,7 @@ def ready(name: str, password: str) -> bool:
 
 
 def processes(name: str) -> str:
-    return docker("top", name, "-eo", "user,args").stdout
+    return docker("top", name, "-eo", "pid,args").stdout
 
 
 @pytest.mark.parametrize("options", [[], ["--user", "ferretdb", *HARDENED]])
