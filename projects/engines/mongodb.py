@@ -51,6 +51,7 @@ class MongoDB(Engine):
     official_image: ClassVar[str] = "mongo"
     server_program: ClassVar[str] = "mongod"
     client_program: ClassVar[str] = "mongosh"
+    shrink_words: ClassVar[str] = "drop, or deleteMany followed by compact"
     minimum_memory_bytes: ClassVar[int] = 512 << 20
     admin_class: ClassVar[type[MongoDBAdmin]] = MongoDBAdmin
 
