@@ -75,7 +75,7 @@ def test_the_first_login_by_a_file_and_data_that_stays(name: str, options: list[
     with client(name, "wrong") as wrong, pytest.raises(OperationFailure, match="Authentication failed"):
         wrong.shop.things.find_one()
     assert "first-and-secret" not in processes(name) + docker("logs", name).stderr
-    environment = docker("exec", name, "sh", "-c", "tr '\\0' '\\n' </proc/1/environ").stdout
+    environment = docker("exec", "--user", "ferretdb", name, "sh", "-c", "tr '\\0' '\\n' </proc/1/environ").stdout
     assert "SETUP" not in environment, "the server must not carry what only the first start needs"
     assert "ferretdb" in docker("exec", name, "stat", "-c", "%U", "/proc/1").stdout
     docker("rm", "--force", name)
