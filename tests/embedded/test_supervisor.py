@@ -57,6 +57,8 @@ class Run:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "novastack.embedded", "up"], cwd=CHECKOUT, env=env, text=True, errors="replace",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            # a shell that runs the tests in the background has them ignore it, and children inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
