@@ -383,6 +383,7 @@ CELERY_TASK_ROUTES = {
     "projects.purge_due": {"queue": "maintenance"},
     "projects.clean_up": {"queue": "maintenance"},
     "projects.thin_metrics": {"queue": "maintenance"},
+    "projects.renew_certificates": {"queue": "maintenance"},
 }
 # Every tick expires before the next one: a broker that was away does not answer with a storm.
 CELERY_BEAT_SCHEDULE: dict[str, Any] = {

@@ -67,13 +67,19 @@ class _Watch:
                 self._wake(Operation.objects.filter(pk__in=wanted, state__in=ENDED).values_list("pk", flat=True))
                 time.sleep(POLL_SECONDS)
         except DatabaseError as error:
-            # Whoever waits answers with what it can read, and says what is wrong if it can't.
             log.warning("can't watch operations", error=type(error).__name__)
-            with self._lock:
-                wanted, self._thread = list(self._waiting), None
-            self._wake(wanted)
         finally:
+            self._give_up()
             connection.close()
+
+    def _give_up(self) -> None:
+        """Whatever ended the watch: whoever still waits answers with what it can read, and the next one starts another."""
+        with self._lock:
+            if self._thread is threading.current_thread():
+                wanted, self._thread = list(self._waiting), None
+            else:
+                wanted = []
+        self._wake(wanted)
 
     def _wanted(self) -> list[UUID]:
         """What is waited for; nothing ends the thread, and the next one to wait starts another."""

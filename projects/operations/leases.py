@@ -21,11 +21,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    operation_id: UUID
+    operation: Operation = field(repr=False)  # the row as it was claimed
     owner: str
     fence: int
     crashed_at: datetime | None = None  # when the lease of the one before ran out, if it did not give it back
-    operation: Operation | None = field(default=None, compare=False, repr=False)  # the row as it was claimed
+
+    @property
+    def operation_id(self) -> UUID:
+        return self.operation.pk
 
 
 # One statement, because everybody who creates a database waits for it. Its commit is not awaited: whoever claims writes
@@ -63,7 +66,7 @@ def claim(operation_id: UUID, owner: str) -> Lease | None:
 
 def _take(operation_id: UUID, owner: str) -> Lease | None:
     for operation in Operation.objects.raw(_CLAIM, [operation_id, owner, LEASE_SECONDS]):
-        return Lease(operation_id, owner, operation.fence, vars(operation)["crashed_at"], operation)
+        return Lease(operation, owner, operation.fence, vars(operation)["crashed_at"])
     return None
 
 

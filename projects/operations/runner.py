@@ -45,7 +45,7 @@ def run(operation_id: UUID, *, owner: str | None = None) -> bool:
     lease = leases.claim(operation_id, owner or worker_name())
     if lease is None:
         return False
-    operation = lease.operation or Operation.objects.get(pk=operation_id)
+    operation = lease.operation
     structlog.contextvars.bind_contextvars(operation=str(operation_id), kind=operation.kind)
     if operation.request_id:
         structlog.contextvars.bind_contextvars(request_id=operation.request_id)

@@ -391,7 +391,7 @@ def test_heartbeats_do_not_extend_a_deadline(idle, kind, monkeypatch):
     """Beyond it they stop, and the lease is lost."""
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(leases, "extend", lambda lease: True)
-    lease = leases.Lease(idle.pk, "me", 1)
+    lease = leases.Lease(idle, "me", 1)
     with leases.Heartbeat(lease) as heart:
         assert not heart.lost.wait(0.3)
         heart.set_deadline(0.1)
