@@ -4,23 +4,17 @@ by itself. On a daemon of the test's own, so that nobody else's containers suffe
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
 import signal
-import socket
-import struct
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from projects import domain
 from projects.models import Project
 from projects.services import project_action, project_purge
+from tests.dockerd import Daemon, own_daemon
 from tests.faults.conftest import VERSION, Site, make_site
 
 pytestmark = pytest.mark.docker
@@ -29,95 +23,10 @@ HOW = (signal.SIGTERM, signal.SIGKILL)
 IMAGE = f"novastack-postgresql:{VERSION}"
 
 
-BRIDGE = "nvstest0"
-SIOCBRADDBR, SIOCBRDELBR, SIOCSIFFLAGS = 0x89A0, 0x89A1, 0x8914  # linux/sockios.h
-
-
-def bridge_ioctl(request: int) -> None:
-    """Make or remove the bridge; done already is success."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as control, contextlib.suppress(OSError):
-        if request == SIOCBRDELBR:
-            fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh14x", BRIDGE.encode(), 0))
-        fcntl.ioctl(control, request, BRIDGE.encode() + b"\0")
-
-
-class Daemon:
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.url = folder, f"unix://{folder}/docker.sock"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        # Without iptables: the rules are the host's, and another daemon's. Published ports on loopback need none.
-        # Its own bridge, and no address pools: with `--bridge=none`, or with pools at its second start, a daemon
-        # removes docker0, which belongs to the machine's own (moby 20.10, daemon_unix.go: removeDefaultBridgeInterface).
-        bridge_ioctl(SIOCBRADDBR)
-        argv = [
-            "dockerd", "--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/exec", "-H", self.url,
-            "-p", f"{self.folder}/pid", "--bridge", BRIDGE, "--iptables=false", "--ip-masq=false",
-            "--shutdown-timeout", "10",
-            "--containerd-namespace", "nvsfaults", "--containerd-plugins-namespace", "nvsfaultsplugins",
-        ]  # fmt: skip
-        (self.folder / "pid").unlink(missing_ok=True)
-        end_containerd(self.folder)
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 40
-        while self.cli("version", check=False).returncode:
-            if time.monotonic() > deadline or self.process.poll() is not None:
-                raise RuntimeError((self.folder / "log").read_text()[-2000:])
-            time.sleep(0.2)
-
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
-            try:
-                self.process.wait(25)
-            except subprocess.TimeoutExpired:  # the daemon itself can hang over a container that is just being started
-                self.process.kill()
-                self.process.wait(10)
-            self.process = None
-
-    def cli(self, *argv: str, check: bool = True, **options: object) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(["docker", "-H", self.url, *argv], check=check, capture_output=True, **options)  # type: ignore[call-overload,no-any-return]
-
-
-def end_containerd(folder: Path) -> None:
-    """What a daemon that was killed leaves: found by its own pid file, nobody else's."""
-    with contextlib.suppress(OSError, ValueError):
-        file = folder / "exec/containerd/containerd.pid"
-        os.kill(int(file.read_text()), signal.SIGKILL)
-        file.unlink()
-        time.sleep(0.5)
-
-
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    required = os.environ.get("NOVASTACK_REQUIRE_DOCKER") == "1"
-    if os.geteuid() != 0 or shutil.which("dockerd") is None:
-        pytest.skip("needs root and dockerd, to start a daemon of its own")
-    image = subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, check=False)
-    if image.returncode:
-        if required:
-            raise AssertionError(f"no {IMAGE}: run `make images`")
-        pytest.skip(f"no {IMAGE} here: run `make images`")
-    folder = Path(tempfile.mkdtemp(prefix="nvsd-", dir="/tmp"))
-    daemon = Daemon(folder)
-    try:
-        daemon.start()
-    except RuntimeError as error:
-        end_containerd(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        pytest.skip(f"a second Docker daemon does not start here: {error}"[:300])
-    saved = subprocess.Popen(["docker", "save", IMAGE], stdout=subprocess.PIPE)
-    daemon.cli("load", stdin=saved.stdout)
-    saved.wait()
-    yield daemon
-    daemon.stop()
-    end_containerd(folder)
-    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if f" {folder}/" in line]
-    subprocess.run(["umount", "-l", *reversed(mounts)], capture_output=True, check=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    bridge_ioctl(SIOCBRDELBR)
+    with own_daemon(IMAGE) as daemon:
+        yield daemon
 
 
 @pytest.fixture
