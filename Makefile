@@ -5,13 +5,16 @@ VENV ?= .venv
 # Options for pytest: make test ARGS="-k rotate -x"
 ARGS ?=
 JOBS ?= 2
+# make faults RESUME=1: go on with the last run, without what was kept
+RESUME ?=
+FAULTS_LEDGER ?= .novastack-test/faults.jsonl
 
 python := $(VENV)/bin/python
 run-env := $(PYTHON) novastack/embedded/bootstrap.py $(VENV) requirements.txt
 dev-env := $(PYTHON) novastack/embedded/bootstrap.py $(VENV) requirements-dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint bench images manage compose-secrets requirements clean
+.PHONY: help run demo test faults lint bench images manage compose-secrets requirements clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
@@ -34,6 +37,14 @@ test: ## Everything this machine can test; on real containers when a Docker engi
 	  echo "make test: NOVASTACK_REQUIRE_DOCKER=1, but no Docker engine answers" >&2; exit 1; \
 	fi
 	@$(python) -m pytest -n $(JOBS) --dist loadscope $(ARGS)
+
+faults: ## Every fault on every engine and runtime there is, and the table (hours; RESUME=1 goes on; docs/reliability.md)
+	@$(dev-env)
+	@if docker info >/dev/null 2>&1; then images/build postgresql mariadb mysql ferretdb || exit 1; fi
+	@[ "$(RESUME)" = 1 ] || rm -f $(FAULTS_LEDGER)
+	@failed=0; NOVASTACK_FAULTS=all NOVASTACK_FAULTS_RESUME=$(RESUME) NOVASTACK_FAULTS_LEDGER=$(abspath $(FAULTS_LEDGER)) \
+	  $(python) -m pytest tests/faults -p no:randomly $(ARGS) || failed=$$?; \
+	echo; $(python) -m tests.faults.table $(FAULTS_LEDGER) || failed=1; exit $$failed
 
 lint: ## ruff, mypy, the import contracts, missing migrations
 	@$(dev-env)

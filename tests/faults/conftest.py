@@ -32,6 +32,8 @@ from projects.runtimes.base import Runtime
 from projects.runtimes.process_binaries import find
 from projects.services import ProjectRequest, project_create
 from tests.factories import PlanFactory, Team, make_team
+from tests.faults import ledger as faults_ledger
+from tests.faults import table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VERSION = os.environ.get("NOVASTACK_FAULTS_VERSION", "18")
@@ -41,6 +43,7 @@ class Site:
     """One install with one region of one runtime, its people, and workers that can be killed."""
 
     def __init__(self, runtime_name: str, root: Path) -> None:
+        self.engine = "postgresql"
         self.team: Team = make_team()
         PlanFactory()
         first = 30000 + secrets.randbelow(250) * 20
@@ -50,6 +53,17 @@ class Site:
         )
         self.alice = Principal.of(self.team.alice)
         self.workers: list[subprocess.Popen[str]] = []
+        self._run: faults_ledger.Run | None = None
+
+    @contextlib.contextmanager
+    def fault(self, name: str, *, point: str = "") -> Iterator[faults_ledger.Run]:
+        """Record one run of a fault (`ledger.py`). Within it, `check_exactly` puts down the orphans that it finds."""
+        with faults_ledger.fault(name, engine=self.engine, runtime=self.region.runtime, point=point) as run:
+            self._run = run
+            try:
+                yield run
+            finally:
+                self._run = None
 
     @property
     def runtime(self) -> Runtime:
@@ -170,14 +184,20 @@ class Site:
     def check_exactly(self, *projects: Project) -> None:
         """One server and one volume per project and nothing else; the refs are the rows'; each in the state wanted."""
         servers = {DatabaseServer.objects.get(project_uuid=p.pk).handle for p in projects}
-        assert {h.name for h in self.runtime.managed()} == {h.name for h in servers}
-        assert {h.name for h in self.runtime.managed_data()} == {h.name for h in servers}
+        names = {h.name for h in servers}
+        reconciler.find_orphans(self.region, self.runtime, reconciler.Install.load())
+        running, kept = self.runtime.managed(), self.runtime.managed_data()
+        orphans = [h.name for h in (*running, *kept) if h.name not in names]
+        orphans += Orphan.objects.filter(resolved_at=None).values_list("name", flat=True)
+        if self._run is not None:
+            self._run.orphans = len(set(orphans))
+        assert not orphans
+        assert sorted(h.name for h in running) == sorted(names)
+        assert sorted(h.name for h in kept) == sorted(names)
         for handle, seen in self.runtime.observe(list(servers)).items():
             row = DatabaseServer.objects.get(pk=handle.server_id)
             assert seen.ref == row.runtime_ref
             assert seen.state.value == row.desired_state
-        reconciler.find_orphans(self.region, self.runtime, reconciler.Install.load())
-        assert not Orphan.objects.filter(resolved_at=None).exists()
 
     def things_in(self, project: Project) -> set[tuple[str, str]]:
         """What exists in the server besides PostgreSQL's own."""
@@ -197,6 +217,25 @@ class Site:
         for handle in {*runtime.managed(), *runtime.managed_data()}:
             with contextlib.suppress(domain.NovaStackRuntimeError):
                 runtime.destroy(domain.Handle(handle.server_id, handle.incarnation), delete_data=True)
+
+
+@pytest.fixture
+def ledger() -> faults_ledger.Ledger:
+    """For tests without a site: `with ledger.fault("beats, two of them", engine=…, runtime=…) as run:`"""
+    return faults_ledger.Ledger()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`make faults RESUME=1`: not again what the ledger says was kept."""
+    file = faults_ledger.ledger_file()
+    if os.environ.get("NOVASTACK_FAULTS_RESUME") != "1" or not file.exists():
+        return
+    lines = table.read([file])
+    done = {line["test"] for line in lines} - {line["test"] for line in lines if table.bad(line)}
+    dropped = [item for item in items if item.nodeid in done]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item.nodeid not in done]
 
 
 @pytest.fixture
