@@ -186,7 +186,7 @@ class Site:
         servers = {DatabaseServer.objects.get(project_uuid=p.pk).handle for p in projects}
         names = {h.name for h in servers}
         reconciler.find_orphans(self.region, self.runtime, reconciler.Install.load())
-        running, kept = self.runtime.managed(), self.runtime.managed_data()
+        running, kept = list(self.runtime.managed()), list(self.runtime.managed_data())
         orphans = [h.name for h in (*running, *kept) if h.name not in names]
         orphans += Orphan.objects.filter(resolved_at=None).values_list("name", flat=True)
         if self._run is not None:
