@@ -320,6 +320,18 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class LogPart:
+    """Whole lines of a server's log, oldest first, without newlines. `cursor` goes on after the last of them: give it
+    back unread. `gap`: lines between the cursor that was given and these are missing. `running`: the server runs, so
+    more may come."""
+
+    lines: tuple[bytes, ...] = ()
+    cursor: str = ""
+    gap: bool = False
+    running: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ServerStats:
     """What the engine itself says: sizes in bytes, connections as counts; None where it can't tell or has no limit."""
 

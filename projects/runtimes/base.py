@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -14,12 +15,17 @@ from projects.domain import (
     Handle,
     ImageRef,
     Limits,
+    LogPart,
     Observation,
     RuntimeFeature,
     ServerSpec,
     ToolHandle,
     Usage,
 )
+
+MAX_LOG_LINES = 5000
+MAX_LOG_BYTES = 1 << 20
+FOLLOW_EVERY_SECONDS = 0.5
 
 
 class Runtime(ABC):
@@ -115,6 +121,31 @@ class Runtime(ABC):
     @abstractmethod
     def logs(self, handle: Handle, *, tail: int = 200, since: datetime | None = None) -> Iterator[bytes]:
         """The last `tail` lines (at most 5,000 and 1 MiB), oldest first, one line each, without the newline."""
+
+    @abstractmethod
+    def read_log(self, handle: Handle, *, cursor: str = "", tail: int = 200) -> LogPart:
+        """Without a cursor the last `tail` lines; with one, what was logged after it, of that at most the last `tail`
+        (5,000 lines and 1 MiB at most). Cheap enough to be asked twice a second for a log of any length, and at
+        constant memory. No line twice, none left out without `gap`: also over rotation, a cut log and a restart of the
+        server. A cursor that says nothing here (of another container, or made up) counts as a gap. No server: no lines."""
+
+    def follow_log(
+        self, handle: Handle, *, cursor: str = "", tail: int = 200, seconds: float = 60, max_bytes: int = MAX_LOG_BYTES,
+        lines_per_second: int = 1000,
+    ) -> Iterator[LogPart]:  # fmt: skip
+        """Parts as they come (first the tail, if no cursor is given), for so long and so much. Above `lines_per_second`
+        the newest are given and `gap` says so. Nothing is held between two looks, so a reader may go away at any time."""
+        until, left = time.monotonic() + seconds, max_bytes
+        most = max(1, int(lines_per_second * FOLLOW_EVERY_SECONDS))
+        part = self.read_log(handle, cursor=cursor, tail=most if cursor else tail)
+        while True:
+            if part.lines or part.gap:
+                yield part
+                left -= sum(map(len, part.lines))
+            if left <= 0 or time.monotonic() + FOLLOW_EVERY_SECONDS > until:
+                return
+            time.sleep(FOLLOW_EVERY_SECONDS)
+            part = self.read_log(handle, cursor=part.cursor, tail=most)
 
     @abstractmethod
     def usage(self, handles: Sequence[Handle]) -> Mapping[Handle, Usage]:

@@ -27,6 +27,7 @@ from projects.domain import (
     Handle,
     ImageRef,
     Limits,
+    LogPart,
     NovaStackRuntimeError,
     Observation,
     RuntimeFeature,
@@ -37,8 +38,8 @@ from projects.domain import (
     ToolHandle,
     Usage,
 )
-from projects.runtimes import docker_spec
-from projects.runtimes.base import Runtime
+from projects.runtimes import docker_logs, docker_spec
+from projects.runtimes.base import MAX_LOG_BYTES, MAX_LOG_LINES, Runtime
 from projects.runtimes.docker_client import DockerClients, mapped
 from projects.runtimes.docker_containers import Container, Containers, is_up, wanted_limits
 from projects.runtimes.docker_images import Images
@@ -46,8 +47,6 @@ from projects.runtimes.docker_observe import Observer
 from projects.runtimes.docker_tools import Tool
 from projects.runtimes.docker_usage import UsageReader
 
-MAX_LOG_LINES = 5000
-MAX_LOG_BYTES = 1 << 20
 _DESTROY_GRACE_SECONDS = 10.0
 _PARALLEL = 8
 
@@ -244,6 +243,15 @@ class DockerRuntime(Runtime):
         if len(text) > MAX_LOG_BYTES:
             text = text[-MAX_LOG_BYTES:].partition(b"\n")[2]
         yield from text.splitlines()[-lines:]
+
+    def read_log(self, handle: Handle, *, cursor: str = "", tail: int = 200) -> LogPart:
+        found = self._recorded(handle)
+        if found is None:
+            return LogPart(cursor=cursor)
+        ref = str(found["Id"])
+        return docker_logs.read_part(
+            self._clients.get(), f"/containers/{ref}/logs", ref, cursor=cursor, tail=tail, running=is_up(found)
+        )
 
     def usage(self, handles: Sequence[Handle]) -> Mapping[Handle, Usage]:
         if not handles:

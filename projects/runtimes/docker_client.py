@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import docker
 import docker.errors
 import requests.exceptions
+import urllib3.exceptions
 from docker.tls import TLSConfig
 
 from projects.domain import (
@@ -33,6 +34,11 @@ _CAPACITY = re.compile(
     re.IGNORECASE,
 )
 _IMAGE = re.compile(r"No such image|manifest unknown|pull access denied|repository .* not found|not found: manifest")
+
+
+_UNANSWERED = (
+    requests.exceptions.RequestException, urllib3.exceptions.HTTPError, docker.errors.DockerException, OSError,
+)  # fmt: skip
 
 
 class DockerClients:
@@ -74,7 +80,7 @@ def mapped() -> Iterator[None]:
         yield
     except docker.errors.APIError as error:
         raise translate(error) from error
-    except (requests.exceptions.RequestException, docker.errors.DockerException, OSError) as error:
+    except _UNANSWERED as error:
         raise RuntimeUnreachable(f"the Docker engine does not answer ({type(error).__name__})") from error
 
 

@@ -27,6 +27,7 @@ from projects.domain import (
     ImageMissing,
     ImageRef,
     Limits,
+    LogPart,
     Observation,
     PortTaken,
     RuntimeFeature,
@@ -62,6 +63,11 @@ class _Server:
     oom_killed: bool = False
     detail: str = ""
     log: collections.deque[bytes] = field(default_factory=lambda: collections.deque(maxlen=5000))
+    logged: int = 0  # lines, ever
+
+    def write_log(self, line: bytes) -> None:
+        self.log.append(line)
+        self.logged += 1
 
 
 @dataclass(slots=True)
@@ -203,7 +209,7 @@ class MemoryRuntime(Runtime):
         server.state = ServerState.RUNNING
         server.started_at = datetime.now(UTC)
         server.exit_code, server.oom_killed, server.detail = None, False, ""
-        server.log.append(f"{server.started_at:%Y-%m-%d %H:%M:%S} ready to accept connections".encode())
+        server.write_log(f"{server.started_at:%Y-%m-%d %H:%M:%S} ready to accept connections".encode())
         return server.handle
 
     def observe(self, handles: Sequence[Handle]) -> Mapping[Handle, Observation]:
@@ -323,6 +329,28 @@ class MemoryRuntime(Runtime):
         server = self.world.servers.get(handle.name)
         lines = list(server.log) if server else []
         yield from lines[-min(tail, 5000) :] if tail > 0 else ()
+
+    def read_log(self, handle: Handle, *, cursor: str = "", tail: int = 200) -> LogPart:
+        self._enter("read_log")
+        with self.world.lock:
+            server = self.world.servers.get(handle.name)
+            if server is None:
+                return LogPart(cursor=cursor)
+            ref, _, count = cursor.partition(":")
+            known = ref == server.handle.ref and count.isdigit()
+            new = min(server.logged - int(count), server.logged) if known else server.logged
+            lines = list(server.log)[max(0, len(server.log) - new) :]
+            given = lines[-tail:] if tail > 0 else []
+            return LogPart(
+                tuple(given), f"{server.handle.ref}:{server.logged}", bool(cursor) and (not known or len(given) < new),
+                server.state is ServerState.RUNNING,
+            )  # fmt: skip
+
+    def write_log(self, handle: Handle, *lines: bytes) -> None:
+        """The server logs these lines."""
+        with self.world.lock:
+            for line in lines:
+                self.world.servers[handle.name].write_log(line)
 
     def usage(self, handles: Sequence[Handle]) -> Mapping[Handle, Usage]:
         self._enter("usage")

@@ -16,7 +16,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -32,6 +32,7 @@ from projects.domain import (
     ImageMissing,
     ImageRef,
     Limits,
+    LogPart,
     NovaStackRuntimeError,
     Observation,
     RuntimeFeature,
@@ -61,7 +62,7 @@ from projects.runtimes.process_binaries import (
     standard_search_path,
 )
 from projects.runtimes.process_limits import ControlGroups, find_control_groups
-from projects.runtimes.process_logs import tail_lines
+from projects.runtimes.process_logs import cut_log, files_of, read_part, tail_lines
 from projects.runtimes.process_table import ProcessRef, listens
 from projects.runtimes.process_tools import ToolPlace, start_tool
 from projects.runtimes.process_usage import UsageMeter
@@ -176,7 +177,7 @@ class ProcessRuntime(Runtime):
             "started_at": datetime.fromtimestamp(float(run.get("at", 0)), UTC),
         }  # fmt: skip
         if ref.alive():
-            volume.cap_log()
+            cut_log(volume)
             detail = f"{kills} of its processes ended for memory" if kills else ""
             return Observation(ServerState.RUNNING, detail=detail, oom_killed=kills > 0, **facts)
         if run.get("stopped"):
@@ -213,8 +214,17 @@ class ProcessRuntime(Runtime):
 
     def logs(self, handle: Handle, *, tail: int = 200, since: datetime | None = None) -> Iterator[bytes]:
         volume = Volume(self.root, handle)
-        for line in tail_lines([volume.own / "server.log.1", volume.log], tail=tail, since=since):
+        for line in tail_lines(files_of(volume), tail=tail, since=since):
             yield volume.without_paths(line)
+
+    @_honest
+    def read_log(self, handle: Handle, *, cursor: str = "", tail: int = 200) -> LogPart:
+        volume = Volume(self.root, handle)
+        part = read_part(volume, cursor=cursor, tail=tail)
+        ref = volume.last_ref()
+        return replace(
+            part, lines=tuple(map(volume.without_paths, part.lines)), running=ref is not None and ref.alive()
+        )
 
     def usage(self, handles: Sequence[Handle]) -> Mapping[Handle, Usage]:
         refs = {}

@@ -28,6 +28,7 @@ from projects.runtimes.process_accounts import Account, as_account, give_tree
 from projects.runtimes.process_binaries import Found
 from projects.runtimes.process_launch import LaunchFailed, LaunchLocked, launch
 from projects.runtimes.process_limits import ControlGroups
+from projects.runtimes.process_logs import cut_log
 from projects.runtimes.process_table import ProcessRef, listens, stop_family
 from projects.runtimes.process_volume import Volume
 
@@ -83,7 +84,7 @@ def run(volume: Volume, account: Account, groups: ControlGroups) -> Handle:
     if not plan:
         raise DataMissing("what this server was started with is gone")
     limits = volume.limits()
-    volume.cap_log()
+    cut_log(volume)
     data = Path(plan["data"])
     if last := volume.last_ref():
         last.wait_reaped(3)

@@ -1,7 +1,8 @@
 """The folder of one incarnation of one server.
 
 <root>/servers/nvs-<server>-<incarnation>/   root's; the server's account may pass through it
-    .novastack/   marker.json  spec.json  run.json  lock  server.log  initialised  secrets/  files/   (never writable by it)
+    .novastack/   marker.json  spec.json  run.json  log.json  lock  server.log  initialised  secrets/  files/
+                   (never writable by it)
     <data_subdir>/                            the server's own, 0700
 """
 
@@ -185,13 +186,6 @@ class Volume:
     def limits(self) -> Limits:
         kept = self.read("spec.json").get("limits", {})
         return Limits(int(kept["memory_bytes"]), float(kept["cpus"]), int(kept["pids"]))
-
-    def cap_log(self) -> None:
-        """Keep the log below its size: its end is copied aside, then it is cut to nothing (the server appends)."""
-        with contextlib.suppress(FileNotFoundError):
-            if self.log.stat().st_size > LOG_LIMIT_BYTES:
-                write_file(self.own / "server.log.1", tail_bytes(self.log, LOG_KEEP_BYTES), mode=0o600)
-                os.truncate(self.log, 0)
 
     def last_line(self) -> str:
         """The log's last line, shortened: a reason for people."""

@@ -8,12 +8,15 @@ runtime. Servers are `self.version` of PostgreSQL; a runtime without real server
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -31,6 +34,7 @@ from projects.domain import (
     ImageMissing,
     ImageRef,
     Limits,
+    LogPart,
     PortTaken,
     RuntimeFeature,
     RuntimeUnreachable,
@@ -77,6 +81,12 @@ def spec_maker(version: str, image: ImageRef, password: str) -> MakeSpec:
         return replace(spec, **changes)  # type: ignore[arg-type]
 
     return make
+
+
+def numbers(part: LogPart, prefix: bytes) -> list[int]:
+    """Of the lines that carry the prefix, what stands behind it."""
+    found = (re.search(re.escape(prefix) + rb"(\d+)", line) for line in part.lines)
+    return [int(match[1]) for match in found if match]
 
 
 @dataclass(frozen=True)
@@ -490,6 +500,104 @@ class RuntimeContract:
         assert all(isinstance(line, bytes) and b"\n" not in line for line in lines)
         assert len(list(runtime.logs(server.handle, tail=1))) == 1
         assert not any(password.encode() in line for line in runtime.logs(server.handle, tail=5000))
+
+    def test_a_log_is_read_on_where_it_was_left(self, runtime: Runtime, server: Server) -> None:
+        self.say(runtime, server, "before")
+        part = runtime.read_log(server.handle, tail=0)
+        assert (part.lines, part.gap, part.running) == ((), False, True)
+        assert part.cursor
+        self.say(runtime, server, "one-1", "one-2")
+        part = self.read_on(runtime, server, part.cursor, "one-2")
+        assert not part.gap
+        assert numbers(part, b"one-") == [1, 2]
+        assert b"before" not in b"".join(part.lines)
+        again = runtime.read_log(server.handle, cursor=part.cursor)
+        assert (again.lines, again.cursor, again.gap) == ((), part.cursor, False)
+
+    def test_a_burst_is_read_once_and_in_order_or_said_to_be_cut(self, runtime: Runtime, server: Server) -> None:
+        start = runtime.read_log(server.handle, tail=0).cursor
+        self.say(runtime, server, *(f"burst-{i}" for i in range(1, 1301)))
+        part = self.read_on(runtime, server, start, "burst-1300", tail=5000)
+        assert numbers(part, b"burst-") == list(range(1, 1301))
+        assert not part.gap
+        cut = runtime.read_log(server.handle, cursor=start, tail=50)
+        assert len(cut.lines) == 50
+        assert cut.gap
+        assert cut.lines == part.lines[-50:]
+        assert runtime.read_log(server.handle, cursor=cut.cursor).lines == ()
+        for foreign in ("nonsense", "p1:999999999999", f"d{'0' * 12}:2026-01-01T00:00:00.000000000Z:00000000"):
+            found = runtime.read_log(server.handle, cursor=foreign, tail=3)
+            assert found.gap
+            assert found.cursor == cut.cursor
+
+    def test_a_log_goes_on_over_a_restart(self, runtime: Runtime, make_spec: MakeSpec, password: str) -> None:
+        server = self.create(runtime, make_spec(), password)
+        self.say(runtime, server, "old-1")
+        part = runtime.read_log(server.handle, tail=5000)
+        runtime.stop(server.handle)
+        stopped = runtime.read_log(server.handle, cursor=part.cursor)
+        assert not stopped.running
+        server = replace(server, handle=runtime.start(server.handle))
+        self.wait_ready(runtime, server)
+        self.say(runtime, server, "new-1")
+        part = self.read_on(runtime, server, stopped.cursor, "new-1", tail=5000)
+        assert not part.gap
+        assert part.lines
+        assert not any(b"old-1" in line for line in part.lines)
+        runtime.destroy(server.handle, delete_data=True)
+        gone = runtime.read_log(server.handle, cursor=part.cursor)
+        assert (gone.lines, gone.running) == ((), False)
+
+    def test_following_ends_and_leaves_nothing(self, runtime: Runtime, server: Server) -> None:
+        cursor = runtime.read_log(server.handle, tail=0).cursor
+        began = time.monotonic()
+        speaker = threading.Timer(1.0, self.say, (runtime, server, *(f"live-{i}" for i in range(1, 21))))
+        speaker.start()
+        seen = list(runtime.follow_log(server.handle, cursor=cursor, seconds=3))
+        assert 2 < time.monotonic() - began < 5
+        assert [n for part in seen for n in numbers(part, b"live-")] == list(range(1, 21))
+        speaker.join()
+        few = list(runtime.follow_log(server.handle, cursor=cursor, seconds=2, lines_per_second=4))
+        assert all(len(part.lines) <= 2 for part in few)
+        assert few[0].gap
+        assert len(list(runtime.follow_log(server.handle, seconds=5, max_bytes=1))) == 1
+        before = (threading.active_count(), len(list(Path("/proc/self/fd").iterdir())))
+        for _ in range(10):
+            assert next(runtime.follow_log(server.handle, tail=5)).lines  # the reader goes away
+        assert (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) <= before
+
+    def test_no_line_is_lost_or_doubled_when_the_log_rotates(self, runtime: Runtime, server: Server) -> None:
+        """12 MB, more than any runtime keeps in one file."""
+        text, cursor = "x" * 3000, runtime.read_log(server.handle, tail=0).cursor
+        seen: list[int] = []
+        for round_ in range(80 if self.real else 4):
+            last = 50 * round_ + 50
+            self.say(runtime, server, *(f"turn-{i} {text}" for i in range(last - 49, last + 1)))
+            runtime.observe([server.handle])
+            part = self.read_on(runtime, server, cursor, f"turn-{last} ", tail=5000)
+            assert not part.gap
+            cursor = part.cursor
+            seen += numbers(part, b"turn-")
+        assert seen == list(range(1, last + 1))
+
+    def say(self, runtime: Runtime, server: Server, *lines: str) -> None:
+        """The server logs these lines."""
+        with server.connect() as connection:
+            connection.execute("SET client_min_messages = error")
+            for line in lines:
+                connection.execute(f"DO $$ BEGIN RAISE WARNING '{line}'; END $$")
+
+    def read_on(self, runtime: Runtime, server: Server, cursor: str, last: str, *, tail: int = 200) -> LogPart:
+        """From the cursor on, until the line that ends with `last`; as one part."""
+        lines: tuple[bytes, ...] = ()
+        gap = False
+        for _ in range(100):
+            part = runtime.read_log(server.handle, cursor=cursor, tail=tail)
+            lines, gap, cursor = lines + part.lines, gap or part.gap, part.cursor
+            if any(last.encode() in line for line in lines):
+                return replace(part, lines=lines, gap=gap)
+            time.sleep(0.05)
+        raise AssertionError(f"{last} was not logged: {lines[-5:]}")
 
     def test_usage(self, runtime: Runtime, server: Server) -> None:
         nobody = new_handle()

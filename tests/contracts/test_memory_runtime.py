@@ -16,7 +16,7 @@ from projects.domain import (
 )
 from projects.runtimes.base import Runtime
 from projects.runtimes.memory import MemoryRuntime, _Volume
-from tests.contracts.runtime_contract import MakeSpec, RuntimeContract, new_handle
+from tests.contracts.runtime_contract import MakeSpec, RuntimeContract, Server, new_handle
 
 
 class TestMemoryRuntime(RuntimeContract):
@@ -59,6 +59,10 @@ class TestMemoryRuntime(RuntimeContract):
     def own_file(self, runtime: Runtime, handle: Handle, name: str) -> tuple[bytes, bool]:
         assert isinstance(runtime, MemoryRuntime)
         return runtime.world.volumes[handle.name].files[name], True
+
+    def say(self, runtime: Runtime, server: Server, *lines: str) -> None:
+        assert isinstance(runtime, MemoryRuntime)
+        runtime.write_log(server.handle, *(line.encode() for line in lines))
 
     @contextlib.contextmanager
     def hold_lock(self, runtime: Runtime, handle: Handle) -> Iterator[None]:

@@ -22,6 +22,7 @@ from projects.runtimes.base import Runtime
 from projects.runtimes.process import ProcessRuntime
 from projects.runtimes.process_accounts import ensure_account, remove_account
 from projects.runtimes.process_binaries import find
+from projects.runtimes.process_logs import cut_log, read_part
 from projects.runtimes.process_table import ProcessRef, family, listens
 from projects.runtimes.process_volume import LOG_LIMIT_BYTES, Volume
 from tests.contracts.runtime_contract import ENGINE, MIB, MakeSpec, RuntimeContract, Server, new_handle
@@ -305,3 +306,51 @@ def test_log_lines_name_no_folder_of_the_host(tmp_path: Path) -> None:
     runtime.root = link
     lines = list(runtime.logs(volume.handle))
     assert lines == [b'FATAL: data directory "<data>/data" is wrong', b'LOG: see "<data>/data/x" and <data>/locks']
+
+
+def log_of_lines(tmp_path: Path, count: int) -> Volume:
+    volume = Volume(tmp_path, Handle("01a1fe2d-b8fb-7ac8-849e-9ecbaba95fff", 1))
+    volume.own.mkdir(parents=True)
+    volume.log.write_bytes(b"".join(b"%09d %s\n" % (i, b"x" * 1000) for i in range(count)))
+    return volume
+
+
+@pytest.mark.parametrize("killed_at", ["never", "before it was cut", "after it was cut"])
+def test_a_cut_that_was_killed_neither_loses_nor_doubles_lines(tmp_path, monkeypatch, killed_at):
+    volume = log_of_lines(tmp_path, LOG_LIMIT_BYTES // 1000)
+    cursor = read_part(volume, cursor="", tail=1).cursor
+    real = os.truncate
+
+    def truncate(path: Path, size: int) -> None:
+        if killed_at == "after it was cut":
+            real(path, size)
+        raise KeyboardInterrupt
+
+    if killed_at != "never":
+        monkeypatch.setattr(os, "truncate", truncate)
+        with pytest.raises(KeyboardInterrupt):
+            cut_log(volume)
+        monkeypatch.undo()
+    else:
+        cut_log(volume)
+        assert volume.log.stat().st_size == 0
+    with volume.log.open("ab") as file:
+        file.write(b"next\nhalf a li")
+    part = read_part(volume, cursor=cursor, tail=5000)
+    assert (part.lines, part.gap) == ((b"next",), False)
+    with volume.log.open("ab") as file:
+        file.write(b"ne\n")
+    assert read_part(volume, cursor=part.cursor, tail=5000).lines == (b"half a line",)
+
+
+def test_who_reads_too_slowly_is_told(tmp_path):
+    volume = log_of_lines(tmp_path, 10)
+    cursor = read_part(volume, cursor="", tail=1).cursor
+    for _ in range(2):
+        with volume.log.open("ab") as file:
+            file.write(b"".join(b"%09d %s\n" % (i, b"y" * 1000) for i in range(LOG_LIMIT_BYTES // 1000)))
+        cut_log(volume)
+    part = read_part(volume, cursor=cursor, tail=5000)
+    assert part.gap
+    assert all(len(line) == 1010 for line in part.lines)
+    assert 900 < len(part.lines) < 1100
