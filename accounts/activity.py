@@ -31,6 +31,7 @@ WORDS = {
     "project.forgotten": "Forgot without its runtime",
     "server.adopted": "Recorded the server that is there",
     "server.quarantined": "Set a server aside",
+    "catalogue.changed": "Changed engine versions",
     "region.declared_gone": "Declared region gone",
     "region.not_gone": "Took back that a region is gone",
     "operation.cancelled": "Cancelled operation",

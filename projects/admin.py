@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from django import forms
 from django.contrib import admin, messages
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -19,6 +20,7 @@ from accounts.models import User
 from accounts.permissions import OperatorPrincipal, client_ip
 from accounts.services import record
 from novastack.common.errors import Problem
+from projects import registry
 from projects.models import (
     BlockedPort,
     CertificateAuthority,
@@ -27,6 +29,7 @@ from projects.models import (
     DatabaseServer,
     DataTombstone,
     Endpoint,
+    EngineRelease,
     MetricRollup,
     MetricSample,
     Operation,
@@ -106,6 +109,35 @@ class RegionAdmin(CatalogueAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Region | None = None) -> bool:
         return obj is not None and not obj.servers.exists() and super().has_delete_permission(request, obj)
+
+
+@admin.register(EngineRelease)
+class EngineReleaseAdmin(CatalogueAdmin):
+    """What the operator says about versions; what is shipped holds for all others (`catalogue export` shows both)."""
+
+    list_display = ["engine", "version", "image", "digest", "default", "deprecated", "end_of_life", "offer"]
+    list_filter = ["engine", "default", "deprecated", "offer"]
+    search_fields = ["engine", "version", "image", "digest"]
+    date_hierarchy = "end_of_life"
+    fields = ["engine", "version", "image", "digest", "default", "deprecated", "end_of_life", "offer",
+              *CatalogueAdmin.readonly_fields]  # fmt: skip
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "engine":
+            return forms.ChoiceField(choices=[(e.name, e.title) for e in registry.engines().values()])
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
+
+    def save_model(self, request: HttpRequest, obj: EngineRelease, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        record(operator_of(request), "catalogue.changed", data={"changed" if change else "added": [str(obj)]})
+
+    def delete_model(self, request: HttpRequest, obj: EngineRelease) -> None:
+        record(operator_of(request), "catalogue.changed", data={"removed": [str(obj)]})
+        super().delete_model(request, obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        record(operator_of(request), "catalogue.changed", data={"removed": [str(row) for row in queryset]})
+        super().delete_queryset(request, queryset)
 
 
 @admin.register(Plan)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import IO
 
@@ -361,15 +361,37 @@ class ToolHandle:
     kill: Callable[[], None]
 
 
+class Offer(StrEnum):
+    """For how long new projects may have a version."""
+
+    UNTIL_END = "until_end"  # of life
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 @dataclass(frozen=True, slots=True)
 class EngineVersion:
-    """One line of an engine's catalogue. `end_of_life` is an ISO date, from the vendor's policy page; empty if
-    the vendor has none."""
+    """One line of an engine's catalogue. `end_of_life`: the last day on which the vendor mends anything; None if nobody
+    names one. `image` and `digest` (`sha256:…`) are empty where the usual order decides."""
 
     version: str
-    end_of_life: str
+    end_of_life: date | None = None
     default: bool = False
     deprecated: bool = False
+    image: str = ""
+    digest: str = ""
+    offer: Offer = Offer.UNTIL_END
+
+    def ended(self, today: date) -> bool:
+        return self.end_of_life is not None and self.end_of_life < today
+
+    def offered(self, today: date) -> bool:
+        """Whether new projects may have it."""
+        return self.offer is Offer.ALWAYS or (self.offer is Offer.UNTIL_END and not self.ended(today))
+
+    @property
+    def sort_key(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in self.version.split("."))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ urlpatterns = [
     path("search/", lists.search, name="search"),
     path("operator/", operator.operator, name="operator"),
     path("operator/doctor/", operator.doctor, name="operator-doctor"),
+    path("operator/versions/", operator.versions, name="operator-versions"),
     path(_one, detail.project_detail, name="detail"),
     path(_one + "live/", detail.project_live, name="live"),
     path(_one + "logs/", logs.project_logs, name="logs"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
+from django.utils import timezone
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework import generics
 from rest_framework.request import Request
@@ -13,21 +15,28 @@ from accounts.api.organizations import REF, OrganizationScoped
 from accounts.permissions import Capability, principal_from
 from novastack.common.filters import Ordering, Search
 from novastack.common.openapi import problems
-from projects import registry
 from projects.api.outputs import EngineOutput, PlanSerializer, RegionSerializer, UsageOutput
+from projects.domain import EngineVersion, Offer
 from projects.engines.base import Engine
 from projects.models import Plan, Region
+from projects.operations.catalogue import Versions, everything
 from projects.services import usage_of
 
 
-def _describe(engine: Engine, regions: list[Region], *, operator: bool) -> dict[str, Any]:
+def _describe(versions: Versions, regions: list[Region], *, operator: bool) -> dict[str, Any]:
+    engine, today = versions.engine, timezone.now().date()
     offered = [region for region in regions if region.available]
     reachable = [region for region in offered if region.reachable]
-    able = {v.version: [r for r in offered if not r.reason_against(engine.name, v.version)] for v in engine.versions}
+    able = {
+        v.version: [r for r in offered if v.offered(today) and not r.reason_against(engine.name, v.version)]
+        for v in versions.entries
+    }
     if any(region in rows for rows in able.values() for region in reachable):
         reason = ""
+    elif not versions.default:
+        reason = "No version of it is offered to new projects."
     elif reachable:
-        lacking = reachable[0].reason_against(engine.name, engine.default_version)
+        lacking = reachable[0].reason_against(engine.name, versions.default)
         reason = f"{reachable[0].name} can't run it: {lacking}."
     elif offered:
         reason = f"{offered[0].reason_for(operator=operator)} Projects wait for it."
@@ -38,13 +47,14 @@ def _describe(engine: Engine, regions: list[Region], *, operator: bool) -> dict[
         "title": engine.title,
         "versions": [
             {
-                "version": v.version, "end_of_life": v.end_of_life or None, "default": v.default, "deprecated": v.deprecated,
-                "available": bool(able[v.version]),
-                "reason": "" if able[v.version] or not offered else offered[0].reason_against(engine.name, v.version),
+                "version": v.version, "end_of_life": v.end_of_life, "default": v.default, "deprecated": v.deprecated,
+                "ended": v.ended(today), "offered": v.offered(today), "available": bool(able[v.version]),
+                "image": versions.image_of(v.version),
+                "reason": "" if able[v.version] else _why_not(v, engine, offered, today),
             }
-            for v in engine.versions
+            for v in versions.entries
         ],
-        "default_version": engine.default_version,
+        "default_version": versions.default,
         "default_port": engine.default_port,
         "capabilities": sorted(str(capability) for capability in engine.capabilities),
         "runtimes": sorted({region.runtime for rows in able.values() for region in rows}),
@@ -53,6 +63,14 @@ def _describe(engine: Engine, regions: list[Region], *, operator: bool) -> dict[
         "available": not reason,
         "reason": reason,
     }  # fmt: skip
+
+
+def _why_not(entry: EngineVersion, engine: Engine, regions: list[Region], today: date) -> str:
+    if not entry.offered(today):
+        if entry.ended(today) and entry.offer is Offer.UNTIL_END:
+            return f"Not offered to new projects: its vendor published the last fixes on {entry.end_of_life}"
+        return "Not offered to new projects"
+    return regions[0].reason_against(engine.name, entry.version) if regions else ""
 
 
 @extend_schema(tags=["catalogue"])
@@ -65,7 +83,7 @@ class EngineListView(generics.GenericAPIView[Any]):
         """Engines with their versions. `available`: a project would be made at once; else `reason`."""
         regions = list(Region.objects.all())
         operator = principal_from(request).is_operator
-        rows = [_describe(engine, regions, operator=operator) for _, engine in sorted(registry.engines().items())]
+        rows = [_describe(versions, regions, operator=operator) for _, versions in sorted(everything().items())]
         page = self.paginate_queryset(rows)  # type: ignore[arg-type]
         return self.get_paginated_response(page)
 

@@ -148,18 +148,23 @@ class PlanSerializer(serializers.ModelSerializer[Plan]):
 
 class EngineVersionOutput(serializers.Serializer[Any]):
     version = serializers.CharField()
-    end_of_life = serializers.DateField(allow_null=True, help_text="By the vendor's policy; null if there is none.")
+    end_of_life = serializers.DateField(
+        allow_null=True, help_text="The last day on which its vendor publishes fixes; null if nobody names one."
+    )
+    ended = serializers.BooleanField(help_text="That day is over.")
     default = serializers.BooleanField()
-    deprecated = serializers.BooleanField()
-    available = serializers.BooleanField(help_text="Some region can run it.")
-    reason = serializers.CharField(help_text="Why none can.")
+    deprecated = serializers.BooleanField(help_text="Better choose another one for something new.")
+    offered = serializers.BooleanField(help_text="New projects may have it. Projects that have it keep it in any case.")
+    available = serializers.BooleanField(help_text="It is offered, and some region can run it.")
+    image = serializers.CharField(help_text="What the operator pinned; empty: found in the usual order.")
+    reason = serializers.CharField(help_text="Why it is not available.")
 
 
 class EngineOutput(serializers.Serializer[Any]):
     name = serializers.CharField()
     title = serializers.CharField()
     versions = EngineVersionOutput(many=True)
-    default_version = serializers.CharField()
+    default_version = serializers.CharField(help_text="Empty if none is offered.")
     default_port = serializers.IntegerField()
     capabilities = serializers.ListField(child=serializers.CharField())
     runtimes = serializers.ListField(child=serializers.CharField(), help_text="That regions offer for it now.")

@@ -12,7 +12,6 @@ from projects.domain import (
     ConnectionInfo,
     Credentials,
     Endpoint,
-    EngineVersion,
     ServerRequest,
     ServerSpec,
     ServerStats,
@@ -100,7 +99,10 @@ class Engine(ABC):
     title: ClassVar[str]
     short: ClassVar[str]  # two letters for the engine tile
     default_port: ClassVar[int]
-    versions: ClassVar[tuple[EngineVersion, ...]]
+    # What this class can drive; which versions there are says the catalogue. `18` and `18.4` are both a version.
+    oldest_version: ClassVar[str]
+    below_version: ClassVar[str] = ""  # the first one that is another product altogether
+    version_parts: ClassVar[tuple[int, int]] = (2, 3)  # how many numbers it has, at least and at most
     capabilities: ClassVar[frozenset[Capability]]
     bootstrap_username: ClassVar[str]
     official_image: ClassVar[str]  # "postgres": official name, tag is the version
@@ -111,10 +113,6 @@ class Engine(ABC):
     minimum_memory_bytes: ClassVar[int] = 128 << 20  # below, a server does not start or dies of its first work
     max_username_length: ClassVar[int] = 63
     warnings: ClassVar[tuple[str, ...]] = ()  # what else one must know before choosing it
-
-    @property
-    def default_version(self) -> str:
-        return next(v.version for v in self.versions if v.default)
 
     @property
     def limitations(self) -> tuple[str, ...]:

@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 from projects.domain import (
     Capability,
     EngineError,
-    EngineVersion,
     ProcessProgram,
     ServerRequest,
     ServerSpec,
@@ -171,8 +170,9 @@ class FerretDB(MongoDB):
     name: ClassVar[str] = "ferretdb"
     title: ClassVar[str] = "FerretDB"
     short: ClassVar[str] = "FE"
-    # Nobody names an end of it. 1.24.2 of May 2025 is the newest of the line that runs on SQLite.
-    versions: ClassVar[tuple[EngineVersion, ...]] = (EngineVersion("1.24", "", default=True),)
+    oldest_version: ClassVar[str] = "1.24"
+    below_version: ClassVar[str] = "2.0"  # from there on it needs a PostgreSQL with extensions of its own
+    version_parts: ClassVar[tuple[int, int]] = (2, 3)
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
     official_image: ClassVar[str] = "novastack-ferretdb"
     server_program: ClassVar[str] = "ferretdb"

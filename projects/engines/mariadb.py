@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from projects.domain import Capability, EngineVersion, ServerRequest
+from projects.domain import Capability, ServerRequest
 from projects.engines import mysql_hashes
 from projects.engines.mysql_admin import MySQLFamilyAdmin
 from projects.engines.mysql_family import FIRST_SQL, MIB, SESSION_CAPABILITIES, MySQLFamily
@@ -19,12 +19,7 @@ class MariaDB(MySQLFamily):
     name: ClassVar[str] = "mariadb"
     title: ClassVar[str] = "MariaDB"
     short: ClassVar[str] = "MA"
-    # End of life: https://mariadb.org/about/#maintenance-policy
-    versions: ClassVar[tuple[EngineVersion, ...]] = (
-        EngineVersion("11.8", "2028-06-04", default=True),
-        EngineVersion("11.4", "2029-05-29"),
-        EngineVersion("10.11", "2028-02-16"),
-    )
+    oldest_version: ClassVar[str] = "10.11"
     capabilities: ClassVar[frozenset[Capability]] = SESSION_CAPABILITIES | {Capability.POOL}
     official_image: ClassVar[str] = "mariadb"
     server_program: ClassVar[str] = "mariadbd"

@@ -17,7 +17,6 @@ from projects.domain import (
     Credentials,
     Endpoint,
     EngineError,
-    EngineVersion,
     ServerRequest,
     ServerSpec,
     TenantNames,
@@ -41,11 +40,8 @@ class MongoDB(Engine):
     title: ClassVar[str] = "MongoDB"
     short: ClassVar[str] = "MO"
     default_port: ClassVar[int] = 27017
-    # End of life: https://www.mongodb.com/legal/support-policy/lifecycles
-    versions: ClassVar[tuple[EngineVersion, ...]] = (
-        EngineVersion("8", "2029-10-31", default=True),
-        EngineVersion("7", "2027-08-31"),
-    )
+    oldest_version: ClassVar[str] = "7"
+    version_parts: ClassVar[tuple[int, int]] = (1, 3)
     capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.POOL, Capability.WRITE_FENCE})
     bootstrap_username: ClassVar[str] = "novastack"
     official_image: ClassVar[str] = "mongo"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import ClassVar
 
-from projects.domain import Capability, EngineVersion, ServerRequest
+from projects.domain import Capability, ServerRequest
 from projects.engines import mysql_hashes
 from projects.engines.mysql_admin import ANYWHERE, MySQLFamilyAdmin
 from projects.engines.mysql_family import FIRST_SQL, MIB, SESSION_CAPABILITIES, MySQLFamily
@@ -24,11 +24,7 @@ class MySQL(MySQLFamily):
     name: ClassVar[str] = "mysql"
     title: ClassVar[str] = "MySQL"
     short: ClassVar[str] = "MY"
-    # End of life: https://www.oracle.com/us/support/library/lifetime-support-technology-069183.pdf
-    versions: ClassVar[tuple[EngineVersion, ...]] = (
-        EngineVersion("9.7", "2034-04-30", default=True),
-        EngineVersion("8.4", "2032-04-30"),
-    )
+    oldest_version: ClassVar[str] = "8.4"
     capabilities: ClassVar[frozenset[Capability]] = SESSION_CAPABILITIES | {
         Capability.POOL,
         Capability.DUAL_PASSWORD,

@@ -14,7 +14,6 @@ from projects.domain import (
     Credentials,
     Endpoint,
     EngineError,
-    EngineVersion,
     ProcessProgram,
     ServerRequest,
     ServerSpec,
@@ -45,13 +44,8 @@ class PostgreSQL(Engine):
     title: ClassVar[str] = "PostgreSQL"
     short: ClassVar[str] = "PG"
     default_port: ClassVar[int] = 5432
-    # End of life: https://www.postgresql.org/support/versioning/
-    versions: ClassVar[tuple[EngineVersion, ...]] = (
-        EngineVersion("18", "2030-11-14", default=True),
-        EngineVersion("17", "2029-11-08"),
-        EngineVersion("16", "2028-11-09"),
-        EngineVersion("15", "2027-11-11", deprecated=True),
-    )
+    oldest_version: ClassVar[str] = "15"
+    version_parts: ClassVar[tuple[int, int]] = (1, 2)
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
         {
             Capability.POOL, Capability.UPGRADE, Capability.RENAME_DATABASE, Capability.WRITE_FENCE,

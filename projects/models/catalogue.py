@@ -1,4 +1,4 @@
-"""What can be chosen: regions and plans."""
+"""What can be chosen: regions, versions, plans."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from django.core.exceptions import ValidationError
 from django.db import models
 
 from novastack.common.models import BaseModel
+from projects import domain, registry
+from projects.engines import catalogue
 from projects.models.choices import DiskLevel
 
 GIB = 1024**3
@@ -103,6 +105,59 @@ class Region(BaseModel):
     def clean(self) -> None:
         if self.port_start > self.port_end:
             raise ValidationError({"port_end": "The range ends before it starts."})
+
+
+class OfferChoice(models.TextChoices):
+    UNTIL_END = domain.Offer.UNTIL_END.value, "Until its end of life"
+    ALWAYS = domain.Offer.ALWAYS.value, "Always"
+    NEVER = domain.Offer.NEVER.value, "Never"
+
+
+class EngineRelease(BaseModel):
+    """The operator's word on one version of one engine: it replaces what this release ships about that version
+    (`projects/engines/catalogue.toml`). Servers that exist keep the image that they have (rule 12)."""
+
+    engine = models.CharField(max_length=16)
+    version = models.CharField(max_length=16, help_text="As the image's tag: 18, 18.4, 11.8 …")
+    image = models.CharField(
+        max_length=180, blank=True, help_text="Name and tag without digest. Empty: the usual order (docs/setup.md)."
+    )
+    digest = models.CharField(
+        max_length=71, blank=True, help_text="sha256:… pins exactly that image, of the official name if none is given."
+    )
+    default = models.BooleanField(default=False, help_text="What a project gets that names no version.")
+    deprecated = models.BooleanField(default=False, help_text="Still offered, and marked.")
+    end_of_life = models.DateField(null=True, blank=True, help_text="The last day on which its vendor publishes fixes.")
+    offer = models.CharField(
+        max_length=10, choices=OfferChoice, default=OfferChoice.UNTIL_END, help_text="To new projects."
+    )
+
+    class Meta:
+        ordering = ["engine", "version"]
+        constraints = [
+            models.UniqueConstraint(fields=["engine", "version"], name="engine_release_once"),
+            models.UniqueConstraint(
+                fields=["engine"], condition=models.Q(default=True), name="engine_release_one_default"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.engine} {self.version}"
+
+    @property
+    def entry(self) -> domain.EngineVersion:
+        return domain.EngineVersion(
+            self.version, self.end_of_life, self.default, self.deprecated, self.image, self.digest,
+            domain.Offer(self.offer),
+        )  # fmt: skip
+
+    def clean(self) -> None:
+        engine = registry.engines().get(self.engine)
+        if engine is None:
+            raise ValidationError({"engine": f"Use one of: {', '.join(sorted(registry.engines()))}."})
+        problems = catalogue.problems_of(engine, self.entry)
+        if problems:
+            raise ValidationError(dict(reversed(problems)))
 
 
 class Plan(BaseModel):

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from projects import registry
 from projects.domain import RuntimeUnreachable
 from projects.engines.base import Engine
 from projects.models import Region
+from projects.operations import catalogue
 from projects.runtimes.base import Runtime
+
+PARALLEL = 16
 
 
 def look(region: Region, runtime: Runtime) -> bool:
     """Put down what the runtime lacks: engine → version → why. True if that is news."""
-    asked = [(engine, v.version) for engine in registry.engines().values() for v in engine.versions]
+    known = catalogue.everything()
+    asked = [(known[name].engine, v.version) for name in known for v in known[name].entries]
 
     def reason(engine: Engine, version: str) -> str:
-        override = registry.image_override(engine.name, version)
-        return runtime.lacks(engine.name, version, engine.official_image, override)
+        return runtime.lacks(engine.name, version, engine.official_image, known[engine.name].image_of(version))
 
     try:
-        with ThreadPoolExecutor(len(asked), thread_name_prefix="abilities") as pool:  # each may wait for a registry
+        # Each may wait for a registry.
+        with ThreadPoolExecutor(min(len(asked), PARALLEL), thread_name_prefix="abilities") as pool:
             reasons = list(pool.map(lambda pair: reason(*pair), asked))
     except RuntimeUnreachable:
         return False  # nobody knows: what was seen before stays

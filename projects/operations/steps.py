@@ -9,7 +9,7 @@ from django.conf import settings
 
 from novastack.common.clock import now
 from novastack.common.secrets import Sealed, random_password
-from projects import domain, registry
+from projects import domain
 from projects.models import (
     BlockedPort,
     Database,
@@ -23,7 +23,7 @@ from projects.models import (
     RoleKind,
     ServerDesired,
 )
-from projects.operations import certificates, locks, wiring
+from projects.operations import catalogue, certificates, locks, wiring
 from projects.operations.base import LeaseLost, StepFailed, Wait
 from projects.operations.context import Context
 
@@ -53,7 +53,7 @@ def find_image(ctx: Context) -> None:
         return
     image = ctx.runtime.resolve_image(
         ctx.engine.name, server.version, ctx.engine.official_image,
-        registry.image_override(ctx.engine.name, server.version), pull=True,
+        catalogue.versions_of(ctx.engine).image_of(server.version), pull=True,
     )  # fmt: skip
     server.runtime, server.image, server.image_digest = region.runtime, image.name, image.digest
     ctx.save_server("runtime", "image", "image_digest")

@@ -65,6 +65,8 @@ class Images:
                 found = self._clients.get().inspect_image(name)  # type: ignore[no-untyped-call]
             except docker.errors.NotFound:
                 return None
+        if "@" in name:
+            return ImageRef(name, name)  # that very one was asked for
         # A repository digest can be pulled again elsewhere; an image that was built here only has its id.
         digests = found.get("RepoDigests") or []
         return ImageRef(name, str(digests[0] if digests else found["Id"]))

@@ -31,8 +31,9 @@ from projects.models import (
     Region,
     RoleKind,
 )
-from projects.operations import locks, steps
+from projects.operations import catalogue, locks, steps
 from projects.operations.base import StepFailed
+from projects.operations.catalogue import Versions
 from projects.operations.queue import operation_create
 from projects.services import quotas, validation
 
@@ -116,9 +117,10 @@ def _engine_and_version(request: ProjectRequest, region: Region) -> tuple[Engine
     if request.engine not in known:
         raise Invalid.field("engine", "unknown", f"Use one of: {', '.join(sorted(known))}.")
     engine = registry.engine(request.engine)
-    version = request.version or version_for(engine, region)
-    if version not in {v.version for v in engine.versions}:
-        raise Invalid.field("version", "unknown", f"Use one of: {', '.join(v.version for v in engine.versions)}.")
+    versions = catalogue.versions_of(engine)
+    version = request.version or version_for(versions, region)
+    if version not in {v.version for v in versions.offered}:
+        raise Invalid.field("version", *_not_offered(versions, version))
     if reason := region.reason_against(engine.name, version):
         raise Invalid.field(
             "version" if request.version else "engine", "not_available", f"{region.name} can't run it: {reason}."
@@ -126,10 +128,23 @@ def _engine_and_version(request: ProjectRequest, region: Region) -> tuple[Engine
     return engine, version
 
 
-def version_for(engine: Engine, region: Region | None) -> str:
-    """The engine's default version; where a region can't run that, the first one that it can."""
-    names = [engine.default_version, *(v.version for v in engine.versions if not v.deprecated)]
-    return next((n for n in names if region is None or not region.reason_against(engine.name, n)), names[0])
+def _not_offered(versions: Versions, version: str) -> tuple[str, str]:
+    """Why a new project can't have it: code and sentence."""
+    names = ", ".join(v.version for v in versions.offered)
+    use = f"Use one of: {names}." if names else f"No version of {versions.engine.title} is offered."
+    known = versions.find(version)
+    if known is None:
+        return "unknown", use
+    if known.end_of_life is not None and known.offer is domain.Offer.UNTIL_END:
+        return "ended", f"Its vendor published the last fixes on {known.end_of_life}. {use}"
+    return "not_offered", f"It is not offered here. {use}"
+
+
+def version_for(versions: Versions, region: Region | None) -> str:
+    """The engine's default version; where a region can't run that, the first one that it can. Empty if none is offered."""
+    names = [versions.default, *(v.version for v in versions.offered if not v.deprecated)]
+    engine = versions.engine.name
+    return next((n for n in names if region is None or not region.reason_against(engine, n)), names[0])
 
 
 def _region_and_plan(request: ProjectRequest) -> tuple[Region, Plan]:

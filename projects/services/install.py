@@ -16,7 +16,7 @@ from novastack.common.models import Install
 from novastack.common.secrets import random_password
 from projects import domain, registry
 from projects.models import Plan, Project, Region
-from projects.operations import abilities, wiring
+from projects.operations import abilities, catalogue, wiring
 from projects.services.creation import ProjectRequest, project_create
 
 GIB = 1024**3
@@ -50,8 +50,8 @@ def choose_runtime(setting: str, config: dict[str, Any]) -> RuntimeChoice:
     if setting != "auto":
         return RuntimeChoice(setting, f"NOVASTACK_RUNTIME is {setting}")
     engine = registry.engine(registry.DEFAULT_ENGINE)
-    version = engine.default_version
-    override = registry.image_override(engine.name, version)
+    versions = catalogue.versions_of(engine)
+    version, override = versions.default, versions.image_of(versions.default)
     try:
         docker = registry.runtime("docker", install_id=wiring.install_id(), config=config)
         docker.ping()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.models import Organization
@@ -14,14 +16,16 @@ from accounts.permissions import Capability, principal_from
 from accounts.services import organization_for
 from novastack.common.errors import NameTaken, Problem
 from projects import registry
-from projects.engines.base import Engine
 from projects.forms import NewProjectForm
 from projects.models import Plan, Region
+from projects.operations.catalogue import Versions, everything
 from projects.services import ProjectRequest, project_create, slug_preview, usage_of
 from projects.services.creation import name_is_free, version_for
 from projects.services.validation import suggest_identifier
 from projects.views.common import add_problem
 from projects.views.lists import percent
+
+SOON = timedelta(days=183)  # before its end of life a version says when that is
 
 
 @login_required
@@ -61,7 +65,7 @@ def _context(form: NewProjectForm, organization: Organization) -> dict[str, Any]
     plans = list(Plan.objects.filter(enabled=True))
     usage = usage_of(organization)
     chosen = _chosen(form, regions, plans)
-    engines = [_engine(engine, chosen["region"]) for engine in registry.engines().values()]
+    engines = [_engine(versions, chosen["region"]) for versions in chosen["catalogue"].values()]
     _judge_plans(plans, usage, chosen)
     return {
         "section": "projects", "form": form, "organization": organization, "engines": engines, "regions": regions,
@@ -71,25 +75,28 @@ def _context(form: NewProjectForm, organization: Organization) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _engine(engine: Engine, region: Region | None) -> dict[str, Any]:
+def _engine(versions: Versions, region: Region | None) -> dict[str, Any]:
     """An engine's tile; without a version that the region can run, why."""
-    lacking = [region.reason_against(engine.name, v.version) if region else "" for v in engine.versions]
-    names = [v.version for v, reason in zip(engine.versions, lacking, strict=True) if not reason]
+    engine, offered = versions.engine, versions.offered
+    lacking = [region.reason_against(engine.name, v.version) if region else "" for v in offered]
+    names = [v.version for v, reason in zip(offered, lacking, strict=True) if not reason]
     hint = f"Versions {', '.join(names)}" if len(names) > 1 else f"Version {''.join(names)}"
     return {
         "name": engine.name, "title": engine.title, "short": engine.short.capitalize(), "available": bool(names),
-        "hint": hint if names else f"Not here: {lacking[0]}",
+        "hint": hint if names else f"Not here: {lacking[0] if lacking else 'no version is offered'}",
     }  # fmt: skip
 
 
 def _versions(chosen: dict[str, Any]) -> list[dict[str, Any]]:
-    region = chosen["region"]
+    """Those that are offered, marked: the default, deprecated ones, those at or near the end of their lives."""
+    region, today = chosen["region"], timezone.now().date()
     return [
         {
             "version": v.version, "default": v.default, "deprecated": v.deprecated, "end_of_life": v.end_of_life,
+            "ended": v.ended(today), "ends_soon": v.ended(today + SOON) or v.deprecated,
             "lacking": bool(region and region.reason_against(chosen["engine"].name, v.version)),
         }
-        for v in chosen["engine"].versions
+        for v in chosen["catalogue"][chosen["engine"].name].offered
     ]  # fmt: skip
 
 
@@ -98,12 +105,14 @@ def _chosen(form: NewProjectForm, regions: list[Region], plans: list[Plan]) -> d
         return str(form.data.get(name, "")).replace("\0", "") if form.is_bound else ""
 
     engine = registry.engines().get(value("engine")) or registry.engine(registry.DEFAULT_ENGINE)
-    versions = {v.version for v in engine.versions}
+    known = everything()
+    offered = {v.version for v in known[engine.name].offered}
     usable = [region for region in regions if region.available and region.has_room]
     region = next((r for r in usable if r.slug == value("region")), usable[0] if usable else None)
     return {
         "engine": engine,
-        "version": value("version") if value("version") in versions else version_for(engine, region),
+        "catalogue": known,
+        "version": value("version") if value("version") in offered else version_for(known[engine.name], region),
         "region": region,
         "plan": next((p for p in plans if p.slug == value("plan")), None)
         or next((p for p in plans if p.is_default), plans[0] if plans else None),

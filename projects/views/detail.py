@@ -16,7 +16,7 @@ from accounts.permissions import Capability, Principal
 from novastack.common.clock import now
 from novastack.common.errors import NotFound, Problem
 from novastack.common.health import fresh_heartbeats
-from projects import charts
+from projects import charts, registry
 from projects.models import (
     Operation,
     OperationEvent,
@@ -24,6 +24,7 @@ from projects.models import (
     ProjectStatus,
 )
 from projects.operations import base
+from projects.operations.catalogue import versions_of
 from projects.services.actions import allowed_actions
 from projects.services.connections import connection_masked
 from projects.services.readings import figures_of, metrics_of, server_of
@@ -148,6 +149,7 @@ def _log(operation: Operation | None, after: int = 0) -> dict[str, Any]:
 def _overview(principal: Principal, project: Project) -> dict[str, Any]:
     end = now()
     start = end - charts.DAY
+    release = versions_of(registry.engine(project.engine)).find(project.version)
     points = metrics_of(project, "24h").points
     connection = None
     if Capability.CONNECT in principal.capabilities_in(project.organization_id):
@@ -167,4 +169,6 @@ def _overview(principal: Principal, project: Project) -> dict[str, Any]:
         "chart_middle": start + charts.DAY / 2,
         "chart_end": end,
         "connection": connection,
+        "release": release,
+        "release_ended": release is not None and release.ended(end.date()),
     }

@@ -73,6 +73,7 @@ def test_make_targets_that_documents_name_exist() -> None:
 def test_decisions_are_numbered_once_and_listed() -> None:
     folder = ROOT / "docs" / "decisions"
     files = sorted(path.name for path in folder.glob("[0-9]*.md"))
-    assert [name[:4] for name in files] == [f"{number:04}" for number in range(1, len(files) + 1)]
+    numbers = [name[:4] for name in files]
+    assert len(set(numbers)) == len(numbers), "two have one number"  # one may be missing: it is reserved, or was dropped
     index = (folder / "README.md").read_text()
     assert [name for name in files if f"({name})" not in index] == []

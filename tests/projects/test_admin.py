@@ -21,6 +21,7 @@ from projects.models import (
     CertificateAuthority,
     DatabaseServer,
     DataTombstone,
+    EngineRelease,
     MetricRollup,
     MetricSample,
     Operation,
@@ -56,6 +57,7 @@ def project(team: Team) -> Project:
     BlockedPort.objects.create(region=region, port=20001, until=now())
     CertificateAuthority.objects.create(certificate=CA.certificate, key=Sealed.of(CA.key), not_after=CA.not_after)
     Orphan.objects.create(region=region, name="nvs-stranger")
+    EngineRelease.objects.create(engine="postgresql", version="17", deprecated=True)
     MetricSample.objects.create(project=project, at=now(), cpu_percent=1)
     MetricRollup.objects.create(project=project, at=now(), step=300)
     OperationEvent.objects.create(operation=operation, at=now(), message="hello")
