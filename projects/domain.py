@@ -320,6 +320,31 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class RuntimeEndpoint:
+    """How a region's engine is reached: `url` is empty (this machine, as the settings say), `unix:///path`,
+    `tcp://host:port` or `ssh://user@host[:port][/path]`. PEM texts: the CA of the engine's certificate, our client
+    certificate and its key; for SSH the private key, and the lines of the host's keys. `plain`: TCP without TLS was
+    decided by the deployment (a proxy on an internal network)."""
+
+    url: str = ""
+    ca: str = ""
+    certificate: str = ""
+    key: str = field(default="", repr=False)
+    host_keys: str = ""
+    plain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeFacts:
+    """What a runtime says of itself. `identity`: the same for two ways to one engine; empty if it has none. `problems`:
+    what will not work as it is, for operators."""
+
+    version: str = ""
+    identity: str = ""
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LogPart:
     """Whole lines of a server's log, oldest first, without newlines. `cursor` goes on after the last of them: give it
     back unread. `gap`: lines between the cursor that was given and these are missing. `running`: the server runs, so

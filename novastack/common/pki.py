@@ -49,6 +49,15 @@ def make_server_certificate(
 
     Never outlives the CA. `ValueError` for what is no host name.
     """
+    return _issue(authority, names, ExtendedKeyUsageOID.SERVER_AUTH, at, days)
+
+
+def make_client_certificate(authority: Issued, name: str, *, at: datetime, days: int = SERVER_DAYS) -> Issued:
+    """A certificate with which a client of that name logs in. Never outlives the CA."""
+    return _issue(authority, [name], ExtendedKeyUsageOID.CLIENT_AUTH, at, days)
+
+
+def _issue(authority: Issued, names: Sequence[str], usage: x509.ObjectIdentifier, at: datetime, days: int) -> Issued:
     issuer = x509.load_pem_x509_certificate(authority.certificate.encode())
     issuer_key = serialization.load_pem_private_key(authority.key.encode(), None)
     if not isinstance(issuer_key, ec.EllipticCurvePrivateKey):
@@ -60,7 +69,7 @@ def make_server_certificate(
         _builder(_subject(names[0]), key, issuer=issuer.subject, at=at, until=until)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(digital_signature=True), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
     )

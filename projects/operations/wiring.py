@@ -25,7 +25,13 @@ def install_id() -> str:
 
 
 def runtime_of(region: Region) -> Runtime:
-    return registry.runtime(region.runtime, install_id=install_id(), config=region.config)
+    return registry.runtime(
+        region.runtime,
+        install_id=install_id(),
+        config=region.config,
+        endpoint=region.endpoint_of(),
+        region=str(region.pk),
+    )
 
 
 def tenant_names(database: Database) -> domain.TenantNames:

@@ -17,6 +17,7 @@ from projects.domain import (
     Limits,
     LogPart,
     Observation,
+    RuntimeFacts,
     RuntimeFeature,
     ServerSpec,
     ToolHandle,
@@ -39,6 +40,16 @@ class Runtime(ABC):
     @abstractmethod
     def ping(self) -> None:
         """Returns when the runtime answers; else `RuntimeUnreachable`."""
+
+    def close(self) -> None:
+        """End what was opened for it; for an endpoint that is used no more. Used all the same, it opens it again."""
+        return
+
+    def facts(self) -> RuntimeFacts:
+        """Version and identity of what answers, and what it lacks to do its work. `RuntimeUnreachable` says precisely why
+        nobody answers (a foreign certificate, another host key …): operators read it."""
+        self.ping()
+        return RuntimeFacts()
 
     @abstractmethod
     def resolve_image(

@@ -16,7 +16,6 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 import docker.errors
-from docker.tls import TLSConfig
 
 from projects.domain import (
     Command,
@@ -30,6 +29,8 @@ from projects.domain import (
     LogPart,
     NovaStackRuntimeError,
     Observation,
+    RuntimeEndpoint,
+    RuntimeFacts,
     RuntimeFeature,
     RuntimeUnreachable,
     ServerSpec,
@@ -64,17 +65,12 @@ class DockerRuntime(Runtime):
     )
 
     def __init__(
-        self, install_id: str, *, base_url: str = "", network_name: str = "", tls: Mapping[str, str] | None = None
+        self, install_id: str, *, base_url: str = "", network_name: str = "", endpoint: RuntimeEndpoint | None = None
     ) -> None:
-        """`base_url` empty: this machine's socket. `tls` names the files `ca`, `cert` and `key` for an engine behind TLS;
-        its certificate is always checked. Nothing is contacted before the first call."""
+        """`endpoint`, or `base_url` for one without keys; neither: this machine's socket. Nothing is contacted before the
+        first call."""
         self._install_id = install_id
-        files = (
-            TLSConfig(client_cert=(tls["cert"], tls["key"]), ca_cert=tls["ca"], verify=True)
-            if tls is not None
-            else None
-        )
-        self._clients = DockerClients(base_url, files)
+        self._clients = DockerClients(endpoint or RuntimeEndpoint(base_url))
         self._images = Images(self._clients)
         self._containers = Containers(self._clients, install_id, network_name or f"nvs-{install_id}")
         self._observer = Observer(self._clients)
@@ -88,6 +84,17 @@ class DockerRuntime(Runtime):
     def ping(self) -> None:
         with mapped():
             self._clients.get().ping()
+
+    def facts(self) -> RuntimeFacts:
+        with mapped():
+            info: dict[str, Any] = self._clients.get().info()
+        return RuntimeFacts(
+            str(info.get("ServerVersion", "")), str(info.get("ID", "")), tuple(docker_spec.lacking(info))
+        )
+
+    def close(self) -> None:
+        """End what was opened for it; for an endpoint that is used no more."""
+        self._clients.close()
 
     def resolve_image(
         self, engine: str, version: str, official: str, override: str = "", *, pull: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 
@@ -12,15 +13,18 @@ import docker
 import docker.errors
 import requests.exceptions
 import urllib3.exceptions
-from docker.tls import TLSConfig
 
 from projects.domain import (
     CapacityExhausted,
     ImageMissing,
     NovaStackRuntimeError,
     PortTaken,
+    RuntimeEndpoint,
     RuntimeUnreachable,
 )
+from projects.runtimes.endpoints import Address, BadEndpoint, check
+from projects.runtimes.ssh_tunnel import Tunnel
+from projects.runtimes.tls_client import MemoryTLS, context_of, refusal
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
 TIMEOUT_SECONDS = 12  # below the lease of 20 s
@@ -36,6 +40,23 @@ _CAPACITY = re.compile(
 _IMAGE = re.compile(r"No such image|manifest unknown|pull access denied|repository .* not found|not found: manifest")
 
 
+_CLOSED = "it closed the connection"
+_WHY = (
+    (r"ostname mismatch|IP address mismatch|doesn't match", "its certificate was not made for this address"),
+    (r"unable to get (local )?issuer|self.signed certificate|unknown ca", "its certificate is not of the CA given"),
+    (r"certificate has expired", "its certificate has ended"),
+    (r"certificate is not yet valid", "its certificate is not valid yet: look at both clocks"),
+    (r"(?i)alert|CERTIFICATE_REQUIRED", "it refuses our client certificate"),
+    (r"WRONG_VERSION_NUMBER|RECORD_LAYER", "it does not speak TLS there"),
+    (r"HTTP request to an HTTPS server", "it wants TLS there"),
+    (r"(?i)timed? ?out", "no answer in time"),
+    (r"Connection refused", "nothing listens there"),
+    (r"No such file or directory|FileNotFoundError", "there is no such socket"),
+    (r"Permission ?(denied|Error)", "this account may not use its socket"),
+    (r"(?i)name or service not known|failure in name resolution|no address associated", "the name is not known"),
+    (r"No route to host|unreachable", "there is no way to that address"),
+    (r"Remote end closed|Connection aborted|reset by peer|EOF occurred", _CLOSED),
+)
 _UNANSWERED = (
     requests.exceptions.RequestException, urllib3.exceptions.HTTPError, docker.errors.DockerException, OSError,
 )  # fmt: skip
@@ -44,22 +65,40 @@ _UNANSWERED = (
 class DockerClients:
     """Gives each thread its client: `requests` sessions are not shared between threads, nor across a fork."""
 
-    def __init__(self, base_url: str, tls: TLSConfig | None = None) -> None:
-        self.base_url = base_url or DEFAULT_URL
-        self._tls = tls
+    def __init__(self, endpoint: RuntimeEndpoint) -> None:
+        """Nothing is contacted. What can't be used as an address is told at the first call, as unreachable."""
+        self._endpoint = endpoint
+        self._problem = ""
+        self._context: ssl.SSLContext | None = None
+        self._tunnel: Tunnel | None = None
         self._local = threading.local()
+        try:
+            address = check(endpoint)
+        except BadEndpoint as error:
+            address, self._problem = Address("none"), str(error)
+        self._address = address
+        if address.kind == "ssh":
+            self._tunnel = Tunnel(address, endpoint)
+        elif address.kind == "tcp" and endpoint.ca:
+            self._context = context_of(endpoint)
+
+    @property
+    def base_url(self) -> str:
+        return self._endpoint.url or DEFAULT_URL
 
     @property
     def local(self) -> bool:
         """The engine runs on this machine: its cgroup files can be read."""
-        return self.base_url.startswith(("unix:", "/"))
+        return self._address.kind in {"here", "unix"}
 
     @property
     def half_close(self) -> bool:
         """Closing the write side of an attached stream arrives (not over TLS, rule 24)."""
-        return self._tls is None
+        return self._context is None
 
     def get(self) -> docker.APIClient:
+        if self._tunnel is not None:
+            self._tunnel.ensure()
         kept: tuple[int, docker.APIClient] | None = getattr(self._local, "kept", None)
         if kept is None or kept[0] != os.getpid():
             kept = (os.getpid(), self.new(TIMEOUT_SECONDS))
@@ -67,10 +106,30 @@ class DockerClients:
         return kept[1]
 
     def new(self, timeout_seconds: float) -> docker.APIClient:
-        with mapped():
-            return docker.APIClient(
-                base_url=self.base_url, version="auto", timeout=int(timeout_seconds), tls=self._tls or False
-            )
+        if self._problem:
+            raise RuntimeUnreachable(self._problem)
+        url = self.base_url
+        if self._tunnel is not None:
+            url = self._tunnel.ensure()
+        elif self._address.kind == "tcp":
+            url = f"tcp://{self._address.netloc}"
+        tls = MemoryTLS(self._context) if self._context is not None else False
+        try:
+            with mapped():
+                return docker.APIClient(base_url=url, version="auto", timeout=int(timeout_seconds), tls=tls)
+        except RuntimeUnreachable as error:
+            if self._tunnel is not None and (words := self._tunnel.why()):
+                raise RuntimeUnreachable(f"the SSH connection stands, but {words}") from error
+            if self._context is not None and _CLOSED in str(error):
+                said = refusal(self._context, self._address.host, self._address.port)
+                if said is not None:
+                    raise RuntimeUnreachable(f"the Docker engine does not answer: {why(said)}") from error
+            raise
+
+    def close(self) -> None:
+        """End what was opened for it; for an endpoint that is used no more."""
+        if self._tunnel is not None:
+            self._tunnel.close()
 
 
 @contextlib.contextmanager
@@ -81,7 +140,13 @@ def mapped() -> Iterator[None]:
     except docker.errors.APIError as error:
         raise translate(error) from error
     except _UNANSWERED as error:
-        raise RuntimeUnreachable(f"the Docker engine does not answer ({type(error).__name__})") from error
+        raise RuntimeUnreachable(f"the Docker engine does not answer: {why(error)}") from error
+
+
+def why(error: BaseException) -> str:
+    """What a connection failed of, for operators."""
+    text = str(error)
+    return next((words for pattern, words in _WHY if re.search(pattern, text)), type(error).__name__)
 
 
 def translate(error: docker.errors.APIError) -> NovaStackRuntimeError:

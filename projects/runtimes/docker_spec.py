@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from projects.domain import Description, Endpoint, Handle, ImageMissing, Limits, ServerSpec
@@ -174,3 +174,15 @@ def description_of(inspected: Mapping[str, Any]) -> Description:
     cpus = max(0, quota) / period or int(host.get("NanoCpus") or 0) / 1e9
     publish = Endpoint(str(first.get("HostIp") or "0.0.0.0"), int(first["HostPort"])) if first else None  # noqa: S104
     return Description(str(inspected["Id"]), running, publish, memory, cpus)
+
+
+def lacking(info: Mapping[str, Any]) -> Iterator[str]:
+    """Of what `info` says, what servers will not get here."""
+    if info.get("OSType", "linux") != "linux":
+        yield "it does not run Linux containers"
+    if not info.get("MemoryLimit", True):
+        yield "its kernel can't limit memory"
+    if not info.get("CpuCfsQuota", info.get("CPUCfsQuota", True)):
+        yield "its kernel can't limit CPU"
+    if not info.get("PidsLimit", True):
+        yield "its kernel can't limit the number of processes"

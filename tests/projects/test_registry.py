@@ -29,11 +29,11 @@ def test_a_runtime_is_built_once_per_configuration() -> None:
 def test_docker_takes_its_address_from_the_region_then_from_settings(settings: Any) -> None:
     settings.NOVASTACK_DOCKER_URL = "tcp://10.0.0.1:2375"
     from_settings = registry.runtime("docker", install_id="t1", config={})
-    from_region = registry.runtime("docker", install_id="t1", config={"base_url": "tcp://10.0.0.2:2375"})
+    from_region = registry.runtime("docker", install_id="t1", config={"base_url": "tcp://127.0.0.2:2375"})
     assert isinstance(from_settings, DockerRuntime)
     assert isinstance(from_region, DockerRuntime)
     assert from_settings.base_url == "tcp://10.0.0.1:2375"
-    assert from_region.base_url == "tcp://10.0.0.2:2375"
+    assert from_region.base_url == "tcp://127.0.0.2:2375"
 
 
 def test_image_override(settings: Any) -> None:
