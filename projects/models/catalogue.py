@@ -8,9 +8,11 @@ from django.core.exceptions import ValidationError
 from django.db import models
 
 from novastack.common.models import BaseModel
+from novastack.common.secrets import EncryptedField
 from projects import domain, registry
 from projects.engines import catalogue
 from projects.models.choices import DiskLevel
+from projects.runtimes.endpoints import BadEndpoint, check, parse
 
 GIB = 1024**3
 MIB = 1024**2
@@ -21,15 +23,31 @@ DISK_FENCED_PERCENT = 95
 
 
 UNREACHABLE = "The region's runtime can't be reached."  # all that tenants are told
+REMOTE_RUNTIMES = frozenset({"docker", "swarm"})
 
 
 class Region(BaseModel):
-    """Where servers may run: one endpoint of one runtime. `config` is the driver's own (base URL, root folder …)."""
+    """Where servers may run: one endpoint of one runtime. `config` is the driver's own (root folder, placement …); keys are
+    never in it."""
 
     slug = models.SlugField(max_length=48, unique=True)
     name = models.CharField(max_length=80)
     runtime = models.CharField(max_length=16, help_text="docker, process or memory. Empty runtimes are not available.")
     config = models.JSONField(default=dict, blank=True)
+    endpoint_url = models.CharField(
+        "endpoint", max_length=255, blank=True,
+        help_text="Empty: this machine. Else unix:///path, tcp://host:2376 (TLS) or ssh://user@host.",
+    )  # fmt: skip
+    endpoint_ca = models.TextField(
+        "CA certificate", blank=True, help_text="PEM. TCP: what the engine's certificate is checked against."
+    )
+    endpoint_certificate = models.TextField(
+        "client certificate", blank=True, help_text="PEM. TCP: with what workers log in."
+    )
+    endpoint_key = EncryptedField()
+    endpoint_host_keys = models.TextField(
+        "host keys", blank=True, help_text="SSH: the host's public keys, one a line; no other host is talked to."
+    )
     bind_address = models.CharField(max_length=64, default="127.0.0.1", help_text="Where ports are published.")
     public_address = models.CharField(max_length=255, blank=True, help_text="Published to when a project is public.")
     client_host = models.CharField(max_length=255, default="127.0.0.1", help_text="What clients connect to.")
@@ -45,6 +63,9 @@ class Region(BaseModel):
     gone_at = models.DateTimeField(
         null=True, editable=False, help_text="An operator has declared that this runtime will not come back."
     )
+    engine_identity = models.CharField(max_length=128, blank=True, editable=False)
+    checked = models.JSONField(default=dict, blank=True, editable=False)
+    check_wanted_at = models.DateTimeField(null=True, editable=False)
     lacks = models.JSONField(
         default=dict, blank=True, editable=False, help_text="Engine, version, why it can't run here."
     )
@@ -102,9 +123,55 @@ class Region(BaseModel):
             return f"the disk is {used:.0f} % full, nothing new is made"
         return f"the disk is {used:.0f} % full" if used >= DISK_WARN_PERCENT else ""
 
+    def endpoint_of(self) -> domain.RuntimeEndpoint:
+        """For the driver, with the key in the clear; made when it is needed, kept nowhere."""
+        if not self.endpoint_url:
+            return domain.RuntimeEndpoint()
+        return domain.RuntimeEndpoint(
+            self.endpoint_url, self.endpoint_ca, self.endpoint_certificate,
+            self.endpoint_key.open() if self.endpoint_key is not None else "", self.endpoint_host_keys,
+        )  # fmt: skip
+
+    @property
+    def host(self) -> str:
+        """The machine whose ports it gives out, as far as its address says it; empty: this one."""
+        address = parse(self.endpoint_url)
+        return "" if address.kind in {"here", "unix"} or address.loopback else address.host.lower()
+
     def clean(self) -> None:
-        if self.port_start > self.port_end:
+        if self.port_start is not None and self.port_end is not None and self.port_start > self.port_end:
             raise ValidationError({"port_end": "The range ends before it starts."})
+        problems: dict[str, str] = {}
+        try:
+            check(self.endpoint_of())
+        except BadEndpoint as error:
+            raise ValidationError({f"endpoint_{error.field}": str(error)}) from None
+        if self.endpoint_url and self.runtime not in REMOTE_RUNTIMES:
+            problems["endpoint_url"] = "Only Docker and Swarm are reached from afar; leave it empty."
+        if self.host and _is_loopback(self.control_host):
+            problems["control_host"] = "That is the workers' own machine; its databases are on another one."
+        if self.host and _is_loopback(self.bind_address):
+            problems["bind_address"] = (
+                "Published there, nobody on another machine reaches its databases, nor do workers."
+            )
+        if problems:
+            raise ValidationError(problems)
+        if shared := next(iter(self.sharing_ports()), None):
+            raise ValidationError(
+                {"port_start": f"{shared.name} gives out {shared.port_start}–{shared.port_end} on the same machine."}
+            )
+
+    def sharing_ports(self) -> list[Region]:
+        """Other regions on the same machine, as far as known, that give out some of the same ports."""
+        if not self.runtime or self.runtime == "memory" or self.port_start is None or self.port_end is None:
+            return []
+        others = Region.objects.filter(gone_at=None, port_start__lte=self.port_end, port_end__gte=self.port_start)
+        others = others.exclude(pk=self.pk).exclude(runtime__in=["", "memory"])
+        return [
+            other
+            for other in others
+            if other.host == self.host or (self.engine_identity and other.engine_identity == self.engine_identity)
+        ]
 
 
 class OfferChoice(models.TextChoices):
@@ -158,6 +225,10 @@ class EngineRelease(BaseModel):
         problems = catalogue.problems_of(engine, self.entry)
         if problems:
             raise ValidationError(dict(reversed(problems)))
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 class Plan(BaseModel):

@@ -74,6 +74,8 @@ def test_decisions_are_numbered_once_and_listed() -> None:
     folder = ROOT / "docs" / "decisions"
     files = sorted(path.name for path in folder.glob("[0-9]*.md"))
     numbers = [name[:4] for name in files]
-    assert len(set(numbers)) == len(numbers), "two have one number"  # one may be missing: it is reserved, or was dropped
+    assert len(set(numbers)) == len(numbers), (
+        "two have one number"
+    )  # one may be missing: it is reserved, or was dropped
     index = (folder / "README.md").read_text()
     assert [name for name in files if f"({name})" not in index] == []
