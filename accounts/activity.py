@@ -37,6 +37,8 @@ WORDS = {
     "operation.cancelled": "Cancelled operation",
     "operation.retried": "Retried operation",
     "credentials.revealed": "Saw the password",
+    "api_key.created": "Created a project's API key",
+    "api_key.revoked": "Revoked a project's API key",
     "token.created": "Created API token",
     "token.revoked": "Revoked API token",
     "member.invited": "Invited",
@@ -72,7 +74,7 @@ ENGINES = {
 # What the filter offers → the actions' beginnings
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "projects": ("Projects", ("project.", "operation.")),
-    "secrets": ("Secrets", ("credentials.", "token.", "project.rotate_password")),
+    "secrets": ("Secrets", ("credentials.", "token.", "api_key.", "project.rotate_password")),
     "members": ("Members", ("member.", "organization.")),
     "sign-in": ("Sign-in", ("auth.", "user.", "profile.")),
 }

@@ -37,12 +37,14 @@ class Capability(StrEnum):
     PROJECT_DELETE = "project_delete"  # into the recycle bin, and back
     PROJECT_PURGE = "project_purge"  # for good
     CONNECT = "connect"  # see passwords
+    API_KEY_MANAGE = "api_key_manage"  # of a project, for its own services
 
 
 C = Capability
 _VIEWER = frozenset({C.ORG_VIEW, C.MEMBER_VIEW, C.PROJECT_VIEW, C.TOKEN_MANAGE})
 _MEMBER = _VIEWER | {
     C.AUDIT_VIEW, C.CONNECT, C.PROJECT_LOGS, C.PROJECT_CREATE, C.PROJECT_CHANGE, C.PROJECT_ACT, C.PROJECT_DELETE,
+    C.API_KEY_MANAGE,
 }  # fmt: skip
 _ADMIN = _MEMBER | {C.PROJECT_PURGE, C.MEMBER_MANAGE, C.ORG_CHANGE}
 _OWNER = _ADMIN | {C.ORG_DELETE}
@@ -57,10 +59,12 @@ ROLE_CAPABILITIES: Mapping[str, frozenset[Capability]] = {
 _READ = frozenset({C.ORG_VIEW, C.MEMBER_VIEW, C.PROJECT_VIEW, C.PROJECT_LOGS, C.AUDIT_VIEW})
 SCOPE_CAPABILITIES: Mapping[str, frozenset[Capability]] = {
     Scope.READ: _READ,
-    Scope.WRITE: _READ | {C.PROJECT_CREATE, C.PROJECT_CHANGE, C.PROJECT_ACT, C.PROJECT_DELETE, C.PROJECT_PURGE},
+    Scope.WRITE: _READ | {
+        C.PROJECT_CREATE, C.PROJECT_CHANGE, C.PROJECT_ACT, C.PROJECT_DELETE, C.PROJECT_PURGE, C.API_KEY_MANAGE,
+    },
     Scope.CONNECT: frozenset({C.CONNECT}),
     Scope.ADMIN: _READ | {C.MEMBER_MANAGE, C.ORG_CHANGE, C.ORG_DELETE, C.TOKEN_MANAGE},
-}
+}  # fmt: skip
 
 # Who may give which role, and touch a member who holds it.
 MANAGEABLE_ROLES: Mapping[str, frozenset[str]] = {

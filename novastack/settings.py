@@ -336,6 +336,9 @@ SPECTACULAR_SETTINGS = {
         "ProjectStatusEnum": "projects.models.ProjectStatus",
         "OperationStateEnum": "projects.models.OperationState",
         "StepStateEnum": "projects.models.StepState",
+        "KeyScopeEnum": "projects.models.KeyScope",
+        "KeyStateEnum": "projects.api.keys.STATES",
+        "TokenScopeEnum": "accounts.models.Scope",
         "InstallStatusEnum": [("healthy", "healthy"), ("degraded", "degraded")],
     },
     "POSTPROCESSING_HOOKS": [

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 from django import forms
 
+from accounts.page_forms import EXPIRIES
+from novastack.common.clock import now
 from projects import registry
-from projects.models import Exposure, Project
+from projects.models import Exposure, KeyScope, Project
 
 MIB = 1024**2
 
@@ -86,6 +89,27 @@ class TlsForm(forms.Form):
 
 class ProtectionForm(forms.Form):
     deletion_protection = forms.BooleanField(required=False)
+
+
+class KeyForm(forms.Form):
+    """A new API key."""
+
+    name = forms.CharField(max_length=200, widget=forms.TextInput(attrs={"autocomplete": "off"}))
+    expires = forms.ChoiceField(choices=list(EXPIRIES.items()), required=False, initial="90")
+    begins_with = forms.CharField(
+        max_length=200, required=False, widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+        help_text="Your own mark, such as shop; pk if empty.",
+    )  # fmt: skip
+    scopes = forms.MultipleChoiceField(choices=KeyScope.choices, required=False)
+
+    def as_fields(self) -> dict[str, Any]:
+        """The keyword arguments of `key_create`."""
+        days = self.cleaned_data["expires"]
+        return {
+            "name": self.cleaned_data["name"], "scopes": self.cleaned_data["scopes"],
+            "prefix": self.cleaned_data["begins_with"],
+            "expires_at": now() + timedelta(days=int(days)) if days else None,
+        }  # fmt: skip
 
 
 class ConfirmForm(forms.Form):

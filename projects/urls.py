@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from projects.views import acting, activity, connecting, creating, detail, lists, logs, operator, settings
+from projects.views import acting, activity, connecting, creating, detail, keys, lists, logs, operator, settings
 
 app_name = "projects"
 _one = "projects/<uuid:project_id>/"
@@ -21,6 +21,8 @@ urlpatterns = [
     path(_one + "live/", detail.project_live, name="live"),
     path(_one + "logs/", logs.project_logs, name="logs"),
     path(_one + "activity/", activity.project_activity, name="activity"),
+    path(_one + "keys/", keys.project_keys, name="keys"),
+    path(_one + "keys/<uuid:key_id>/revoke/", keys.project_key_revoke, name="key-revoke"),
     path(_one + "settings/", settings.project_settings, name="settings"),
     path(_one + "connect/", connecting.connect, name="connect"),
     path(_one + "connect/password/", connecting.connect_password, name="connect-password"),

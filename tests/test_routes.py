@@ -22,6 +22,7 @@ from accounts.models import Invitation, User
 from accounts.permissions import Principal
 from accounts.services import member_invite
 from projects.models import Operation
+from projects.services import key_create
 from tests.factories import Team, api_client, make_project, make_team, make_token
 from tests.routes import Route, walk
 
@@ -32,8 +33,8 @@ ROUTES = [route for route in walk() if not FOREIGN.match(route.path)]
 
 # Anybody may ask these; what they answer is tested where they live.
 PUBLIC = {
-    "healthz", "readyz", "metrics", "api-health", "ca", "auth-register", "auth-login", "auth-refresh", "auth-logout",
-    "accounts:invitation",
+    "healthz", "readyz", "metrics", "api-health", "ca", "api-key-verify", "auth-register", "auth-login", "auth-refresh",
+    "auth-logout", "accounts:invitation",
 }  # fmt: skip
 # Everybody's own things: a viewer may, and an outsider has some as well.
 PERSONAL = {
@@ -51,7 +52,7 @@ NOT_FOR_VIEWERS = {
 # Pages that send one back to a list with a sentence instead of a 404.
 POLITE = {"accounts:member-role"}
 # Parameters that name something of an organization or a person.
-OWNED = {"pk", "ref", "slug", "project_id", "operation_id", "user_id", "invitation_id", "token_id"}
+OWNED = {"pk", "ref", "slug", "project_id", "operation_id", "user_id", "invitation_id", "token_id", "key_id"}
 SECRET_NAME, SECRET_HOUSE = "Zebra Ledger", "Quokka Works"
 
 
@@ -98,9 +99,11 @@ def world(db: None) -> World:
     )  # fmt: skip
     operation = str(Operation.objects.get(project_uuid=project.pk).pk)
     token, _ = make_token(team.alice, name=SECRET_NAME)
+    key, _ = key_create(principal=Principal.of(team.alice), project=project, name=SECRET_NAME)
     values = {
         "ref": "acme", "slug": "acme", "project_id": str(project.pk), "operation_id": operation,
         "user_id": str(team.bob.pk), "invitation_id": str(invitation.pk), "token": clear, "token_id": str(token.pk),
+        "key_id": str(key.pk),
     }  # fmt: skip
     return World(team, invitation, clear, values, operation, str(token.pk))
 

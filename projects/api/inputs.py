@@ -28,8 +28,8 @@ class ServicesInput(Input):
 
 
 class ApiKeysInput(Input):
-    count = Whole(required=False, min_value=0, max_value=10)
-    prefix = Text(required=False, max_length=20)
+    count = Whole(required=False, min_value=0, max_value=100, help_text="Made with the project; at most the plan's.")
+    prefix = Text(required=False, max_length=20, help_text="What they begin with; `pk` if missing.")
 
 
 class ProjectCreate(Input):
@@ -63,11 +63,9 @@ class ProjectCreate(Input):
         values: dict[str, Any] = dict(self.validated_data)
         values.pop("organization", None)
         services, keys = values.pop("services", {}), values.pop("api_keys", {})
+        values |= {"api_keys": keys.get("count", 0), "api_key_prefix": keys.get("prefix")}
         wanted = {f"services.{name}": on for name, on in services.items()}
-        wanted |= {
-            "api_keys.count": keys.get("count", 0) > 0,
-            "bootstrap_schema": values.pop("bootstrap_schema", False),
-        }
+        wanted["bootstrap_schema"] = values.pop("bootstrap_schema", False)
         later = [
             FieldProblem(name, "not_available", "This is not available in this release; leave it out.")
             for name, asked in wanted.items() if asked

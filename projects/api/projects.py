@@ -15,14 +15,15 @@ from rest_framework.reverse import reverse
 from accounts.models import Scope
 from accounts.permissions import Capability, require_scope
 from accounts.services import organization_for
-from novastack.common.api import idempotent
+from novastack.common.api import SecretResponse, idempotent
 from novastack.common.errors import Conflict, Invalid, NotFound
 from novastack.common.openapi import IDEMPOTENCY_KEY, problems
 from projects.api.base import AcceptedProject, ProjectScoped, parsed, render_project
 from projects.api.filters import FILTERS, ProjectFilter
 from projects.api.inputs import ActionInput, ProjectChange, ProjectCreate, ProjectReplace
+from projects.api.keys import CreatedProject, key_body
 from projects.api.outputs import ProjectSerializer, live_operations
-from projects.models import Operation, Project
+from projects.models import ApiKey, Operation, Project
 from projects.services import project_action, project_create, project_delete, project_purge, project_update
 from projects.services.actions import check_confirm
 from projects.services.changes import CHANGEABLE
@@ -82,7 +83,7 @@ class ProjectListView(ProjectScoped, generics.ListAPIView[Project]):
 
     @extend_schema(
         operation_id="projects_create", parameters=[IDEMPOTENCY_KEY], request=ProjectCreate, examples=CREATE_EXAMPLES,
-        responses={201: AcceptedProject, **problems(400, 403, 404, 409, 422)},
+        responses={201: CreatedProject, **problems(400, 403, 404, 409, 422)},
     )  # fmt: skip
     def post(self, request: Request) -> Response:
         """Ask for a database. The answer comes at once, with the `operation` that makes it real and a `Location`."""
@@ -91,17 +92,26 @@ class ProjectListView(ProjectScoped, generics.ListAPIView[Project]):
             self.principal, ref if isinstance(ref, str) else None, capability=Capability.PROJECT_CREATE
         )
         wanted = parsed(ProjectCreate, request).request()
+        shown: list[tuple[ApiKey, str]] = []
 
         def make() -> tuple[int, dict[str, str]]:
-            project = project_create(principal=self.principal, organization=organization, request=wanted)
+            project = project_create(
+                principal=self.principal, organization=organization, request=wanted, made_keys=shown
+            )  # fmt: skip
             operation = Operation.objects.live().get(project_uuid=project.pk)
             return 201, {"project": str(project.pk), "operation": str(operation.pk)}
 
         def rebuild(status: int, resource: dict[str, str]) -> Response:
             location = reverse("project-detail", kwargs={"pk": resource["project"]}, request=request)
-            return self.answer(
+            answer = self.answer(
                 request, UUID(resource["project"]), operation_of(resource), status, headers={"Location": location}
             )
+            if not wanted.api_keys:
+                return answer
+            rows = ApiKey.objects.filter(project_id=resource["project"]).order_by("id")
+            clear = {key.pk: value for key, value in shown}
+            made = [key_body(key, clear.get(key.pk)) for key in rows[: wanted.api_keys]]
+            return SecretResponse({**answer.data, "api_keys": made}, status=status, headers={"Location": location})
 
         return idempotent(request, organization_id=organization.pk, effect=make, rebuild=rebuild)
 

@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from projects.api import catalogue, certificates, details, health, operations, overview, projects
+from projects.api import catalogue, certificates, details, health, keys, operations, overview, projects
 
 project = [
     path("", projects.ProjectView.as_view(), name="project-detail"),
@@ -12,6 +12,8 @@ project = [
     path("metrics/", details.MetricsView.as_view(), name="project-metrics"),
     path("logs/", details.LogsView.as_view(), name="project-logs"),
     path("activity/", details.ActivityView.as_view(), name="project-activity"),
+    path("api-keys/", keys.KeyListView.as_view(), name="project-api-keys"),
+    path("api-keys/<uuid:key_id>/", keys.KeyView.as_view(), name="project-api-key"),
     path("operations/", operations.ProjectOperationListView.as_view(), name="project-operations"),
 ]
 operation = [
@@ -29,6 +31,7 @@ urlpatterns = [
     path("projects/", projects.ProjectListView.as_view(), name="project-list"),
     path("projects/stats/overview/", overview.OverviewView.as_view(), name="project-overview"),
     path("projects/<uuid:pk>/", include(project)),
+    path("api-keys/verify/", keys.KeyVerifyView.as_view(), name="api-key-verify"),
     path("operations/", operations.OperationListView.as_view(), name="operation-list"),
     path("operations/<uuid:pk>/", include(operation)),
     path("health/", health.HealthView.as_view(), name="api-health"),

@@ -24,6 +24,7 @@ from projects.models.choices import (
     StepState,
     WriteFence,
 )
+from projects.models.keys import ApiKey, KeyScope
 from projects.models.metrics import MetricRollup, MetricSample
 from projects.models.operations import Operation, OperationEvent, OperationLock, OperationStep
 from projects.models.projects import BlockedPort, Endpoint, Project
@@ -41,6 +42,7 @@ __all__ = [
     "DISK_CLOSED_PERCENT",
     "DISK_FENCED_PERCENT",
     "DISK_WARN_PERCENT",
+    "ApiKey",
     "BlockedPort",
     "CertificateAuthority",
     "DataTombstone",
@@ -54,6 +56,7 @@ __all__ = [
     "EngineRelease",
     "Exposure",
     "Health",
+    "KeyScope",
     "LockMode",
     "MetricRollup",
     "MetricSample",

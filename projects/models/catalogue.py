@@ -241,6 +241,7 @@ class Plan(BaseModel):
     cpus = models.DecimalField(max_digits=5, decimal_places=2, default="0.5")
     storage_bytes = models.BigIntegerField(default=5 * GIB)
     connection_limit = models.PositiveSmallIntegerField(default=20)
+    max_api_keys = models.PositiveSmallIntegerField(default=10, help_text="Working API keys of one project.")
     recycle_days = models.PositiveSmallIntegerField(default=7)
     is_default = models.BooleanField(default=False)
     enabled = models.BooleanField(default=True)

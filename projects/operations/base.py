@@ -62,13 +62,15 @@ class RetryPolicy:
 # design.md, Provisioning
 DATABASE_RETRY = RetryPolicy(attempts=3, delay_seconds=10)
 SERVER_RETRY = RetryPolicy(attempts=3, delay_seconds=5)
+KEYS_RETRY = RetryPolicy(attempts=2, delay_seconds=2)
 
 StepFunction = Callable[["Context"], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A named, idempotent step. `run` may be called again at any point; `undo` takes back what `run` left behind."""
+    """A named, idempotent step. `run` may be called again at any point; `undo` takes back what `run` left behind. An
+    `optional` one is part of an operation only if that was asked for when it was recorded."""
 
     name: str
     title: str
@@ -77,6 +79,7 @@ class Step:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     deadline_seconds: float = 120
     back_to: str = ""  # when the server is gone under this step, this earlier one starts it again
+    optional: bool = False
 
 
 def _nothing(_operation: Operation) -> None:

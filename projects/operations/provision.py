@@ -7,6 +7,7 @@ from django.db.models import F
 from novastack.common.clock import now
 from novastack.common.secrets import Sealed, random_password
 from projects.models import (
+    ApiKey,
     Database,
     DatabaseServer,
     Health,
@@ -19,6 +20,7 @@ from projects.models import (
 from projects.operations import steps, wiring
 from projects.operations.base import (
     DATABASE_RETRY,
+    KEYS_RETRY,
     SERVER_RETRY,
     Definition,
     RetryPolicy,
@@ -79,6 +81,15 @@ def apply_limits(ctx: Context) -> None:
     ctx.explain(f"{limits.memory_bytes // 2**20} MiB, {limits.cpus:g} CPU")
 
 
+def activate_keys(ctx: Context) -> None:
+    """Keys were made, and shown, with the project's row: from now on they work (rule 45)."""
+    with ctx.fenced():
+        number = ApiKey.objects.filter(project=ctx.project, activated_at=None, revoked_at=None).update(
+            activated_at=now()
+        )
+    ctx.explain(f"{number} key{'' if number == 1 else 's'}")
+
+
 def _succeeded(operation: Operation) -> None:
     Project.objects.filter(pk=operation.project_key).update(
         ready_at=now(), failure=None, health=Health.HEALTHY, health_detail="", health_checked_at=now(),
@@ -108,6 +119,7 @@ PROVISION = Definition(
         Step("secure", "Close the server", secure, None, DATABASE_RETRY, 60, "server"),
         Step("database", "Create database and user", create_database, None, DATABASE_RETRY, 60, "server"),
         Step("limits", "Apply the plan's limits", apply_limits, None, SERVER_RETRY, 60, "server"),
+        Step("api_keys", "Activate the API keys", activate_keys, retry=KEYS_RETRY, deadline_seconds=30, optional=True),
         Step("login", "Verify by a real login", steps.verify_tenant, None, DATABASE_RETRY, 60, "server"),
     ),
 )

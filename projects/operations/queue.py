@@ -3,6 +3,7 @@ a lost one is sent again by the reconciler."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
@@ -62,10 +63,12 @@ def operation_create(
     queue_behind: bool = False,
     params: dict[str, Any] | None = None,
     server_uuid: UUID | None = None,
+    optional_steps: Collection[str] = (),
     created_by: Any = None,
     created_by_label: str = "",
 ) -> Operation:
-    """Record an operation with its steps and its lock, and hint a worker on commit. Call inside a transaction.
+    """Record an operation with its steps (of the optional ones those named) and its lock, and hint a worker on commit.
+    Call inside a transaction.
 
     Raises `OperationInProgress` when another one holds the project, unless `queue_behind`: then the running one is
     asked to cancel and this one waits for it (deletion is always accepted, rule 5). Nobody passes one that waits.
@@ -97,6 +100,7 @@ def operation_create(
     OperationStep.objects.bulk_create(
         OperationStep(operation=operation, position=number, name=step.name, title=step.title)
         for number, step in enumerate(definition.steps)
+        if not step.optional or step.name in optional_steps
     )
     OperationLock.objects.create(operation=operation, subject=subject, mode=mode, granted=blocker is None)
     Project.objects.filter(pk=project.pk).update(generation=F("generation") + 1)

@@ -11,11 +11,15 @@ from projects.services.changes import project_update
 from projects.services.connections import connection_reveal
 from projects.services.creation import ProjectRequest, project_create, slug_preview
 from projects.services.forgetting import project_forget, region_declare_gone
+from projects.services.keys import key_create, key_revoke, key_verify
 from projects.services.quotas import usage_of
 
 __all__ = [
     "ProjectRequest",
     "connection_reveal",
+    "key_create",
+    "key_revoke",
+    "key_verify",
     "operation_cancel",
     "operation_retry",
     "project_action",

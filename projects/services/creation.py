@@ -20,6 +20,7 @@ from novastack.common.secrets import Sealed, random_password
 from projects import domain, registry
 from projects.engines.base import Engine
 from projects.models import (
+    ApiKey,
     Database,
     DatabaseRole,
     DatabaseServer,
@@ -35,7 +36,7 @@ from projects.operations import catalogue, locks, steps
 from projects.operations.base import StepFailed
 from projects.operations.catalogue import Versions
 from projects.operations.queue import operation_create
-from projects.services import quotas, validation
+from projects.services import keys, quotas, validation
 
 PLATFORM_CONNECTIONS = 10  # ours, the superuser's reserve and parallel workers, above what is promised to tenants
 MIN_CPUS = Decimal("0.1")
@@ -59,6 +60,8 @@ class ProjectRequest:
     exposure: str = Exposure.LOCAL
     tls_required: bool = False
     deletion_protection: bool = False
+    api_keys: int = 0  # how many to make at once
+    api_key_prefix: str | None = None
 
 
 class PortsUsedUp(Problem):
@@ -166,8 +169,15 @@ def _region_and_plan(request: ProjectRequest) -> tuple[Region, Plan]:
 
 
 @transaction.atomic
-def project_create(*, principal: Principal, organization: Organization, request: ProjectRequest) -> Project:
-    """Rows for a project, its address, server, database and roles, and the operation that makes them real.
+def project_create(
+    *,
+    principal: Principal,
+    organization: Organization,
+    request: ProjectRequest,
+    made_keys: list[tuple[ApiKey, str]] | None = None,
+) -> Project:
+    """Rows for a project, its address, server, database and roles, and the operation that makes them real. `made_keys`
+    gets the API keys that were asked for with their clear values, this once.
 
     Raises `Invalid` with the field, `NameTaken`, `QuotaExceeded`, `NoRoom`, `PermissionDenied`, `NotFound`.
     """
@@ -202,7 +212,15 @@ def project_create(*, principal: Principal, organization: Organization, request:
         tls_required=request.tls_required, deletion_protection=request.deletion_protection, created_by=principal.user,
     )  # fmt: skip
     _server_rows(project, engine, database_name=database_name, username=username)
-    operation_create(project=project, kind="provision", created_by=principal.user, created_by_label=principal.label)
+    made = keys.keys_for_new_project(
+        principal=principal, project=project, count=request.api_keys, prefix=request.api_key_prefix
+    )
+    operation_create(
+        project=project, kind="provision", created_by=principal.user, created_by_label=principal.label,
+        optional_steps={"api_keys"} if made else (),
+    )  # fmt: skip
+    if made_keys is not None:
+        made_keys += made
     audit.record(
         principal, "project.created", organization=organization, project_id=project.pk, project_name=project.name,
         target=project.slug, data={"engine": engine.name, "version": version, "region": region.slug, "plan": plan.slug},

@@ -26,13 +26,17 @@ from projects.models import (
 )
 from projects.operations import janitor, reconciler, removal, runner
 from projects.services import (
+    ProjectRequest,
     connection_reveal,
+    key_verify,
     operation_cancel,
     project_action,
+    project_create,
     project_delete,
     project_purge,
     project_update,
 )
+from tests.factories import RegionFactory
 from tests.operations.conftest import (
     Killed,
     begin,
@@ -92,6 +96,22 @@ def test_provisioning_ends_with_a_login_that_works(ready, paper, runtime, alice)
     first = runtime.world.servers[server.handle.name].spec.secret_files["bootstrap"].decode()
     assert server.admin_secret.open() != first, "the bootstrap password is one-time"
     assert paper.diary.count("create_tenant") == 1
+
+
+def test_keys_asked_for_with_the_project_work_from_its_readiness_on(team, runtime, paper, alice):
+    RegionFactory()
+    made: list = []
+    project = project_create(
+        principal=alice,
+        organization=team.organization,
+        request=ProjectRequest(name="Keyed", api_keys=2),
+        made_keys=made,
+    )
+    assert [key_verify(clear=clear).code for _, clear in made] == ["inactive", "inactive"]
+    operation = drive(operation_of(project))
+    assert operation.state == "succeeded"
+    assert operation.steps.get(name="api_keys").detail == "2 keys"
+    assert all(key_verify(clear=clear).valid for _, clear in made)
 
 
 def late(runtime, monkeypatch, meanwhile):
