@@ -135,7 +135,7 @@ class TestCreate:
             ({"name": "ok", "deletion_protection": 1}, "deletion_protection"),
             ({"name": "ok", "services": {"auth": True}}, "services.auth"),
             ({"name": "ok", "services": {"mail": True}}, "services.mail"),
-            ({"name": "ok", "api_keys": {"count": 3}}, "api_keys.count"),
+            ({"name": "ok", "api_keys": {"count": 11}}, "api_keys.count"),
             ({"name": "ok", "bootstrap_schema": True}, "bootstrap_schema"),
             ({"name": "ok", "nmae": "typo"}, "nmae"),
             ({"name": "ok", "status": "running"}, "status"),

@@ -11,7 +11,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('projects', '0007_engine_releases'),
+        ('projects', '0008_region_endpoints'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
