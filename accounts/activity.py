@@ -32,6 +32,7 @@ WORDS = {
     "server.adopted": "Recorded the server that is there",
     "server.quarantined": "Set a server aside",
     "catalogue.changed": "Changed engine versions",
+    "standbys.changed": "Changed the number of standbys",
     "region.declared_gone": "Declared region gone",
     "region.not_gone": "Took back that a region is gone",
     "operation.cancelled": "Cancelled operation",

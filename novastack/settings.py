@@ -387,6 +387,7 @@ CELERY_TASK_ROUTES = {
     "projects.clean_up": {"queue": "maintenance"},
     "projects.thin_metrics": {"queue": "maintenance"},
     "projects.renew_certificates": {"queue": "maintenance"},
+    "projects.keep_standbys": {"queue": "maintenance"},
 }
 # Every tick expires before the next one: a broker that was away does not answer with a storm.
 CELERY_BEAT_SCHEDULE: dict[str, Any] = {
@@ -402,6 +403,7 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     # Daily: it runs once in 20 hours however often it is sent. Sent every hour, since a beat that is restarted each day
     # would never come to the end of a day.
     "purge-due": {"task": "projects.purge_due", "schedule": 3600.0, "options": {"expires": 3600}},
+    "standbys": {"task": "projects.keep_standbys", "schedule": 5.0, "options": {"expires": 5}},
     "certificates": {"task": "projects.renew_certificates", "schedule": 600.0, "options": {"expires": 600}},
     "thin-metrics": {"task": "projects.thin_metrics", "schedule": 300.0, "options": {"expires": 300}},
     "clean-up": {"task": "projects.clean_up", "schedule": 3600.0, "options": {"expires": 3600}},

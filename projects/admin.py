@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from django import forms
 from django.contrib import admin, messages
-from django.db.models import Model, QuerySet
+from django.db.models import Count, Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import filesizeformat
 from django.template.response import TemplateResponse
@@ -40,7 +40,9 @@ from projects.models import (
     Plan,
     Project,
     Region,
+    StandbyTarget,
 )
+from projects.operations.catalogue import versions_of
 from projects.services import (
     operation_cancel,
     operation_retry,
@@ -158,6 +160,54 @@ class PlanAdmin(CatalogueAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Plan | None = None) -> bool:
         return obj is not None and not obj.projects.exists() and super().has_delete_permission(request, obj)
+
+
+class StandbyTargetForm(forms.ModelForm):  # type: ignore[type-arg]
+    def clean(self) -> Any:
+        values = super().clean() or self.cleaned_data
+        if (engine := registry.engines().get(values.get("engine", ""))) is not None:
+            names = [version.version for version in versions_of(engine).offered]
+            if values.get("version") not in names:
+                self.add_error("version", f"Use one of: {', '.join(names)}." if names else "No version is offered.")
+        return values
+
+
+@admin.register(StandbyTarget)
+class StandbyTargetAdmin(CatalogueAdmin):
+    """How many servers are kept initialised ahead. The upkeep makes and removes them one by one."""
+
+    list_display = ["region", "engine", "version", "plan", "count", "ready", "problem"]
+    list_filter = ["region", "engine"]
+    list_select_related = ["region", "plan"]
+    search_fields = ["engine", "version", "region__slug", "plan__slug"]
+    date_hierarchy = "created_at"
+    autocomplete_fields = ["region", "plan"]
+    form = StandbyTargetForm
+    fields: ClassVar[Any] = ["region", "engine", "version", "plan", "count", "problem", "retry_after", "id",
+                             "created_at", "updated_at"]  # fmt: skip
+    readonly_fields: ClassVar[Any] = ["problem", "retry_after", "id", "created_at", "updated_at"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).annotate(
+            ready_count=Count("servers", filter=Q(servers__standby_ready_at__isnull=False, servers__kind="standby"))
+        )  # fmt: skip
+
+    @admin.display(ordering="ready_count")
+    def ready(self, target: StandbyTarget) -> int:
+        return int(getattr(target, "ready_count", 0))
+
+    def save_model(self, request: HttpRequest, obj: StandbyTarget, form: Any, change: bool) -> None:
+        obj.retry_after = None  # whoever changes it wants it tried now
+        obj.save()
+        record(operator_of(request), "standbys.changed", target=str(obj)[:200], data={"count": obj.count})
+
+    def delete_model(self, request: HttpRequest, obj: StandbyTarget) -> None:
+        record(operator_of(request), "standbys.changed", target=str(obj)[:200], data={"count": 0})
+        obj.delete()
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        for target in queryset:
+            self.delete_model(request, target)
 
 
 def project_acts(action: str, title: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], None]:
@@ -296,7 +346,8 @@ class DatabaseServerAdmin(ReadOnlyAdmin):
         "runtime_ref", "project_uuid", "bind_address", "port", "control_host", "memory_bytes", "cpus",
         "max_connections", "max_databases", "system_identifier", "initialised_at", "desired_state", "observed_state",
         "observed_detail", "observed_at", "started_at", "recoveries", "recover_after", "cpu_percent",
-        "memory_used_bytes", "usage_at", "tls_enabled", "tls_reason", "tls_not_after", "tls_names", "tls_authority",
+        "memory_used_bytes", "usage_at", "standby_of", "standby_ready_at",
+        "tls_enabled", "tls_reason", "tls_not_after", "tls_names", "tls_authority",
         "created_at", "updated_at",
     ]  # fmt: skip
     readonly_fields = fields[1:]

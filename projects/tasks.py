@@ -14,7 +14,20 @@ from django.db import transaction
 from novastack.common.clock import now
 from novastack.common.models import Heartbeat, Install
 from projects.models import DatabaseServer, Operation
-from projects.operations import disks, doctor, fences, janitor, logs, metrics, reconciler, removal, runner, tls, watch
+from projects.operations import (
+    disks,
+    doctor,
+    fences,
+    janitor,
+    logs,
+    metrics,
+    reconciler,
+    removal,
+    runner,
+    standby_upkeep,
+    tls,
+    watch,
+)
 from projects.operations.queue import send_hint
 
 log = structlog.get_logger(__name__)
@@ -95,6 +108,11 @@ def purge_due() -> None:
 @shared_task(name="projects.renew_certificates")
 def renew_certificates() -> None:
     tls.renew_due()
+
+
+@shared_task(name="projects.keep_standbys")
+def keep_standbys() -> None:
+    standby_upkeep.keep()
 
 
 @shared_task(name="projects.clean_up")

@@ -28,6 +28,11 @@ class FleetCollector:
         yield _counts("novastack_region_disk_used_ratio", "Of the disk that holds the data", ["region"], disks)
         fenced = {(reason,): count for reason, count in figures["fenced"].items()}
         yield _counts("novastack_projects_fenced", "Projects whose writers are fenced", ["reason"], fenced)
+        kept, labels = figures["standbys"], ["region", "engine", "version", "plan"]
+        ready = {key: numbers[0] for key, numbers in kept.items()}
+        wanted = {key: numbers[1] for key, numbers in kept.items()}
+        yield _counts("novastack_standbys_ready", "Warm standbys that a project could take now", labels, ready)
+        yield _counts("novastack_standbys_wanted", "Warm standbys that operators want", labels, wanted)
         beats = {(name,): at.timestamp() for name, at in figures["heartbeats"].items()}
         yield _counts("novastack_heartbeat_timestamp_seconds", "Last sign of life", ["process"], beats)
 

@@ -41,6 +41,11 @@ class EngineAdmin(ABC):
         """What names this data for ever: equal only for the same initialised data (rule 9)."""
 
     @abstractmethod
+    def contents(self) -> list[str]:
+        """Databases and logins that are neither the product's own nor ours, by name: none on a server that was never
+        anybody's (rule 8: empty is what the server itself says)."""
+
+    @abstractmethod
     def harden(self) -> None:
         """Close what the product leaves open by default (rule 17: CONNECT on postgres, template1 …)."""
 

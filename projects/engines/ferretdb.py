@@ -85,6 +85,9 @@ class FerretDBAdmin(MongoDBAdmin):
             raise EngineError("NovaStack's own login is gone")
         return str(users[0]["userId"])
 
+    def _logins_of_all(self) -> set[str]:
+        return {str(user["user"]) for user in self._session.find(ADMIN, USERS, {})}
+
     def harden(self) -> None:
         """Nothing is open without a login; what a login may do can't be limited."""
 

@@ -43,6 +43,15 @@ class MongoDBAdmin(EngineAdmin):
             raise EngineError("the server's data carries no identity")
         return str(found[0]["id"])
 
+    def contents(self) -> list[str]:
+        databases = self._session.run(ADMIN, {"listDatabases": 1, "nameOnly": True})["databases"]
+        found = {str(each["name"]) for each in databases} - {ADMIN, "config", "local", PLATFORM}
+        return sorted(found | {name for name in self._logins_of_all() if name != self.bootstrap_username})
+
+    def _logins_of_all(self) -> set[str]:
+        users = self._session.run(ADMIN, {"usersInfo": {"forAllDBs": True}})["users"]
+        return {str(user["user"]) for user in users}
+
     def harden(self) -> None:
         self._role(ADMIN, MONITOR, [{"resource": {"cluster": True}, "actions": ["serverStatus", "inprog"]}])
         # Its folder is the sign that the image's own beginning came to its end (`ServerSpec.completed_file`).

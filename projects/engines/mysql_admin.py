@@ -70,6 +70,16 @@ class MySQLFamilyAdmin(EngineAdmin):
             raise EngineError("this data has no name: it was never made ready")
         return str(found)
 
+    def contents(self) -> list[str]:
+        rows = self._session.rows(
+            "SELECT schema_name FROM information_schema.schemata WHERE schema_name NOT IN"
+            " ('mysql', 'information_schema', 'performance_schema', 'sys', %s) UNION ALL"
+            " SELECT User FROM mysql.user WHERE User NOT LIKE 'mysql.%%' AND User <> 'mariadb.sys'"
+            " AND User <> SUBSTRING_INDEX(CURRENT_USER(), '@', 1)",
+            PLATFORM,
+        )
+        return sorted(str(row[0]) for row in rows)
+
     def harden(self) -> None:
         own = str(self._session.value("SELECT CURRENT_USER()"))
         for user, host in self._session.rows("SELECT User, Host FROM mysql.user"):

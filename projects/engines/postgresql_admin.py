@@ -42,6 +42,13 @@ class PostgreSQLAdmin(EngineAdmin):
     def system_identifier(self) -> str:
         return str(self._value("SELECT system_identifier FROM pg_control_system()"))
 
+    def contents(self) -> list[str]:
+        rows = self._rows(
+            "SELECT datname FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1')"
+            " UNION ALL SELECT rolname FROM pg_roles WHERE oid >= 16384"
+        )
+        return sorted(str(row[0]) for row in rows)
+
     def harden(self) -> None:
         for database in ("postgres", "template1"):
             self._do("REVOKE ALL ON DATABASE {} FROM PUBLIC", database)

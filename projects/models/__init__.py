@@ -37,11 +37,13 @@ from projects.models.servers import (
     ServerDesired,
     ServerKind,
 )
+from projects.models.standbys import MAX_STANDBYS, StandbyTarget
 
 __all__ = [
     "DISK_CLOSED_PERCENT",
     "DISK_FENCED_PERCENT",
     "DISK_WARN_PERCENT",
+    "MAX_STANDBYS",
     "ApiKey",
     "BlockedPort",
     "CertificateAuthority",
@@ -77,6 +79,7 @@ __all__ = [
     "RoleKind",
     "ServerDesired",
     "ServerKind",
+    "StandbyTarget",
     "StepState",
     "WriteFence",
 ]

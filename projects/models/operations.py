@@ -67,10 +67,17 @@ class Operation(BaseModel):
 
     @property
     def project_key(self) -> UUID:
-        """The project's id; every kind so far is about one project."""
+        """The project's id, of an operation about one."""
         if self.project_uuid is None:
             raise ValueError("this operation is about no project")
         return self.project_uuid
+
+    @property
+    def server_key(self) -> UUID:
+        """The server's id, of an operation about a server that is no project's."""
+        if self.server_uuid is None:
+            raise ValueError("this operation names no server")
+        return self.server_uuid
 
     def error_body(self) -> dict[str, Any] | None:
         return self.error

@@ -14,12 +14,14 @@ from projects.models.catalogue import Region
 from projects.models.certificates import CertificateAuthority
 from projects.models.choices import DatabaseSlot, ObservedState, RoleKind
 from projects.models.projects import Project
+from projects.models.standbys import StandbyTarget
 
 
 class ServerKind(models.TextChoices):
     DEDICATED = "dedicated", "Dedicated"
     POOL = "pool", "Pool"
     EXTERNAL = "external", "External"
+    STANDBY = "standby", "Warm standby"  # initialised ahead, nobody's yet
 
 
 class ServerDesired(models.TextChoices):
@@ -73,6 +75,11 @@ class DatabaseServer(BaseModel):
     cpu_percent = models.FloatField(null=True)
     memory_used_bytes = models.BigIntegerField(null=True)
     usage_at = models.DateTimeField(null=True)
+    standby_of = models.ForeignKey(
+        StandbyTarget, null=True, blank=True, on_delete=models.SET_NULL, related_name="servers",
+        help_text="For whom it was made, while it is a standby.",
+    )  # fmt: skip
+    standby_ready_at = models.DateTimeField(null=True, blank=True, help_text="From then on it may be claimed.")
 
     class Meta:
         ordering = ["-created_at", "-id"]
@@ -88,6 +95,7 @@ class DatabaseServer(BaseModel):
             models.Index(fields=["tls_not_after"], name="server_certificate", condition=Q(tls_enabled=True)),
             models.Index(fields=["region", "desired_state"], name="server_region_desired"),
             models.Index(fields=["kind", "engine", "version", "region"], name="server_pools"),
+            models.Index(fields=["region"], name="server_standbys", condition=Q(kind="standby")),
         ]
 
     def __str__(self) -> str:

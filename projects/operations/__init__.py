@@ -3,4 +3,4 @@
 
 def register_all() -> None:
     """Register every kind of this app; called once from `AppConfig.ready()`."""
-    from projects.operations import lifecycle, provision, removal, rotate, tls  # noqa: F401
+    from projects.operations import lifecycle, provision, removal, rotate, standbys, tls  # noqa: F401

@@ -19,6 +19,7 @@ MAX_CRASHES = 5
 OPERATION_ATTEMPTS = 3
 OPERATION_RETRY_SECONDS = 300
 UNDO_ATTEMPTS = 6
+PLATFORM_CONNECTIONS = 10  # ours, the superuser's reserve and parallel workers, above what is promised to tenants
 
 
 class Wait(Exception):

@@ -69,7 +69,7 @@ def prepare(ctx: Context) -> None:
     server = ctx.server
     reason = _reason(ctx)
     if reason:
-        if ctx.project.tls_required:
+        if ctx.tls_required:
             raise StepFailed("tls_not_available", f"TLS is required, but {reason}.", retryable=False)
         if server.tls_certificate or server.tls_reason != reason:
             server.tls_certificate, server.tls_key, server.tls_reason = "", None, reason[:200]

@@ -24,6 +24,7 @@ from projects.models import (
     OperationEvent,
     OperationStep,
     Project,
+    Region,
     RoleKind,
 )
 from projects.operations import leases, wiring
@@ -57,11 +58,34 @@ class Context:
 
     @cached_property
     def server(self) -> DatabaseServer:
+        """The project's; of an operation about no project (a standby's) the one that it names."""
+        if self.operation.project_uuid is None:
+            return DatabaseServer.objects.select_related("region").get(pk=self.operation.server_key)
         return self.database.server
 
     @cached_property
     def endpoint(self) -> Endpoint:
+        """The project's address. A standby has none: then what a project's would be, on no row."""
+        if self.operation.project_uuid is None:
+            region, port = self.region, self.server.port or 0
+            return Endpoint(
+                region=region, host=region.client_host, port=port, control_host=region.control_host, control_port=port,
+                bind_address=self.server.bind_address,
+            )  # fmt: skip
         return Endpoint.objects.get(project_id=self.operation.project_key)
+
+    @property
+    def region(self) -> Region:
+        return self.server.region if self.operation.project_uuid is None else self.project.region
+
+    @property
+    def tls_required(self) -> bool:
+        return self.operation.project_uuid is not None and self.project.tls_required
+
+    def forget_rows(self) -> None:
+        """Load database, server and address anew: others stand there now."""
+        for name in ("database", "server", "endpoint", "names"):
+            self.__dict__.pop(name, None)
 
     def role(self, kind: RoleKind) -> DatabaseRole:
         return DatabaseRole.objects.filter(database=self.database, kind=kind).order_by("created_at")[0]
@@ -73,11 +97,11 @@ class Context:
     # --- drivers ----------------------------------------------------------------------------------------------
     @cached_property
     def engine(self) -> Engine:
-        return registry.engine(self.project.engine)
+        return registry.engine(self.server.engine if self.operation.project_uuid is None else self.project.engine)
 
     @cached_property
     def runtime(self) -> Runtime:
-        return wiring.runtime_of(self.project.region)
+        return wiring.runtime_of(self.region)
 
     # --- promises ---------------------------------------------------------------------------------------------
     def guard(self) -> None:

@@ -36,6 +36,7 @@ from projects.models import (
     Project,
     Region,
     ServerDesired,
+    ServerKind,
 )
 from projects.operations import disks, reconciler, wiring
 from projects.operations import doctor_logins as logins
@@ -68,14 +69,14 @@ def examine() -> Report:
         report.findings += _region(region, report)
     report.findings += _noted_orphans(report.findings)
     busy |= _busy()
-    report.findings = [f for f in report.findings if not f.project or f.project not in busy]
+    report.findings = [f for f in report.findings if not {f.project, f.key} & busy]
     return report
 
 
 def _busy() -> set[str]:
-    """Projects that an operation works on."""
-    ids = Operation.objects.live().exclude(project_uuid=None).values_list("project_uuid", flat=True)
-    return {str(pk) for pk in ids}
+    """Projects, and standbys, that an operation works on."""
+    ids = Operation.objects.live().values_list("project_uuid", "server_uuid")
+    return {str(pk) for pair in ids for pk in pair if pk is not None}
 
 
 # --- the install itself -------------------------------------------------------------------------------------------------
@@ -195,7 +196,9 @@ def _rows(region: Region) -> dict[UUID, DatabaseServer]:
 
 
 def _same(one: DatabaseServer, other: DatabaseServer) -> bool:
-    fields = ("incarnation", "runtime_ref", "port", "desired_state", "initialised_at", "memory_bytes", "cpus")
+    fields = (
+        "incarnation", "runtime_ref", "port", "desired_state", "initialised_at", "memory_bytes", "cpus", "project_uuid",
+    )  # fmt: skip
     return all(getattr(one, name) == getattr(other, name) for name in fields)
 
 
@@ -259,6 +262,8 @@ def _existence(row: DatabaseServer, described: domain.Description | None, facts:
         )  # fmt: skip
     if row.initialised_at is None:
         return
+    if row.kind == ServerKind.STANDBY and row.reconcile:
+        return  # one that is lost is replaced within a minute, by itself
     if (str(row.pk), row.incarnation) not in facts.data:
         yield of(
             row, "missing.data", "Its data is gone, or is not this install's. It is never started on new data.",
@@ -291,6 +296,8 @@ def _described(row: DatabaseServer, seen: domain.Description, project: Project |
         wrong.append(f"the project has {_mib(project.memory_bytes)} and {float(project.cpus):g} CPU")
     if wrong:
         how = "--fix applies those of the project, without a restart."
+        if project is None:
+            how = "It is nobody's: set its target to fewer and back, and another one is made."
         yield of(row, "limits.differ", f"{'; '.join(wrong)}.", how, fix="limits" if project else "")
 
 

@@ -24,6 +24,7 @@ from projects.models import (
 )
 from projects.operations import locks, removal
 from projects.operations.queue import hint_on_commit
+from projects.querysets import OperationQuerySet
 
 CODE = "runtime_given_up"
 DETAIL = (
@@ -42,16 +43,21 @@ class Forgotten:
 
 def forget_without_runtime(project: Project) -> Forgotten:
     """Call in a transaction that holds the project's row. Workers still at it lose their lease by the fence."""
-    operations = _end_operations(project)
+    live = Operation.objects.live().filter(project_uuid=project.pk)
+    operations = _end_operations(live, locks.subject_of("project", project.pk))
     orphans = _write_down(project)
     removal.remove_rows(project.pk)
     return Forgotten(orphans, operations)
 
 
-def _end_operations(project: Project) -> list[Operation]:
+def end_operations(server: DatabaseServer) -> list[Operation]:
+    """Those on a server that is no project's. In a transaction."""
+    live = Operation.objects.live().filter(server_uuid=server.pk, project_uuid=None)
+    return _end_operations(live, locks.subject_of("server", server.pk))
+
+
+def _end_operations(live: OperationQuerySet, own: str) -> list[Operation]:
     """Project, then subjects, then operations: the order of everybody. Steps that were not seen through say so."""
-    live = Operation.objects.live().filter(project_uuid=project.pk)
-    own = locks.subject_of("project", project.pk)
     held = OperationLock.objects.filter(operation__in=live).values_list("subject", flat=True)
     subjects = sorted({own, *held})
     for subject in subjects:

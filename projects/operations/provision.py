@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from django.db.models import F
 
 from novastack.common.clock import now
@@ -17,7 +19,7 @@ from projects.models import (
     ProjectStatus,
     RoleKind,
 )
-from projects.operations import steps, wiring
+from projects.operations import claiming, steps, tls, wiring
 from projects.operations.base import (
     DATABASE_RETRY,
     KEYS_RETRY,
@@ -30,6 +32,8 @@ from projects.operations.base import (
 )
 from projects.operations.context import Context
 
+JUST_NOW = timedelta(seconds=5)
+
 
 def verify(ctx: Context) -> None:
     """The request still stands."""
@@ -38,10 +42,31 @@ def verify(ctx: Context) -> None:
     ctx.explain(f"{ctx.engine.title} {ctx.project.version} in {ctx.project.region.name}")
 
 
+def get_server(ctx: Context) -> None:
+    """One that is ready, if the operator keeps any and it fits; else a new one."""
+    if not claiming.take(ctx):
+        steps.create_server(ctx)
+
+
+def await_login(ctx: Context) -> None:
+    """The claim of a standby was a login: that one counts."""
+    seen = ctx.server.observed_at
+    if seen is not None and now() - seen < JUST_NOW and ctx.row.attempt == 1 and claiming.claimed(ctx):
+        ctx.explain("It has let us in just now")
+        return
+    steps.await_login(ctx)
+
+
 def secure(ctx: Context) -> None:
     """Replace the one-time bootstrap password right after the first readiness, close what is open by default, and
     remember what names this data (rules 9, 17, 20)."""
     server = ctx.server
+    if server.initialised_at is not None and server.admin_pending_secret is None and claiming.claimed(ctx):
+        if ctx.tls_required:
+            tls.install(ctx)
+            tls.prove(ctx)
+        ctx.explain("It was closed when it was made")
+        return
     if server.admin_pending_secret is None and server.initialised_at is None:
         server.admin_pending_secret = Sealed.of(random_password())
         ctx.save_server("admin_pending_secret")
@@ -74,9 +99,18 @@ def create_database(ctx: Context) -> None:
 
 def apply_limits(ctx: Context) -> None:
     """Initialising was allowed to burst; from here on the plan holds."""
+    server = ctx.server
+    limits = wiring.limits_of(server)
+    if ctx.operation.project_uuid is not None and claiming.claimed(ctx):
+        wanted = ctx.project.memory_bytes, ctx.project.cpus
+        if wanted == (server.memory_bytes, server.cpus):
+            ctx.explain(f"{limits.memory_bytes // 2**20} MiB, {limits.cpus:g} CPU")
+            return
+        server.memory_bytes, server.cpus = wanted
+        ctx.save_server("memory_bytes", "cpus")
+        limits = wiring.limits_of(server)
     ctx.adopt()
     ctx.guard()
-    limits = wiring.limits_of(ctx.server)
     ctx.runtime.update(ctx.server.handle, limits)
     ctx.explain(f"{limits.memory_bytes // 2**20} MiB, {limits.cpus:g} CPU")
 
@@ -114,8 +148,8 @@ PROVISION = Definition(
         Step("verify", "Verify the request", verify, retry=RetryPolicy(attempts=1)),
         # A pull may take minutes; an image that can't be had is asked for again by the whole operation.
         Step("image", "Find the server's image", steps.find_image, retry=RetryPolicy(attempts=1), deadline_seconds=900),
-        Step("server", "Start the server", steps.create_server, steps.discard_server, SERVER_RETRY, 120),
-        Step("ready", "Wait for the first login", steps.await_login, None, RetryPolicy(attempts=1), 180, "server"),
+        Step(claiming.STEP, "Start the server", get_server, steps.discard_server, SERVER_RETRY, 120),
+        Step("ready", "Wait for the first login", await_login, None, RetryPolicy(attempts=1), 180, "server"),
         Step("secure", "Close the server", secure, None, DATABASE_RETRY, 60, "server"),
         Step("database", "Create database and user", create_database, None, DATABASE_RETRY, 60, "server"),
         Step("limits", "Apply the plan's limits", apply_limits, None, SERVER_RETRY, 60, "server"),

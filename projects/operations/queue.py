@@ -15,7 +15,7 @@ from django.db.models import F
 from novastack.common.clock import now
 from novastack.common.errors import OperationInProgress
 from novastack.common.logs import current_request_id
-from projects.models import LockMode, Operation, OperationLock, OperationStep, Project
+from projects.models import DatabaseServer, LockMode, Operation, OperationLock, OperationStep, Project
 from projects.operations import base, locks, status
 
 log = structlog.get_logger(__name__)
@@ -39,6 +39,34 @@ def hint_health() -> None:
         current_app.send_task(HEALTH_TASK, retry=False, expires=15)
     except Exception as error:
         log.warning("health check not hinted", error=type(error).__name__)
+
+
+def _make_steps(operation: Operation, definition: base.Definition, optional: Collection[str] = ()) -> None:
+    OperationStep.objects.bulk_create(
+        OperationStep(operation=operation, position=number, name=step.name, title=step.title)
+        for number, step in enumerate(definition.steps)
+        if not step.optional or step.name in optional
+    )
+
+
+def server_operation_create(
+    *, server: DatabaseServer, kind: str, params: dict[str, Any] | None = None, created_by_label: str
+) -> Operation | None:
+    """Record an operation on a server that is no project's, with its lock, and hint a worker on commit. None when another
+    one holds the server. Call inside a transaction."""
+    definition = base.latest_definition(kind)
+    subject = locks.subject_of("server", server.pk)
+    locks.lock_subject(subject)
+    if locks.conflicting(subject, LockMode.EXCLUSIVE) or locks.queued(subject):
+        return None
+    operation = Operation.objects.create(
+        kind=kind, definition_version=definition.version, on_give_up=definition.on_give_up, server_uuid=server.pk,
+        params=params or {}, created_by_label=created_by_label, request_id=current_request_id(),
+    )  # fmt: skip
+    _make_steps(operation, definition)
+    OperationLock.objects.create(operation=operation, subject=subject, mode=LockMode.EXCLUSIVE, granted=True)
+    hint_on_commit(operation.pk)
+    return operation
 
 
 def hint_on_commit(operation_id: UUID) -> None:
@@ -97,11 +125,7 @@ def operation_create(
         created_by_label=created_by_label,
         request_id=current_request_id(),
     )
-    OperationStep.objects.bulk_create(
-        OperationStep(operation=operation, position=number, name=step.name, title=step.title)
-        for number, step in enumerate(definition.steps)
-        if not step.optional or step.name in optional_steps
-    )
+    _make_steps(operation, definition, optional_steps)
     OperationLock.objects.create(operation=operation, subject=subject, mode=mode, granted=blocker is None)
     Project.objects.filter(pk=project.pk).update(generation=F("generation") + 1)
     status.refresh([project.pk])

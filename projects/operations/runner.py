@@ -163,12 +163,12 @@ class _Run:
     def _outage(self, context: Context, reason: str) -> None:
         """All projects of the region show it at once, if it really is so: one call that timed out on a busy host is no
         outage."""
-        if not context.project.region.reachable:
+        if not context.region.reachable:
             return
         try:
             context.runtime.ping()
         except domain.NovaStackRuntimeError:
-            status.set_reachable(context.project.region, False, reason)
+            status.set_reachable(context.region, False, reason)
 
     def _failed(self, definition: Definition, step: Step, row: OperationStep, failure: StepFailed) -> bool:
         log.warning("step failed", step=row.name, attempt=row.attempt, code=failure.code, detail=failure.detail)

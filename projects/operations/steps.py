@@ -45,7 +45,7 @@ def writes_allowed(ctx: Context) -> None:
 def find_image(ctx: Context) -> None:
     """Choose runtime and image once and pin them (rule 12)."""
     writes_allowed(ctx)
-    server, region = ctx.server, ctx.project.region
+    server, region = ctx.server, ctx.region
     if not region.available:
         raise StepFailed("region_unavailable", f"{region.name} has no runtime.", retryable=False)
     if server.image_digest or (server.image and server.runtime == "process"):
@@ -72,7 +72,8 @@ def create_server(ctx: Context) -> None:
     for _ in range(PORT_TRIES):
         certificates.prepare(ctx)
         ctx.guard()
-        request = wiring.server_request(server, burst=True, required=ctx.project.tls_required)
+        burst = server.initialised_at is None
+        request = wiring.server_request(server, burst=burst, required=ctx.tls_required)
         try:
             _ensure(ctx, request, data, "desired_state")
         except domain.PortTaken:
@@ -128,7 +129,7 @@ def _take_back(ctx: Context, handle: domain.Handle) -> None:
 
 def _room(ctx: Context) -> None:
     """Nothing new above 90 % of the disk (rule 16)."""
-    region = ctx.project.region
+    region = ctx.region
     if not region.has_room:
         raise StepFailed(
             "capacity_exhausted", f"The disk of {region.name} is {region.disk_used_percent:.0f} % full. Free some."
@@ -137,8 +138,7 @@ def _room(ctx: Context) -> None:
 
 def discard_server(ctx: Context) -> None:
     """Undo of `create_server`: the server goes at once, its data by the janitor; the name is never used again."""
-    project = ctx.project
-    if project.credentials_shown_at is not None:
+    if ctx.operation.project_uuid is not None and ctx.project.credentials_shown_at is not None:
         return  # rule 7
     writes_allowed(ctx)
     ctx.adopt()
@@ -146,7 +146,11 @@ def discard_server(ctx: Context) -> None:
     ctx.guard()
     ctx.runtime.destroy(server.handle, delete_data=False)
     with ctx.fenced():
-        entomb(server, project_name=project.name, organization_id=project.organization_id, reason="provisioning undone")
+        # As the operation says it: a standby has no project, nor organization.
+        owner = ctx.operation
+        entomb(
+            server, project_name=owner.project_name, organization_id=owner.organization_id, reason="provisioning undone"
+        )
         server.incarnation += 1
         server.runtime_ref, server.initialised_at, server.system_identifier = "", None, ""
         server.image = server.image_digest = ""
@@ -158,7 +162,7 @@ def discard_server(ctx: Context) -> None:
     ctx.say("Undone: the server was removed.")
 
 
-def entomb(server: DatabaseServer, *, project_name: str, organization_id: UUID, reason: str) -> DataTombstone:
+def entomb(server: DatabaseServer, *, project_name: str, organization_id: UUID | None, reason: str) -> DataTombstone:
     """Give this incarnation's data up; the janitor deletes it after the grace."""
     return DataTombstone.objects.get_or_create(
         server_uuid=server.pk,
@@ -188,7 +192,8 @@ def move_port(ctx: Context) -> None:
         locks.lock_subject(locks.subject_of("ports", server.region_id))
         port = free_port(server.region)
         endpoint.port = endpoint.control_port = server.port = port
-        endpoint.save(update_fields=["port", "control_port", "updated_at"])
+        if ctx.operation.project_uuid is not None:
+            endpoint.save(update_fields=["port", "control_port", "updated_at"])
         server.save(update_fields=["port", "updated_at"])
 
 
@@ -272,7 +277,7 @@ def check_identity(ctx: Context) -> None:
     with wiring.admin_session(ctx.engine, server) as admin:
         found = admin.system_identifier()
         if server.tls_enabled:
-            admin.reload_tls(required=ctx.project.tls_required)
+            admin.reload_tls(required=ctx.tls_required)
     if server.system_identifier and found != server.system_identifier:
         raise StepFailed("data_missing", "The server runs on data that is not its own.", retryable=False)
 

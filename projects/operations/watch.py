@@ -24,6 +24,7 @@ from projects.models import (
     Project,
     Region,
     RoleKind,
+    ServerKind,
 )
 from projects.operations import fences, status, wiring
 from projects.querysets import ProjectQuerySet
@@ -184,9 +185,9 @@ def is_current(read_at: datetime | None, moment: datetime) -> bool:
 
 def _usage_of(region: Region) -> list[MetricSample]:
     servers = list(
-        DatabaseServer.objects.filter(region=region, observed_state=ObservedState.RUNNING).defer(
-            "admin_secret", "admin_pending_secret"
-        )
+        DatabaseServer.objects.filter(region=region, observed_state=ObservedState.RUNNING)
+        .exclude(kind=ServerKind.STANDBY)  # nobody asks what they use, and each reading costs
+        .defer("admin_secret", "admin_pending_secret")
     )
     if not servers:
         return []

@@ -78,7 +78,9 @@ def admin_candidates(server: DatabaseServer) -> list[domain.Credentials]:
     return [domain.Credentials(server.admin_username, secret) for secret in secrets]
 
 
-def admin_session(engine: Engine, server: DatabaseServer) -> AbstractContextManager[EngineAdmin]:
+def admin_session(
+    engine: Engine, server: DatabaseServer, *, timeout_seconds: float = 5
+) -> AbstractContextManager[EngineAdmin]:
     """An admin session with whichever stored password works. Raises as `Engine.admin` does."""
     candidates = admin_candidates(server)
     for credentials in candidates[:-1]:
@@ -86,8 +88,8 @@ def admin_session(engine: Engine, server: DatabaseServer) -> AbstractContextMana
             engine.probe(server.control_endpoint, credentials)
         except domain.LoginRefused:
             continue
-        return engine.admin(server.control_endpoint, credentials)
-    return engine.admin(server.control_endpoint, candidates[-1])
+        return engine.admin(server.control_endpoint, credentials, timeout_seconds=timeout_seconds)
+    return engine.admin(server.control_endpoint, candidates[-1], timeout_seconds=timeout_seconds)
 
 
 def role_candidates(role: DatabaseRole) -> list[str]:

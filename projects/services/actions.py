@@ -188,8 +188,10 @@ def _project_of(operation: Operation) -> Project:
 
 
 def _require_for(principal: Principal, operation: Operation) -> None:
-    if operation.organization_id is None:
-        raise NotFound
+    if operation.organization_id is None:  # a standby's: nobody's but the operators'
+        if not principal.is_operator:
+            raise NotFound
+        return
     require(principal, operation.organization_id, Capability.PROJECT_ACT)
 
 
@@ -209,7 +211,7 @@ def operation_cancel(*, principal: Principal, operation: Operation) -> Operation
     hint_on_commit(operation.pk)
     audit.record(
         principal, "operation.cancelled", organization_id=operation.organization_id,
-        project_id=operation.project_key, project_name=operation.project_name, target=operation.kind,
+        project_id=operation.project_uuid, project_name=operation.project_name, target=operation.kind,
     )  # fmt: skip
     return operation
 
@@ -229,6 +231,8 @@ def operation_retry(*, principal: Principal, operation: Operation) -> Operation:
         return operation
     if operation.state == OperationState.SUCCEEDED:
         raise ActionNotAllowed("The operation has succeeded.")
+    if operation.project_uuid is None:
+        raise ActionNotAllowed("Standbys are looked after by themselves: another one is made, or removed again.")
     project = _project_of(operation)
     gone = project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}
     if operation.kind == "purge" and project.desired_status == DesiredStatus.ABSENT:
@@ -254,7 +258,7 @@ def _again(principal: Principal, project: Project, kind: str) -> Operation:
 def _audit_retry(principal: Principal, operation: Operation) -> None:
     audit.record(
         principal, "operation.retried", organization_id=operation.organization_id,
-        project_id=operation.project_key, project_name=operation.project_name, target=operation.kind,
+        project_id=operation.project_uuid, project_name=operation.project_name, target=operation.kind,
     )  # fmt: skip
 
 

@@ -33,12 +33,11 @@ from projects.models import (
     RoleKind,
 )
 from projects.operations import catalogue, locks, steps
-from projects.operations.base import StepFailed
+from projects.operations.base import PLATFORM_CONNECTIONS, StepFailed
 from projects.operations.catalogue import Versions
 from projects.operations.queue import operation_create
 from projects.services import keys, quotas, validation
 
-PLATFORM_CONNECTIONS = 10  # ours, the superuser's reserve and parallel workers, above what is promised to tenants
 MIN_CPUS = Decimal("0.1")
 
 

@@ -24,8 +24,11 @@ from projects.models import (
     Project,
     ProjectStatus,
     Region,
+    ServerKind,
+    StandbyTarget,
 )
 from projects.operations import disks
+from projects.operations.standby_upkeep import Standing, standings
 
 QUEUES = ("provisioning", "monitoring", "maintenance", "backups")
 ENGINES = tuple(registry.engines())
@@ -148,8 +151,21 @@ def figures() -> dict[str, Any]:
         "fenced": dict(
             Project.objects.order_by().exclude(write_fence="").values_list("write_fence").annotate(Count("pk"))
         ),
+        "standbys": {
+            (s.target.region.slug, s.target.engine, s.target.version, s.target.plan.slug): (s.ready, s.target.count)
+            for s in standbys()
+        },
         "heartbeats": dict(Heartbeat.objects.values_list("name", "at")),
     }
+
+
+def standbys() -> list[Standing]:
+    """Each target that operators have set, how many of it are ready, and why there are fewer than wanted."""
+    targets = list(StandbyTarget.objects.select_related("region", "plan"))
+    rows = DatabaseServer.objects.filter(kind=ServerKind.STANDBY).defer(
+        "admin_secret", "admin_pending_secret", "tls_key"
+    )
+    return standings(targets, list(rows)) if targets else []
 
 
 def _grouped(model: Any, *fields: str) -> dict[tuple[str, ...], int]:

@@ -24,6 +24,7 @@ from projects.operations.catalogue import everything
 from projects.services import doctoring
 from projects.services.catalogue import shipped_versions
 from projects.services.fleet import control_disk_problem
+from projects.services.fleet import standbys as fleet_standbys
 from projects.views.common import page_of
 
 
@@ -43,7 +44,7 @@ def operator(request: HttpRequest) -> HttpResponse:
         "section": "operator", "regions": regions, "page": page, "pages": numbers, "query": "",
         "orphans": list(Orphan.objects.filter(resolved_at=None).select_related("region")[:20]),
         "heartbeats": list(Heartbeat.objects.all()), "install": Install.load(),
-        "control_disk_problem": control_disk_problem(),
+        "control_disk_problem": control_disk_problem(), "standbys": fleet_standbys(),
     }  # fmt: skip
     return render(request, "projects/operator.html", context)
 

@@ -143,6 +143,10 @@ class PaperAdmin(EngineAdmin):
     def system_identifier(self) -> str:
         return self.held.system_identifier
 
+    def contents(self) -> list[str]:
+        self.engine.act("contents")
+        return sorted(self.held.databases)
+
     def harden(self) -> None:
         self.engine.act("harden")
 

@@ -29,6 +29,7 @@ from projects.models import (
     Orphan,
     Project,
     Region,
+    StandbyTarget,
 )
 from tests.factories import Team, UserFactory, make_project
 
@@ -58,6 +59,7 @@ def project(team: Team) -> Project:
     CertificateAuthority.objects.create(certificate=CA.certificate, key=Sealed.of(CA.key), not_after=CA.not_after)
     Orphan.objects.create(region=region, name="nvs-stranger")
     EngineRelease.objects.create(engine="postgresql", version="17", deprecated=True)
+    StandbyTarget.objects.create(region=region, engine="postgresql", version="18", plan=project.plan)
     MetricSample.objects.create(project=project, at=now(), cpu_percent=1)
     MetricRollup.objects.create(project=project, at=now(), step=300)
     OperationEvent.objects.create(operation=operation, at=now(), message="hello")

@@ -1,0 +1,562 @@
+"""Warm standbys: prepared ahead, claimed by one project each, replaced, removed, and never anybody's before."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+
+from accounts.models import AuditEvent
+from novastack.common.clock import now
+from novastack.common.models import Install
+from projects import domain
+from projects.models import (
+    Database,
+    DatabaseRole,
+    DatabaseServer,
+    DataTombstone,
+    Endpoint,
+    Operation,
+    OperationLock,
+    Orphan,
+    Plan,
+    Project,
+    Region,
+    StandbyTarget,
+)
+from projects.operations import claiming, janitor, reconciler, runner, standby_upkeep, standbys, watch
+from projects.operations.queue import server_operation_create
+from projects.services import operation_cancel
+from tests.factories import api_client
+from tests.operations.conftest import create, drive, killed_at, let_lease_expire, let_time_pass, operation_of, states
+
+
+@pytest.fixture(autouse=True)
+def _looks_again(monkeypatch, settings):
+    monkeypatch.setattr(standby_upkeep, "_looked", {})
+    monkeypatch.setattr(standby_upkeep, "_images", {})
+    settings.NOVASTACK_DATA_GRACE_SECONDS = 0
+
+
+@pytest.fixture
+def target(runtime):
+    return make_target()
+
+
+def make_target(count=1, **fields):
+    fields.setdefault("region", Region.objects.get(slug="local"))
+    return StandbyTarget.objects.create(
+        engine="postgresql", version="18", plan=Plan.objects.get(slug="small"), count=count, **fields
+    )
+
+
+def live():
+    return list(Operation.objects.live().filter(project_uuid=None).order_by("created_at"))
+
+
+def settle(turns=12):
+    """Ticks and workers, until nothing is left to do."""
+    for _ in range(turns):
+        standby_upkeep._looked.clear()
+        standby_upkeep.keep()
+        for operation in live():
+            let_time_pass(operation)
+            let_lease_expire(operation)
+            runner.run(operation.pk)
+        janitor.delete_due_data()
+        reconciler.reconcile()
+        if not live():
+            return
+    raise AssertionError([(o.kind, states(o)) for o in live()])
+
+
+def spare():
+    return DatabaseServer.objects.get(kind="standby")
+
+
+@pytest.fixture
+def standby(target):
+    settle()
+    found = spare()
+    assert found.standby_ready_at is not None
+    return found
+
+
+def server_of(project):
+    return DatabaseServer.objects.get(project_uuid=project.pk)
+
+
+def held(runtime):
+    return {h.server_id for h in runtime.managed()}, {h.server_id for h in runtime.managed_data()}
+
+
+# --- preparing ----------------------------------------------------------------------------------------------------------
+def test_none_by_default_and_a_tick_costs_two_queries(runtime):
+    with CaptureQueriesContext(connection) as queries:
+        done = standby_upkeep.keep()
+    assert (done.preparing, done.removing) == (0, 0)
+    assert len(queries) == 2
+
+
+def test_the_number_that_is_wanted_is_made_one_at_a_time(target, runtime, paper):
+    StandbyTarget.objects.update(count=2)
+    assert standby_upkeep.keep().preparing == 1
+    assert standby_upkeep.keep().preparing == 0, "one at a time"
+    settle()
+    settle()
+    rows = list(DatabaseServer.objects.filter(kind="standby"))
+    assert len(rows) == 2 == len({row.port for row in rows})
+    for row in rows:
+        assert row.standby_ready_at and row.initialised_at and row.system_identifier
+        assert row.admin_pending_secret is None
+        assert paper.of(row.control_endpoint).passwords[row.admin_username] == row.admin_secret.open()
+        assert paper.of(row.control_endpoint).databases == set()
+    assert held(runtime) == ({str(r.pk) for r in rows}, {str(r.pk) for r in rows})
+    assert not OperationLock.objects.exists()
+    operations = Operation.objects.filter(kind="prepare_standby")
+    assert {o.state for o in operations} == {"succeeded"}
+    assert {(o.organization_id, o.project_uuid) for o in operations} == {(None, None)}
+    assert standby_upkeep.keep().preparing == 0
+
+
+def test_nobody_but_operators_sees_them(standby, team):
+    operation = Operation.objects.get(kind="prepare_standby")
+    client = api_client(team.alice)
+    assert client.get(f"/api/v1/operations/{operation.pk}/").status_code == 404
+    assert client.get("/api/v1/operations/").json()["count"] == 0
+    assert str(operation.pk) not in client.get("/api/v1/stats/overview/").content.decode()
+
+
+def test_its_port_is_nobody_elses(standby, team):
+    project = create(team, "Shop")
+    assert project.endpoint.port != standby.port
+
+
+def test_orphans_and_usage_know_them(standby, runtime):
+    reconciler._looked.clear()
+    reconciler.reconcile()
+    assert not Orphan.objects.exists()
+    assert watch.collect_usage() == 0
+    standby.refresh_from_db()
+    assert standby.usage_at is None
+
+
+# --- claiming -----------------------------------------------------------------------------------------------------------
+def test_a_project_takes_the_standby(standby, team, runtime, paper):
+    project = create(team, "Shop")
+    planned = server_of(project)
+    paper.diary.clear()
+    operation = drive(operation_of(project))
+    assert operation.state == "succeeded"
+    server = server_of(project)
+    assert server.pk == standby.pk != planned.pk
+    assert (server.kind, server.standby_of, server.standby_ready_at) == ("dedicated", None, None)
+    assert not DatabaseServer.objects.filter(pk=planned.pk).exists()
+    project.refresh_from_db()
+    assert project.status == "running"
+    assert project.endpoint.port == project.endpoint.control_port == standby.port
+    assert Database.objects.get(project=project).server == server
+    assert set(DatabaseRole.objects.values_list("server_id", flat=True)) == {server.pk}
+    assert paper.diary == ["contents", "create_tenant", "verify_tenant"], "nothing is made or closed again"
+    assert held(runtime)[0] == {str(standby.pk)}
+
+
+def test_less_cpu_than_the_plan_is_applied_to_the_running_server(standby, team, runtime):
+    from accounts.permissions import Principal
+    from projects.services import ProjectRequest, project_create
+
+    project = project_create(
+        principal=Principal.of(team.alice), organization=team.organization,
+        request=ProjectRequest(name="Shop", limits={"cpus": 0.25}),
+    )  # fmt: skip
+    drive(operation_of(project))
+    server = server_of(project)
+    assert server.pk == standby.pk
+    assert float(server.cpus) == 0.25
+    assert runtime.describe([server.handle])[server.handle].cpus == 0.25
+
+
+@pytest.mark.parametrize("what", ["memory", "version", "image", "certificate", "aside", "unfinished", "leaving"])
+def test_what_does_not_fit_is_not_taken(standby, team, what):
+    rows = DatabaseServer.objects.filter(pk=standby.pk)
+    changes = {
+        "memory": {"memory_bytes": 1 << 30}, "version": {"version": "17"}, "image": {"image_digest": "sha256:old"},
+        "certificate": {"tls_names": ["elsewhere.example"]}, "aside": {"reconcile": False},
+        "unfinished": {"standby_ready_at": None}, "leaving": {"desired_state": "absent"},
+    }  # fmt: skip
+    rows.update(**changes[what])
+    project = create(team, "Shop")
+    assert drive(operation_of(project)).state == "succeeded"
+    assert server_of(project).pk != standby.pk
+    assert rows.get().kind == "standby"
+
+
+def test_tls_that_is_required_is_required_of_the_standby_too(standby, team, paper):
+    from accounts.permissions import Principal
+    from projects.services import ProjectRequest, project_create
+
+    request = ProjectRequest(name="Shop", tls_required=True)
+    project = project_create(principal=Principal.of(team.alice), organization=team.organization, request=request)
+    assert drive(operation_of(project)).state == "succeeded"
+    server = server_of(project)
+    assert server.pk == standby.pk
+    assert paper.accepts_plain(server.control_endpoint) is False
+
+
+def test_two_projects_and_one_standby(standby, team, monkeypatch):
+    """The second claims between the first one's look and its claim."""
+    first, second = create(team, "First"), create(team, "Second")
+    claim = claiming._claim
+
+    def slower(ctx, row):
+        monkeypatch.setattr(claiming, "_claim", claim)
+        assert drive(operation_of(second)).state == "succeeded"
+        return claim(ctx, row)
+
+    monkeypatch.setattr(claiming, "_claim", slower)
+    assert drive(operation_of(first)).state == "succeeded"
+    assert server_of(second).pk == standby.pk
+    assert server_of(first).pk != standby.pk
+    assert len({p.endpoint.port for p in Project.objects.all()}) == 2
+
+
+def test_fewer_wanted_while_it_is_being_claimed(standby, team, monkeypatch):
+    """The removal comes between look and claim: the project gets another server, and the standby goes."""
+    project = create(team, "Shop")
+    claim = claiming._claim
+
+    def slower(ctx, row):
+        StandbyTarget.objects.update(count=0)
+        assert standby_upkeep.keep().removing == 1
+        return claim(ctx, row)
+
+    monkeypatch.setattr(claiming, "_claim", slower)
+    assert drive(operation_of(project)).state == "succeeded"
+    assert server_of(project).pk != standby.pk
+    settle()
+    assert not DatabaseServer.objects.filter(pk=standby.pk).exists()
+
+
+def test_fewer_wanted_after_it_was_claimed_removes_nothing(standby, team, runtime):
+    project = create(team, "Shop")
+    drive(operation_of(project))
+    StandbyTarget.objects.update(count=0)
+    assert standbys.remove_begin(standby, "fewer are wanted") is None
+    settle()
+    assert server_of(project).pk == standby.pk
+    assert held(runtime)[0] == {str(standby.pk)}
+
+
+def test_a_container_that_was_removed_by_hand_fails_nobody(standby, team, runtime):
+    del runtime.world.servers[standby.handle.name]
+    project = create(team, "Shop")
+    assert drive(operation_of(project)).state == "succeeded"
+    assert server_of(project).pk != standby.pk
+    settle()
+    assert spare().pk != standby.pk, "it was replaced"
+    assert held(runtime) == ({str(spare().pk), str(server_of(project).pk)},) * 2
+
+
+def test_one_that_holds_somebodys_data_is_neither_claimed_nor_removed(standby, team, runtime, paper):
+    """Rows that were restored from a backup say less than is true."""
+    paper.of(standby.control_endpoint).databases.add("shop")
+    project = create(team, "Shop")
+    assert drive(operation_of(project)).state == "succeeded"
+    assert server_of(project).pk != standby.pk
+    standby.refresh_from_db()
+    assert not standby.reconcile
+    assert "shop" in standby.observed_detail
+    StandbyTarget.objects.update(count=0)
+    settle()
+    assert DatabaseServer.objects.filter(pk=standby.pk).exists()
+    assert str(standby.pk) in held(runtime)[1]
+
+
+def test_killed_at_every_statement_of_the_claim(standby, team, runtime, paper):
+    """The claim stands or the standby stays free; never both, never neither."""
+    taken_at, free_at, number = [], [], 0
+    while True:
+        number += 1
+        settle()
+        free = spare()
+        project = create(team, f"Shop {number}")
+        operation = operation_of(project)
+        with killed_at(number) as seen:
+            runner.run(operation.pk)
+        if not seen.statement:
+            break
+        taken = server_of(project).pk == free.pk
+        (taken_at if taken else free_at).append(number)
+        assert DatabaseServer.objects.filter(pk=free.pk, kind="standby").exists() is not taken
+        assert drive(operation).state == "succeeded", operation.error
+        project.refresh_from_db()
+        assert project.status == "running"
+        assert project.endpoint.port == server_of(project).port
+        assert len(held(runtime)[0]) == DatabaseServer.objects.exclude(runtime_ref="").count()
+        Project.objects.filter(pk=project.pk).update(organization=team.elsewhere, name=f"Done {number}")
+    assert len(taken_at) > 10
+    assert len(free_at) > 10
+    assert max(free_at) < min(taken_at)
+    assert server_of(project).pk == free.pk
+
+
+def test_undone_it_is_removed_like_any_other_and_never_given_back(standby, team, runtime, paper):
+    broken = domain.EngineError("no")
+    broken.retryable = False
+    paper.fails["create_tenant"] = [broken]
+    project = create(team, "Shop")
+    assert drive(operation_of(project)).state == "failed"
+    server = server_of(project)
+    assert (server.pk, server.kind, server.incarnation, server.initialised_at) == (standby.pk, "dedicated", 2, None)
+    tomb = DataTombstone.objects.get(server_uuid=standby.pk)
+    assert tomb.project_uuid == project.pk
+    assert held(runtime)[0] == set()
+    settle()
+    assert spare().pk != standby.pk
+
+
+def test_claimed_then_stopped_before_the_database_was_made(standby, team, runtime):
+    """The server goes away under a later step: it is started on its own data, not made anew."""
+    project = create(team, "Shop")
+    operation = operation_of(project)
+    original = runtime.observe
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def gone(ctx, row):
+            found = real(ctx, row)
+            runtime.stop(row.handle, grace_seconds=0)
+            return found
+
+        real = claiming._claim
+        patch.setattr(claiming, "_claim", gone)
+        drive(operation)
+    assert original is not None
+    assert operation.state == "succeeded"
+    assert server_of(project).pk == standby.pk
+
+
+# --- what keeps them from being made ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"disk": {"used_percent": 83.0}}, "83 % full"),
+        ({"enabled": False}, "is off"),
+        ({"reachable": False}, "can't be reached"),
+        ({"reconcile": False}, "by itself"),
+        ({"lacks": {"postgresql": {"18": "no binary"}}}, "can't run it"),
+    ],
+)
+def test_none_is_made_where_none_should(target, changes, words):
+    Region.objects.update(**changes)
+    assert standby_upkeep.keep().preparing == 0
+    target.refresh_from_db()
+    assert words in target.problem
+
+
+def test_a_read_only_install_makes_and_removes_none(standby):
+    Install.load()
+    Install.objects.update(read_only=True, read_only_reason="test")
+    StandbyTarget.objects.update(count=3)
+    done = standby_upkeep.keep()
+    assert (done.preparing, done.removing) == (0, 0)
+    assert "read-only" in StandbyTarget.objects.get().problem
+    StandbyTarget.objects.update(count=0)
+    assert standby_upkeep.keep().removing == 0
+
+
+def test_a_runtime_that_is_away_uses_up_nothing(target, runtime):
+    standby_upkeep.keep()
+    for method in ("ensure", "ping"):
+        runtime.fail(method, domain.RuntimeUnreachable("away"))
+    operation = live()[0]
+    runner.run(operation.pk)
+    operation.refresh_from_db()
+    assert operation.live
+    assert operation.next_attempt_at is not None
+    assert operation.attempt == 1
+    assert not Region.objects.get().reachable
+    assert standby_upkeep.keep().removing == 0
+    reconciler.reconcile()
+    settle()
+    assert spare().standby_ready_at
+
+
+def test_a_failure_is_said_and_waited_for_and_leaves_nothing(target, runtime, paper):
+    broken = domain.EngineError("nothing works")
+    broken.retryable = False
+    paper.fails["harden"] = [broken]
+    standby_upkeep.keep()
+    operation = drive(live()[0])
+    assert operation.state == "failed"
+    assert not DatabaseServer.objects.exists()
+    assert held(runtime)[0] == set()
+    target.refresh_from_db()
+    assert target.failures == 1
+    assert "nothing works" in target.problem
+    assert standby_upkeep.keep().preparing == 0, "not at once"
+    janitor.delete_due_data()
+    assert held(runtime) == (set(), set())
+    StandbyTarget.objects.update(retry_after=now() - timedelta(seconds=1))
+    settle()
+    target.refresh_from_db()
+    assert (target.failures, target.problem, target.retry_after) == (0, "", None)
+    assert spare().standby_ready_at
+
+
+# --- removing and replacing ---------------------------------------------------------------------------------------------
+def test_fewer_wanted(standby, runtime):
+    StandbyTarget.objects.update(count=0)
+    settle()
+    assert not DatabaseServer.objects.exists()
+    assert held(runtime) == (set(), set())
+    tomb = DataTombstone.objects.get()
+    assert (tomb.reason, tomb.organization_id, tomb.project_uuid) == ("standby removed", None, None)
+    assert Operation.objects.get(kind="remove_standby").state == "succeeded"
+
+
+def test_a_target_that_was_deleted(standby, runtime):
+    StandbyTarget.objects.all().delete()
+    settle()
+    assert not DatabaseServer.objects.exists()
+    assert held(runtime) == (set(), set())
+
+
+@pytest.mark.parametrize("what", ["plan", "image", "certificate", "stopped", "gone", "address"])
+def test_what_is_not_as_wanted_any_more_is_replaced(standby, runtime, what, monkeypatch):
+    if what == "plan":
+        Plan.objects.update(memory_bytes=1 << 30)
+    elif what == "address":
+        Region.objects.update(client_host="db.example.com")
+    elif what == "image":
+        monkeypatch.setattr(runtime, "resolve_image", lambda *a, **k: domain.ImageRef("new", "sha256:new"))
+    elif what == "certificate":
+        DatabaseServer.objects.update(tls_not_after=now() + timedelta(days=3))
+    elif what == "stopped":
+        runtime.stop(standby.handle, grace_seconds=0)
+        reconciler.reconcile()
+    else:
+        runtime.destroy(standby.handle, delete_data=True)
+        reconciler.reconcile()
+    standby_upkeep._looked.clear()
+    assert standby_upkeep.keep().removing == 1
+    settle()
+    settle()
+    assert spare().pk != standby.pk
+    assert spare().standby_ready_at
+    assert held(runtime) == ({str(spare().pk)}, {str(spare().pk)})
+
+
+def test_one_that_does_not_answer_twice_is_replaced(standby, paper):
+    def look():
+        standby_upkeep._looked.clear()
+        return standby_upkeep.keep().removing
+
+    paper.refuses_to_answer = True
+    assert look() == 0
+    paper.refuses_to_answer = False
+    assert look() == 0, "one silence may be a busy host"
+    paper.refuses_to_answer = True
+    assert [look(), look()] == [0, 1]
+    paper.refuses_to_answer = False
+    settle()
+
+
+def test_one_that_can_not_be_asked_keeps_its_data(standby, runtime, paper):
+    """What can't be read is not empty (rule 8)."""
+    StandbyTarget.objects.update(count=0)
+    standby_upkeep.keep()
+    operation = live()[0]
+    paper.fails["contents"] = [domain.ServerNotReady("no")] * 50
+    for _ in range(5):
+        let_time_pass(operation)
+        runner.run(operation.pk)
+    operation.refresh_from_db()
+    assert operation.live
+    assert operation.next_attempt_at is not None
+    assert str(standby.pk) in held(runtime)[1]
+    assert not DataTombstone.objects.exists()
+    paper.fails.clear()
+    settle()
+    assert held(runtime) == (set(), set())
+
+
+def test_an_operator_may_cancel_and_nobody_else(target, team, alice):
+    from accounts.permissions import OperatorPrincipal
+    from novastack.common.errors import NotFound
+
+    standby_upkeep.keep()
+    operation = live()[0]
+    with pytest.raises(NotFound):
+        operation_cancel(principal=alice, operation=operation)
+    team.adam.is_staff = team.adam.is_superuser = True
+    team.adam.save()
+    operation_cancel(principal=OperatorPrincipal(user=team.adam), operation=operation)
+    assert drive(operation).state == "cancelled"
+    assert not DatabaseServer.objects.exists()
+    target.refresh_from_db()
+    assert target.failures == 0
+
+
+def test_a_region_that_is_gone_is_forgotten_with_its_standbys(standby, runtime):
+    with transaction.atomic():
+        operation = server_operation_create(server=standby, kind="remove_standby", created_by_label="test")
+    Region.objects.update(gone_at=now())
+    assert standby_upkeep.keep().forgotten == 1
+    operation.refresh_from_db()
+    assert operation.state == "failed"
+    assert not DatabaseServer.objects.exists()
+    assert set(Orphan.objects.values_list("kind", "name")) == {
+        ("server", standby.handle.name),
+        ("data", standby.handle.name),
+    }
+
+
+def test_endpoints_of_standbys_are_none(standby):
+    assert not Endpoint.objects.exists()
+
+
+# --- what operators see -------------------------------------------------------------------------------------------------
+def test_operators_see_how_many_are_ready_and_why_not(standby, team, client):
+    team.adam.is_staff = team.adam.is_superuser = True
+    team.adam.save()
+    client.force_login(team.adam)
+    page = client.get("/operator/").content.decode()
+    assert "Warm standbys" in page
+    assert "1 of 1" in page
+    Region.objects.update(disk={"used_percent": 85.0, "free_bytes": 1 << 30})
+    StandbyTarget.objects.update(count=2)
+    standby_upkeep.keep()
+    page = client.get("/operator/").content.decode()
+    assert "1 of 2" in page
+    assert "85 % full" in page
+    assert client.get("/admin/projects/standbytarget/").status_code == 200
+
+
+def test_the_number_is_bounded_and_of_something_that_exists(target):
+    from django.core.exceptions import ValidationError
+
+    for field, value in (("count", 21), ("engine", "oracle")):
+        row = StandbyTarget.objects.get()
+        setattr(row, field, value)
+        with pytest.raises(ValidationError) as told:
+            row.full_clean()
+        assert field in told.value.message_dict
+    StandbyTarget.objects.update(version="9.1")
+    assert standby_upkeep.keep().preparing == 0
+    assert "not offered" in StandbyTarget.objects.get().problem
+
+
+def test_operators_set_the_number_on_record(target, team, client):
+    team.adam.is_staff = team.adam.is_superuser = True
+    team.adam.save()
+    client.force_login(team.adam)
+    url = f"/admin/projects/standbytarget/{target.pk}/change/"
+    values = {"region": target.region_id, "engine": "postgresql", "version": "9.1", "plan": target.plan_id, "count": 3}
+    assert "Use one of" in client.post(url, values).content.decode()
+    assert client.post(url, {**values, "version": "18"}).status_code == 302
+    target.refresh_from_db()
+    assert target.count == 3
+    assert AuditEvent.objects.get(action="standbys.changed").data == {"count": 3}
