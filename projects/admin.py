@@ -42,7 +42,6 @@ from projects.models import (
     Region,
     StandbyTarget,
 )
-from projects.operations.catalogue import versions_of
 from projects.services import (
     operation_cancel,
     operation_retry,
@@ -51,6 +50,7 @@ from projects.services import (
     project_forget,
     region_declare_gone,
 )
+from projects.services.standbys import version_problem
 
 
 def operator_of(request: HttpRequest) -> OperatorPrincipal:
@@ -165,10 +165,9 @@ class PlanAdmin(CatalogueAdmin):
 class StandbyTargetForm(forms.ModelForm):  # type: ignore[type-arg]
     def clean(self) -> Any:
         values = super().clean() or self.cleaned_data
-        if (engine := registry.engines().get(values.get("engine", ""))) is not None:
-            names = [version.version for version in versions_of(engine).offered]
-            if values.get("version") not in names:
-                self.add_error("version", f"Use one of: {', '.join(names)}." if names else "No version is offered.")
+        problem = version_problem(values.get("engine", ""), values.get("version", ""))
+        if problem and values.get("engine") in registry.engines():
+            self.add_error("version", problem)
         return values
 
 

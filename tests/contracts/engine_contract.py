@@ -343,6 +343,19 @@ class EngineContract:
             admin.lock_tenant(tenant.names, locked=False)
         self.engine.probe(server.endpoint, tenant.login)
 
+    def test_a_server_says_whether_anybody_has_anything_on_it(self, server: LiveServer) -> None:
+        def contents() -> set[str]:
+            with self.engine.admin(server.endpoint, server.admin) as admin:
+                admin.harden()
+                return set(admin.contents())
+
+        before = contents()
+        assert not before & {server.admin.username, "novastack", "postgres", "mysql", "admin"}
+        tenant = self.make(server, new_names())
+        assert {tenant.names.login, tenant.names.control} <= contents()
+        self.drop(server, tenant.names)
+        assert contents() == before
+
     def test_dropping_twice_is_success(self, server: LiveServer) -> None:
         tenant = self.make(server, new_names())
         self.drop(server, tenant.names)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from io import StringIO
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
@@ -560,3 +562,24 @@ def test_operators_set_the_number_on_record(target, team, client):
     target.refresh_from_db()
     assert target.count == 3
     assert AuditEvent.objects.get(action="standbys.changed").data == {"count": 3}
+
+
+def test_the_console_sets_and_shows_the_number(runtime):
+    def said(*words):
+        out = StringIO()
+        call_command("standbys", *words, stdout=out)
+        return out.getvalue()
+
+    assert "None are kept" in said()
+    assert "0 of 2 ready" in said("set", "local", "postgresql", "18", "small", "2")
+    standby_upkeep.keep()
+    settle()
+    settle()
+    assert "2 of 2 ready" in said("show")
+    for words in (("nowhere", "postgresql", "18", "small", "1"), ("local", "postgresql", "7", "small", "1"),
+                  ("local", "postgresql", "18", "small", "99"), ("local", "postgresql", "18", "huge", "1")):  # fmt: skip
+        with pytest.raises(CommandError):
+            said("set", *words)
+    assert "None are kept" in said("set", "local", "postgresql", "18", "small", "0")
+    settle()
+    assert not DatabaseServer.objects.exists()
