@@ -10,7 +10,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('projects', '0007_engine_releases'),
+        ('projects', '0009_api_keys'),
     ]
 
     operations = [
