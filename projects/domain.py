@@ -256,10 +256,11 @@ class ServerSpec:
 @dataclass(frozen=True, slots=True)
 class Tls:
     """What a server speaks TLS with. `pem`: its certificate and private key in one file, so that the two are never apart.
-    `required`: plain connections are refused."""
+    `ca_pem`: the certificate of who signed it. `required`: plain connections are refused."""
 
     pem: bytes = field(repr=False)
     required: bool = False
+    ca_pem: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

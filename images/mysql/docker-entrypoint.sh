@@ -9,8 +9,10 @@ die() { warn "$*"; exit 1; }
 flavour=$(</etc/mysql/flavour)
 if [ "$flavour" = mariadb ]; then
   client=mariadb admin=mariadb-admin tzinfo=mariadb-tzinfo-to-sql prefixes=(MARIADB MYSQL)
+  through_socket=(--protocol=socket --skip-ssl-verify-server-cert) # which 11.4 and later would check, even there
 else
   client=mysql admin=mysqladmin tzinfo=mysql_tzinfo_to_sql prefixes=(MYSQL)
+  through_socket=(--protocol=socket)
 fi
 
 # Prints the value of a setting ($1 without prefix, $2 default): from MARIADB_x or MYSQL_x, or from the file that x_FILE
@@ -59,7 +61,7 @@ run_sql() { # SQL from stdin, as root through the socket of the first start's se
   "$client" --defaults-extra-file=<(
     printf '[client]\n'
     [ -z "${root_is_set:-}" ] || printf 'password="%s"\n' "${root_password//\\/\\\\}"
-  ) --protocol=socket --socket="$socket" --user=root --batch --binary-mode "$@"
+  ) "${through_socket[@]}" --socket="$socket" --user=root --batch --binary-mode "$@"
 }
 
 make_data() {
@@ -76,7 +78,7 @@ start_for_us() {
   server_pid=$!
   local _
   for _ in $(seq 600); do
-    if "$admin" --protocol=socket --socket="$socket" --user=root --silent ping >/dev/null 2>&1; then return; fi
+    if "$admin" "${through_socket[@]}" --socket="$socket" --user=root --silent ping >/dev/null 2>&1; then return; fi
     kill -0 "$server_pid" 2>/dev/null || die "the server of the first start ended"
     sleep 0.1
   done

@@ -148,8 +148,9 @@ class Engine(ABC):
         speaks no TLS, `ServerNotReady` when nobody answers. Only with `Capability.TLS`."""
         raise NotImplementedError
 
-    def accepts_plain(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bool:
-        """Whether a login without TLS would get as far as its password. None is sent. Only with `Capability.TLS`."""
+    def accepts_plain(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5) -> bool:
+        """Whether a login without TLS comes about, seen by trying one that is of no use to anybody. `credentials` are our
+        own, for products that need an account for it; they are never sent without TLS. Only with `Capability.TLS`."""
         raise NotImplementedError
 
     @abstractmethod

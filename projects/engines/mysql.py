@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import ClassVar
 
 from projects.domain import Capability, ServerRequest
@@ -13,6 +14,8 @@ from projects.engines.mysql_snippets import MYSQL, Dialect
 
 
 class MySQLAdmin(MySQLFamilyAdmin):
+    reload_sql: ClassVar[str] = "ALTER INSTANCE RELOAD TLS"
+
     def _retaining(self, keep_old: bool) -> str:
         return " RETAIN CURRENT PASSWORD" if keep_old else ""
 
@@ -38,6 +41,7 @@ class MySQL(MySQLFamily):
     secret_variable: ClassVar[str] = "MYSQL_ROOT_PASSWORD_FILE"  # noqa: S105 - names a file
     host_variable: ClassVar[str] = "MYSQL_ROOT_HOST"
 
+    own_tls_settings: ClassVar[Mapping[str, str]] = {"auto_generate_certs": "OFF"}
     first_removal: ClassVar[str] = "DROP USER 'root'@'localhost';"
 
     def own_settings(self, request: ServerRequest) -> dict[str, str]:

@@ -12,12 +12,14 @@ control login counts a database's bytes and sessions: it has no right to any row
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from projects.domain import EngineError, ServerStats, TenantNames
+from projects.engines import mysql_tls
 from projects.engines.base import EngineAdmin
 from projects.engines.mysql_session import Session, name, pattern
 
@@ -54,6 +56,7 @@ END
 
 
 class MySQLFamilyAdmin(EngineAdmin):
+    reload_sql: ClassVar[str] = "FLUSH LOCAL SSL"
     leftovers: ClassVar[tuple[str, ...]] = ()  # accounts that the product's image makes and nobody needs
 
     def __init__(self, session: Session, identified: Callable[[str], str]) -> None:
@@ -91,6 +94,21 @@ class MySQLFamilyAdmin(EngineAdmin):
             self._session.do("FLUSH PRIVILEGES")
         self._session.do("DROP DATABASE IF EXISTS test")
         self._platform_schema()
+
+    def reload_tls(self, *, required: bool) -> None:
+        self._session.do(self.reload_sql)
+        self._session.do(mysql_tls.required_sql(required))
+
+    @contextlib.contextmanager
+    def trial_account(self, username: str, password: str) -> Iterator[None]:
+        """An account without any right, there only meanwhile; one that a crash left behind is gone as well."""
+        self._session.do("DROP USER IF EXISTS %s@%s", username, ANYWHERE)
+        try:
+            bounds = "WITH MAX_USER_CONNECTIONS 1"
+            self._session.do(f"CREATE USER %s@%s {self.identified(password)} {bounds}", username, ANYWHERE)
+            yield
+        finally:
+            self._session.do("DROP USER IF EXISTS %s@%s", username, ANYWHERE)
 
     def set_password(self, username: str, password: str, *, keep_old: bool = False) -> None:
         hosts = [str(row[0]) for row in self._session.rows("SELECT Host FROM mysql.user WHERE User = %s", username)]

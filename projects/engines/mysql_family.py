@@ -18,13 +18,15 @@ from projects.domain import (
     ServerSpec,
     TenantNames,
 )
-from projects.engines import mysql_names, mysql_snippets
+from projects.engines import mysql_names, mysql_snippets, mysql_tls
 from projects.engines.base import Engine, EngineAdmin
 from projects.engines.mysql_admin import IDENTITY, PLATFORM, MySQLFamilyAdmin
 from projects.engines.mysql_session import LoginFull, Session, connect, pattern
 
 MIB = 1024**2
-SESSION_CAPABILITIES = frozenset({Capability.WRITE_FENCE, Capability.END_SESSIONS, Capability.CONNECTION_LIMIT})
+SESSION_CAPABILITIES = frozenset(
+    {Capability.WRITE_FENCE, Capability.END_SESSIONS, Capability.CONNECTION_LIMIT, Capability.TLS}
+)
 SECRET = "bootstrap"  # noqa: S105 - the name of a file
 FIRST_SQL = "first.sql"
 MOUNT = "/var/lib/mysql"
@@ -44,6 +46,7 @@ class MySQLFamily(Engine):
     dialect: ClassVar[mysql_snippets.Dialect]
     secret_variable: ClassVar[str]  # names the file with root's first password
     host_variable: ClassVar[str]
+    own_tls_settings: ClassVar[Mapping[str, str]] = {}
     first_removal: ClassVar[str]  # the statement that removes the accounts without a password, of fresh data
 
     @abstractmethod
@@ -61,6 +64,8 @@ class MySQLFamily(Engine):
     def server_spec(self, request: ServerRequest) -> ServerSpec:
         settings = arguments({**_settings(request), **self.own_settings(request)})
         in_memory = {"/tmp": "mode=1777,size=64m", "/run/mysqld": "mode=3777,size=1m"}  # noqa: S108 - the container's
+        options, secure = self._tls(request, f"{MOUNT}/.novastack/files/{{}}", "extra-file")
+        only, secure_process = self._tls(request, "{file:{}}", "file")
         contained = {"tmpdir": f"{MOUNT}/tmp", "socket": "/run/mysqld/mysqld.sock"}  # noqa: S108 - on the volume
         return ServerSpec(
             handle=request.handle,
@@ -77,7 +82,7 @@ class MySQLFamily(Engine):
             completed_file=f"{PLATFORM}/{IDENTITY}.ibd",
             entrypoint=("sh", "-c", _FOLDERS, MOUNT),
             argv=(
-                self.server_program, f"--datadir={MOUNT}/{DATA}", *settings,
+                self.server_program, *options, f"--datadir={MOUNT}/{DATA}", *settings, *secure,
                 *arguments({**contained, "secure_file_priv": self.no_files(f"{MOUNT}/files")}),
             ),
             env={self.secret_variable: f"{MOUNT}/.novastack/{SECRET}", self.host_variable: "%"},
@@ -85,6 +90,7 @@ class MySQLFamily(Engine):
                 SECRET: request.admin.password.encode(),
                 FIRST_SQL: self._first_sql(request).encode(),
             },
+            files=mysql_tls.files(request.tls) if request.tls else {},
             user="mysql",
             tmpfs=in_memory,
             labels=request.labels,
@@ -92,14 +98,21 @@ class MySQLFamily(Engine):
                 binary=self.server_program,
                 init=self.process_init(),
                 run=(
-                    self.server_program, "--no-defaults", "--datadir={data}", "--port={port}", "--bind-address={host}",
-                    "--socket=", "--pid-file={data}/server.pid", *settings,
+                    self.server_program, *(only or ("--no-defaults",)), "--datadir={data}", "--port={port}",
+                    "--bind-address={host}", "--socket=", "--pid-file={data}/server.pid", *settings, *secure_process,
                 ),
                 reserved_bytes=THREAD_BYTES,
             ),
             burst=request.burst,
             locks_itself=True,  # InnoDB (and Aria): the kernel's locks on its files, not a file with a process id
         )  # fmt: skip
+
+    def _tls(self, request: ServerRequest, place: str, how: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(what has to be the first argument, further ones) of a server that speaks TLS; `place` as for the settings."""
+        if request.tls is None:
+            return (), ()
+        options = f"--defaults-{how}={place.replace('{}', mysql_tls.OPTIONS)}"
+        return (options,), arguments({**mysql_tls.settings(place), **self.own_tls_settings})
 
     def _first_sql(self, request: ServerRequest) -> str:
         """What a server made without a container needs before it may listen. One statement a line."""
@@ -148,6 +161,15 @@ class MySQLFamily(Engine):
             if session.value("SELECT COUNT(*) FROM novastack_check") != 0:
                 raise EngineError("the server does not roll back")
             return session.server_version.partition("-")[0]
+
+    def peer_certificate(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bytes:
+        return mysql_tls.peer_certificate(endpoint, timeout_seconds=timeout_seconds)
+
+    def accepts_plain(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5) -> bool:
+        with connect(endpoint, credentials, timeout_seconds=timeout_seconds) as session:
+            password = mysql_tls.new_password()
+            with self.admin_class(session, self.identified).trial_account(mysql_tls.TRIAL, password):
+                return mysql_tls.accepts_plain(endpoint, password, timeout_seconds=timeout_seconds)
 
     def validate_identifier(self, value: str) -> str:
         return mysql_names.validate(value, self.title)

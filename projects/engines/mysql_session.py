@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import ssl
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +12,16 @@ from typing import Any
 import pymysql
 from pymysql.connections import Connection
 
-from projects.domain import Credentials, Endpoint, EngineError, LoginRefused, ServerBusy, ServerNotReady
+from projects.domain import (
+    Credentials,
+    Endpoint,
+    EngineError,
+    LoginRefused,
+    ServerBusy,
+    ServerNotReady,
+    TlsNotTrusted,
+)
+from projects.engines import trust
 
 Row = tuple[Any, ...]
 
@@ -35,6 +46,7 @@ _REFUSED = {
 _SERVER_FULL = {1040}  # asked before the password is checked
 _LOGIN_FULL = {1203, 1226}  # the account's own limits are checked after the password: the login was good
 _AWAY = {1053, 1077, 1079, 1080, 1152, 1158, 1159, 1160, 1161, 1927, 2002, 2003, 2006, 2013, 2055, 3169, 4031}
+_NO_TLS = {2026}
 _SYNTAX = {1064, 1149}  # their texts quote the statement
 
 
@@ -46,6 +58,8 @@ def translate(error: pymysql.MySQLError) -> EngineError:
     """Our error for a driver's; its text holds the server's message, never a statement or a secret."""
     code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
     text = " ".join(str(error.args[1] if len(error.args) > 1 else error).split())[:300]
+    if code in _NO_TLS or isinstance(getattr(error, "original_exception", None), ssl.SSLCertVerificationError):
+        return TlsNotTrusted("the server does not show a valid certificate that this install made for it")
     if code in _REFUSED:
         return LoginRefused("the server refused this login")
     if code in _LOGIN_FULL:
@@ -122,12 +136,15 @@ def pattern(database: str) -> str:
 
 
 @contextlib.contextmanager
-def connect(endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float) -> Iterator[Session]:
+def connect(
+    endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float, encrypted: bool = True
+) -> Iterator[Session]:
     """A session with time limits of its own. Nothing waits for ever: a server that is frozen, not dead, accepts and
-    never answers."""
+    never answers. Without `encrypted` it has no TLS even where the server offers it."""
+    trusted = trust.context(endpoint.ca_pem) if endpoint.ca_pem else None
     with translated():
         connection = pymysql.connect(
-            host=endpoint.host,
+            host=endpoint.tls_name or endpoint.host,  # whom the certificate has to be for
             port=endpoint.port,
             user=credentials.username,
             password=credentials.password,
@@ -139,7 +156,14 @@ def connect(endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: fl
             autocommit=True,
             local_infile=False,
             program_name="novastack",
+            ssl=trusted,
+            ssl_disabled=not encrypted,
+            defer_connect=True,
         )
+        plain = socket.create_connection((endpoint.host, endpoint.port), timeout_seconds)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.connect(plain)  # type: ignore[no-untyped-call]
     session = Session(connection)
     try:
         limit = max(1, int(timeout_seconds))

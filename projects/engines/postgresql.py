@@ -162,7 +162,7 @@ class PostgreSQL(Engine):
     def peer_certificate(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bytes:
         return postgresql_tls.peer_certificate(endpoint, timeout_seconds=timeout_seconds)
 
-    def accepts_plain(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bool:
+    def accepts_plain(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5) -> bool:
         return postgresql_tls.accepts_plain(endpoint, timeout_seconds=timeout_seconds)
 
     def validate_identifier(self, value: str) -> str:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import ssl
 from collections.abc import Mapping
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
 from projects.domain import Endpoint, ServerNotReady, Tls, TlsNotTrusted
+from projects.engines import trust
 from projects.engines.postgresql_session import BoundedConnection, translate
 
-PAIR, HBA = "server.pem", "pg_hba.conf"
+HBA = "pg_hba.conf"
 # `SSLRequest` of the protocol: its length and its number. https://www.postgresql.org/docs/current/protocol-message-formats.html
 _SSL_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 _REJECTED = re.compile(r"pg_hba\.conf rejects connection|no pg_hba\.conf entry")
@@ -33,12 +33,12 @@ def files(tls: Tls) -> Mapping[str, bytes]:
         "hostssl   all all all scram-sha-256\n"
         f"hostnossl all all all {plain}\n"
     )
-    return {PAIR: tls.pem, HBA: rules.encode()}
+    return {trust.PAIR: tls.pem, HBA: rules.encode()}
 
 
 def settings(place: str) -> dict[str, str]:
     """`place` is a path with `{}` for the file's name."""
-    pair = place.replace("{}", PAIR)
+    pair = place.replace("{}", trust.PAIR)
     return {
         "ssl": "on",
         "ssl_cert_file": pair,
@@ -49,20 +49,16 @@ def settings(place: str) -> dict[str, str]:
 
 
 def peer_certificate(endpoint: Endpoint, *, timeout_seconds: float) -> bytes:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # looked at, not trusted
-    try:
-        with socket.create_connection((endpoint.host, endpoint.port), timeout_seconds) as plain:
-            plain.sendall(_SSL_REQUEST)
-            answer = plain.recv(1)
-            if answer == b"N":
-                raise TlsNotTrusted("the server speaks no TLS")
-            if answer != b"S":
-                raise ServerNotReady("the server does not answer yet")
-            with context.wrap_socket(plain) as encrypted:
-                return encrypted.getpeercert(binary_form=True) or b""
-    except OSError as error:
-        raise ServerNotReady(f"the server does not answer: {error.strerror or type(error).__name__}") from None
+    return trust.shown(endpoint, _ask, timeout_seconds=timeout_seconds)
+
+
+def _ask(plain: socket.socket) -> None:
+    plain.sendall(_SSL_REQUEST)
+    answer = plain.recv(1)
+    if answer == b"N":
+        raise TlsNotTrusted("the server speaks no TLS")
+    if answer != b"S":
+        raise ServerNotReady("the server does not answer yet")
 
 
 def accepts_plain(endpoint: Endpoint, *, timeout_seconds: float) -> bool:

@@ -1,12 +1,43 @@
-"""A CA's certificate as a file, for drivers that take nothing else."""
+"""TLS as every engine does it: what a server is given, whom our own sessions trust, what a server shows."""
 
 from __future__ import annotations
 
 import atexit
+import functools
 import os
+import socket
+import ssl
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
+
+from projects.domain import Endpoint, ServerNotReady
+
+PAIR = "server.pem"  # a server's certificate and key, in one file: so that no crash leaves a pair that doesn't fit
+
+
+@functools.lru_cache(maxsize=16)
+def context(ca_pem: str) -> ssl.SSLContext:
+    """For sessions of ours: TLS 1.2 or newer, with a server that proves its name by a certificate of `ca_pem`."""
+    made = ssl.create_default_context(cadata=ca_pem)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    return made
+
+
+def shown(endpoint: Endpoint, ask: Callable[[socket.socket], None], *, timeout_seconds: float) -> bytes:
+    """The certificate (DER) that a server shows; nothing is checked. `ask` says what the product's protocol wants said
+    before TLS begins, and raises `TlsNotTrusted` or `ServerNotReady` when the server declines."""
+    looking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    looking.check_hostname, looking.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection((endpoint.host, endpoint.port), timeout_seconds) as plain:
+            ask(plain)
+            with looking.wrap_socket(plain) as encrypted:
+                return encrypted.getpeercert(binary_form=True) or b""
+    except OSError as error:
+        raise ServerNotReady(f"the server does not answer: {error.strerror or type(error).__name__}") from None
+
 
 _kept: dict[str, tuple[int, tuple[int, int]]] = {}  # PEM → descriptor, and which file that is
 _lock = threading.Lock()

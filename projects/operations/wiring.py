@@ -10,7 +10,7 @@ from django.conf import settings
 from novastack.common.models import Install
 from projects import domain, registry
 from projects.engines.base import Engine, EngineAdmin
-from projects.models import Database, DatabaseRole, DatabaseServer, Project, Region, RoleKind
+from projects.models import CertificateAuthority, Database, DatabaseRole, DatabaseServer, Project, Region, RoleKind
 from projects.runtimes.base import Runtime
 
 _install_id: str | None = None
@@ -57,6 +57,7 @@ def server_request(
     """What the engine turns into a spec. The image is the pinned one (rule 12). With a certificate on the row the server
     speaks TLS, and with `required` nothing else."""
     key = server.tls_key.open() if tls and server.tls_certificate and server.tls_key is not None else ""
+    ca = CertificateAuthority.bundle(server.tls_authority_id).encode() if server.tls_authority_id else b""
     labels = {"io.novastack.project": str(server.project_uuid)} if server.project_uuid else {}
     return domain.ServerRequest(
         handle=server.handle,
@@ -68,7 +69,7 @@ def server_request(
         admin=domain.Credentials(server.admin_username, server.admin_secret.open()),
         labels=labels,
         burst=burst,
-        tls=domain.Tls(f"{server.tls_certificate}{key}".encode(), required) if key else None,
+        tls=domain.Tls(f"{server.tls_certificate}{key}".encode(), required, ca) if key else None,
     )
 
 
@@ -78,18 +79,23 @@ def admin_candidates(server: DatabaseServer) -> list[domain.Credentials]:
     return [domain.Credentials(server.admin_username, secret) for secret in secrets]
 
 
-def admin_session(
-    engine: Engine, server: DatabaseServer, *, timeout_seconds: float = 5
-) -> AbstractContextManager[EngineAdmin]:
-    """An admin session with whichever stored password works. Raises as `Engine.admin` does."""
+def admin_credentials(engine: Engine, server: DatabaseServer) -> domain.Credentials:
+    """Our own login with whichever stored password works. Raises as `Engine.probe` does."""
     candidates = admin_candidates(server)
     for credentials in candidates[:-1]:
         try:
             engine.probe(server.control_endpoint, credentials)
         except domain.LoginRefused:
             continue
-        return engine.admin(server.control_endpoint, credentials, timeout_seconds=timeout_seconds)
-    return engine.admin(server.control_endpoint, candidates[-1], timeout_seconds=timeout_seconds)
+        return credentials
+    return candidates[-1]
+
+
+def admin_session(
+    engine: Engine, server: DatabaseServer, *, timeout_seconds: float = 5
+) -> AbstractContextManager[EngineAdmin]:
+    """An admin session with whichever stored password works. Raises as `Engine.admin` does."""
+    return engine.admin(server.control_endpoint, admin_credentials(engine, server), timeout_seconds=timeout_seconds)
 
 
 def role_candidates(role: DatabaseRole) -> list[str]:

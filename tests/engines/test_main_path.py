@@ -1,28 +1,68 @@
-"""The main job on engines other than PostgreSQL: the same operations, real servers, the engine's own driver."""
+"""The main job for every engine on every runtime that this machine has: `tests/engines/journey.py` tells it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pymysql
 import pytest
-from pymysql.connections import Connection
 
 from novastack.common.secrets import Sealed
 from projects import domain, registry
-from projects.models import DatabaseRole, DatabaseServer, Operation, Project, RoleKind
-from projects.operations import abilities, janitor, rotate, wiring
+from projects.models import DatabaseRole, Project, RoleKind, WriteFence
+from projects.operations import abilities, fences, rotate, watch
 from projects.runtimes.docker import DockerRuntime
-from projects.runtimes.process_binaries import find
-from projects.services import ProjectRequest, project_action, project_create, project_delete, project_purge
-from projects.services.connections import render_connection
+from projects.runtimes.process import ProcessRuntime
+from projects.runtimes.process_binaries import bundled_places, find
+from tests.engines.journey import Journey
 from tests.faults.conftest import Site, _fresh, make_site  # noqa: F401 - a fixture
 
+FERRETDB = Path(__file__).parents[2] / "images/ferretdb/binary"
 
+
+# --- what only one engine has to show ---------------------------------------------------------------------------------
+def applied_twice(journey: Journey) -> None:
+    """A worker that died right after the new password was applied: its successor's doing it again takes nothing away."""
+    role = DatabaseRole.objects.get(database__project=journey.project, kind=RoleKind.LOGIN)
+    role.pending_secret = Sealed.of("new-and-not-yet-proven-1")
+    context: Any = SimpleNamespace(
+        role=lambda kind: role, engine=journey.engine, server=journey.server, database=role.database, guard=lambda: None
+    )
+    for _ in range(2):
+        rotate.apply(context)
+    access = journey.access()
+    assert journey.client.words(replace(access, password="new-and-not-yet-proven-1"))
+    assert journey.client.words(access), "the stored password logs in until the new one is promoted"
+
+
+def promises_nothing_it_can_not_keep(journey: Journey) -> None:
+    """FerretDB: no sessions are ended, no connections counted, no storage limit enforced; and it is healthy."""
+    refused = journey.ask(
+        "post", f"{journey.url}action/", {"action": "rotate_password", "end_sessions": True}, status=400
+    )
+    assert "end sessions" in str(refused)
+    Project.objects.update(health_checked_at=None)
+    watch.check_health()
+    project = journey.project
+    assert (project.health, project.connections, project.connections_limit) == ("healthy", None, None)
+    assert project.size_bytes
+    Project.objects.update(storage_bytes=1)
+    assert fences.decide() == 0
+    assert journey.project.write_fence == "" != WriteFence.STORAGE
+
+
+EXTRAS: Mapping[str, Callable[[Journey], None]] = {
+    "mysql": applied_twice, "ferretdb": promises_nothing_it_can_not_keep,
+}  # fmt: skip
+
+
+# --- in containers ----------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def docker_site(engine: str, version: str) -> Iterator[Site]:
     try:
@@ -41,120 +81,56 @@ def docker_site(engine: str, version: str) -> Iterator[Site]:
             runtime._clients.get().remove_volume(volume["Name"])
 
 
-@contextlib.contextmanager
-def login(project: Project, password: str = "") -> Iterator[Connection[Any]]:
-    role = DatabaseRole.objects.get(database__project=project, kind=RoleKind.LOGIN)
-    assert role.secret is not None
-    project.endpoint.refresh_from_db()
-    with pymysql.connect(
-        host=project.endpoint.host, port=project.endpoint.port, database=role.database.name, user=role.name,
-        password=password or role.secret.open(), connect_timeout=5, autocommit=True,
-    ) as connection:  # fmt: skip
-        yield connection
-
-
-def ask(project: Project, statement: str, password: str = "") -> tuple[Any, ...]:
-    with login(project, password) as connection, connection.cursor() as cursor:
-        cursor.execute(statement)
-        return tuple(cursor.fetchall())
-
-
-def act(site: Site, project: Project, action: str, **options: Any) -> Operation:
-    operation: Operation = project_action(principal=site.alice, project=project, action=action, **options)
-    return finished(site, project, operation)
-
-
-def finished(site: Site, project: Project, operation: Operation) -> Operation:
-    operation = site.finish(operation, 120)
-    told = list(operation.steps.values_list("name", "state", "detail"))
-    assert operation.state == "succeeded", (operation.kind, operation.error, told)
-    project.refresh_from_db()
-    return operation
-
-
-def applied_twice(project: Project, server: DatabaseServer) -> None:
-    """A worker that died right after the new password was applied: its successor's doing it again takes nothing away."""
-    role = DatabaseRole.objects.get(database__project=project, kind=RoleKind.LOGIN)
-    role.pending_secret = Sealed.of("new-and-not-yet-proven-1")
-    context: Any = SimpleNamespace(
-        role=lambda kind: role, engine=registry.engine(server.engine), server=server, database=role.database,
-        guard=lambda: None,
-    )  # fmt: skip
-    for _ in range(2):
-        rotate.apply(context)
-    assert ask(project, "SELECT 1", role.pending_secret.open()) == ((1,),)
-    assert ask(project, "SELECT 1") == ((1,),), "the stored password logs in until the new one is promoted"
-
-
-def main_path(site: Site, engine: str, version: str) -> None:
-    project = project_create(
-        principal=site.alice, organization=site.team.organization,
-        request=ProjectRequest(name="Shop", engine=engine, version=version, region="site"),
-    )  # fmt: skip
-    finished(site, project, site.operation(project))
-    assert project.status == "running"
-    server = DatabaseServer.objects.get(project_uuid=project.pk)
-    assert server.system_identifier
-    info = wiring.connection_info(project, project.databases.get())
-    assert render_connection(info)["uri"].startswith("mysql://")
-
-    ask(project, "CREATE TABLE orders (id BIGINT PRIMARY KEY AUTO_INCREMENT, word VARCHAR(40))")
-    ask(project, "INSERT INTO orders (word) VALUES ('kept 🐬'), ('too')")
-    act(site, project, "restart")
-    assert ask(project, "SELECT COUNT(*) FROM orders") == ((2,),)
-
-    old = info.password
-    if domain.Capability.DUAL_PASSWORD in registry.engine(engine).capabilities:
-        applied_twice(project, server)
-    act(site, project, "rotate_password", end_sessions=True)
-    assert ask(project, "SELECT COUNT(*) FROM orders") == ((2,),)
-    with pytest.raises(pymysql.OperationalError, match="Access denied"):
-        ask(project, "SELECT 1", password=old)
-
-    act(site, project, "stop")
-    with pytest.raises(pymysql.OperationalError):
-        ask(project, "SELECT 1")
-    act(site, project, "start")
-    site.check_exactly(project)
-
-    finished(site, project, project_delete(principal=site.alice, project=project))
-    with pytest.raises(pymysql.OperationalError):
-        ask(project, "SELECT 1")
-    act(site, project, "undelete")
-    assert ask(project, "SELECT word FROM orders ORDER BY id") == (("kept 🐬",), ("too",))
-    server.refresh_from_db()
-    assert any("ready for connections" in line.decode() for line in site.runtime.logs(server.handle, tail=500))
-    log = b"\n".join(site.runtime.logs(server.handle, tail=5000)).decode()
-    for secret in (old, wiring.connection_info(project, project.databases.get()).password):
-        assert secret not in log
-
-    finished(site, project, project_delete(principal=site.alice, project=project))
-    operation = project_purge(principal=site.alice, project=project, confirm=project.slug)
-    for _ in range(100):
-        site.finish(operation, 0.01)
-        janitor.delete_due_data()
-        if not operation.live:
-            break
-    assert operation.state == "succeeded", operation.error
-    assert not Project.objects.filter(pk=project.pk).exists()
-    assert list(site.runtime.managed()) == []
-
-
 @pytest.mark.docker
-@pytest.mark.parametrize(("engine", "version"), [("mariadb", "11.8"), ("mysql", "9.7")])
+@pytest.mark.parametrize(
+    ("engine", "version"),
+    [("postgresql", "18"), ("mariadb", "11.8"), ("mariadb", "10.11"), ("mysql", "9.7"), ("ferretdb", "1.24")],
+)
 @pytest.mark.usefixtures("_fresh")
-def test_the_main_job_in_containers(engine: str, version: str) -> None:
+def test_in_a_container(engine: str, version: str, tmp_path: Path) -> None:
     with docker_site(engine, version) as site:
-        main_path(site, engine, version)
+        Journey(site, engine, version, tmp_path).go(tls=engine != "ferretdb", extras=EXTRAS.get(engine, lambda _: None))
+
+
+# --- as plain processes -----------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def process_site() -> Iterator[Site]:
+    with contextlib.contextmanager(make_site)("process") as site:
+        abilities.look(site.region, site.runtime)
+        yield site
 
 
 @pytest.mark.process
 @pytest.mark.usefixtures("_fresh")
-def test_the_main_job_as_processes() -> None:
-    if find("mariadbd", "10.11") is None:
-        pytest.skip("no mariadbd 10.11 on this machine: apt-get install mariadb-server-core")
-    with contextlib.contextmanager(make_site)("process") as site:
-        abilities.look(site.region, site.runtime)
-        assert site.region.reason_against("mariadb", "10.11") == ""
-        assert "this machine has no mysqld 9.7" in site.region.reason_against("mysql", "9.7")
-        main_path(site, "mariadb", "10.11")
+class TestAsProcesses:
+    def test_mariadb(self, tmp_path: Path) -> None:
+        if find("mariadbd", "10.11") is None:
+            pytest.skip("no mariadbd 10.11 on this machine: apt-get install mariadb-server-core")
+        with process_site() as site:
+            assert site.region.reason_against("mariadb", "10.11") == ""
+            assert "this machine has no mysqld 9.7" in site.region.reason_against("mysql", "9.7")
+            Journey(site, "mariadb", "10.11", tmp_path).go(tls=True)
+
+    def test_postgresql_as_it_comes_bundled(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Which was built without TLS: all the rest is the same."""
+        version = next((v for v in ("18", "16") if find("postgres", v, search=lambda _: bundled_places())), "")
+        if not version:
+            pytest.skip("no bundled PostgreSQL here")
+        with process_site() as site:
+            assert isinstance(site.runtime, ProcessRuntime)
+            monkeypatch.setattr(site.runtime, "_search", lambda _: bundled_places())
+            Journey(site, "postgresql", version, tmp_path).go(tls=False)
+
+    def test_ferretdb(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        built = subprocess.run([FERRETDB], capture_output=True, text=True, timeout=500, check=False)
+        if built.returncode:
+            pytest.skip(built.stderr.strip()[-300:])
+        with contextlib.contextmanager(make_site)("process") as site:
+            monkeypatch.setenv("PATH", "/usr/bin:/bin")
+            abilities.look(site.region, site.runtime)
+            assert "this machine has no ferretdb 1.24" in site.region.reason_against("ferretdb", "1.24")
+            assert "this machine has no mongod 8" in site.region.reason_against("mongodb", "8")
+            monkeypatch.setenv("PATH", f"{Path(built.stdout.strip()).parent}:{os.environ['PATH']}")
+            abilities.look(site.region, site.runtime)
+            assert site.region.reason_against("ferretdb", "1.24") == ""
+            Journey(site, "ferretdb", "1.24", tmp_path).go(tls=False, extras=EXTRAS["ferretdb"])

@@ -109,7 +109,9 @@ class PaperPostgreSQL(PostgreSQL):
             raise TlsNotTrusted("the server speaks no TLS")
         return held.shown
 
-    def accepts_plain(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bool:
+    def accepts_plain(
+        self, endpoint: Endpoint, credentials: Credentials | None = None, *, timeout_seconds: float = 5
+    ) -> bool:
         return self.of(dataclasses.replace(endpoint, ca_pem="")).plain
 
     def verify_tenant(self, endpoint: Endpoint, names: TenantNames, password: str) -> str:
