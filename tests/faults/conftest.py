@@ -7,8 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,16 +15,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import psycopg
 import pytest
 from django.conf import settings
 from django.core.cache import cache
 from django.db import connection
 
 from accounts.permissions import Principal
-from novastack.common.clock import DatabaseNow
+from novastack.common.clock import DatabaseNow, now
 from projects import domain, registry
-from projects.models import DatabaseRole, DatabaseServer, Operation, Orphan, Project, Region, RoleKind
+from projects.models import DatabaseServer, Operation, Orphan, Project, Region
 from projects.operations import reconciler, runner, wiring
 from projects.runtimes.base import Runtime
 from projects.runtimes.process_binaries import find
@@ -34,6 +31,8 @@ from projects.services import ProjectRequest, project_create
 from tests.factories import PlanFactory, Team, make_team
 from tests.faults import ledger as faults_ledger
 from tests.faults import table
+from tests.faults.clients import CLIENTS, Things
+from tests.faults.workers import Nursery, Worker
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VERSION = os.environ.get("NOVASTACK_FAULTS_VERSION", "18")
@@ -42,17 +41,18 @@ VERSION = os.environ.get("NOVASTACK_FAULTS_VERSION", "18")
 class Site:
     """One install with one region of one runtime, its people, and workers that can be killed."""
 
-    def __init__(self, runtime_name: str, root: Path) -> None:
-        self.engine = "postgresql"
+    def __init__(self, runtime_name: str, root: Path, engine: str = "postgresql") -> None:
+        self.engine = engine
+        self.client = CLIENTS[engine]
         self.team: Team = make_team()
         PlanFactory()
         first = 30000 + secrets.randbelow(250) * 20
         config = {"root": str(root)} if runtime_name == "process" else {}
         self.region = Region.objects.create(
-            slug="site", name="Site", runtime=runtime_name, config=config, port_start=first, port_end=first + 60
+            slug="site", name="Site", runtime=runtime_name, config=config, port_start=first, port_end=first + 199
         )
         self.alice = Principal.of(self.team.alice)
-        self.workers: list[subprocess.Popen[str]] = []
+        self.workers: list[Worker] = []
         self._run: faults_ledger.Run | None = None
 
     @contextlib.contextmanager
@@ -70,56 +70,56 @@ class Site:
         return wiring.runtime_of(self.region)
 
     # --- workers ------------------------------------------------------------------------------------------------------
-    def worker(self, fault: str = "", *, reconciles: bool = True) -> subprocess.Popen[str]:
+    def worker(self, fault: str = "", *, reconciles: bool = True) -> Worker:
+        """A worker at work; with a fault, it dies there."""
         database = connection.settings_dict
         password = quote(str(database["PASSWORD"]), safe="")
         url = (
             f"postgresql://{database['USER']}:{password}@{database['HOST']}:{database['PORT']}/"
             f"{connection.connection.info.dbname if connection.connection else database['NAME']}"
         )
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         env = {
-            **os.environ, "DATABASE_URL": url, "NOVASTACK_MODE": "test", "NOVASTACK_FAULT": fault,
-            "NOVASTACK_FAULT_RECONCILE": str(int(reconciles)), "NOVASTACK_LOG_LEVEL": "WARNING",
+            **inherited, "DATABASE_URL": url, "NOVASTACK_MODE": "test", "NOVASTACK_LOG_LEVEL": "WARNING",
             "NOVASTACK_DATA_GRACE_SECONDS": "0", "PYTHONPATH": str(ROOT),
         }  # fmt: skip
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.worker"], env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE
-        )
-        self.workers.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        return process
+        worker = Worker(Nursery.of(env), fault=fault, reconciles=reconciles)
+        self.workers.append(worker)
+        return worker
 
     def stop_workers(self) -> None:
-        for process in self.workers:
-            process.kill()
-            process.wait()
-            if process.stdout:
-                process.stdout.close()
+        for worker in self.workers:
+            worker.kill()
+            worker.wait(10)
         self.workers.clear()
 
     def die_at(self, fault: str) -> None:
         """A worker that dies there. Nothing was cleaned up; its lease still lives."""
-        process = self.worker(fault)
-        assert process.wait(90) == -signal.SIGKILL, f"it never came to {fault}"
+        worker = self.worker(fault)
+        assert worker.wait(90) == -signal.SIGKILL, f"it never came to {fault}"
         self.stop_workers()
 
     # --- rows ---------------------------------------------------------------------------------------------------------
     def create(self, name: str = "Shop") -> Project:
         return project_create(
             principal=self.alice, organization=self.team.organization,
-            request=ProjectRequest(name=name, version=VERSION, region="site"),
+            request=ProjectRequest(name=name, engine=self.engine, version=self.version, region="site"),
         )  # fmt: skip
 
     def ready(self, name: str = "Shop") -> Project:
-        """A project with rows of its owner's in it."""
+        """A project with `clients.ROWS` rows of its owner's in it."""
         project = self.create(name)
         self.finish(self.operation(project))
         project.refresh_from_db()
         assert project.status == "running", (project.status, project.status_detail)
-        with self.login(project) as session:
-            session.execute("CREATE TABLE orders AS SELECT n FROM generate_series(1, 1000) n")
+        self.client.fill(project)
         return project
+
+    @property
+    def version(self) -> str:
+        if self.engine == "postgresql":
+            return VERSION
+        return self.client.versions[self.region.runtime]
 
     @staticmethod
     def operation(project: Project) -> Operation:
@@ -136,10 +136,15 @@ class Site:
         return operation
 
     @staticmethod
-    def expire_lease(operation: Operation) -> None:
-        """Its holder is known to be dead: spare the 20 s."""
-        past = DatabaseNow() - timedelta(seconds=1)
-        Operation.objects.filter(pk=operation.pk, lease_until__isnull=False).update(lease_until=past)
+    def expire_lease(operation: Operation) -> float:
+        """Its holder is known to be dead: spare the 20 s, and the few for which a hint counts as under way. Returns how
+        many there were."""
+        past, row = DatabaseNow() - timedelta(seconds=1), Operation.objects.filter(pk=operation.pk)
+        lease, hinted, created = row.values_list("lease_until", "hinted_at", "created_at")[0]
+        row.filter(lease_until__isnull=False).update(lease_until=past)
+        row.update(hinted_at=None, created_at=created - timedelta(seconds=reconciler.HINT_AGE_SECONDS))
+        ends = [lease or created, (hinted or created) + timedelta(seconds=reconciler.HINT_EVERY_SECONDS)]
+        return max(0.0, (max(ends) - now()).total_seconds())
 
     @staticmethod
     def wait_ended(operation: Operation, seconds: float = 60) -> Operation:
@@ -163,23 +168,12 @@ class Site:
         raise AssertionError(f"{project.status} ({project.status_detail}), not {wanted}, after {seconds} s")
 
     # --- what must be so ----------------------------------------------------------------------------------------------
-    @contextlib.contextmanager
-    def login(self, project: Project) -> Iterator[psycopg.Connection[Any]]:
-        """As the owner, with the password that is stored and shown."""
-        role = DatabaseRole.objects.get(database__project=project, kind=RoleKind.LOGIN)
-        assert role.pending_secret is None
-        project.endpoint.refresh_from_db()
-        with psycopg.connect(
-            host=project.endpoint.host, port=project.endpoint.port, dbname=role.database.name, user=role.name,
-            password=role.secret.open(), connect_timeout=5,
-        ) as session:  # fmt: skip
-            yield session
+    def login(self, project: Project) -> contextlib.AbstractContextManager[Any]:
+        """As the owner, with the password that is stored and shown: the engine's own driver's session."""
+        return self.client.login(project)
 
     def rows_of(self, project: Project) -> int:
-        with self.login(project) as session:
-            found = session.execute("SELECT count(*) FROM orders").fetchone()
-        assert found is not None
-        return int(found[0])
+        return self.client.rows(project)
 
     def check_exactly(self, *projects: Project) -> None:
         """One server and one volume per project and nothing else; the refs are the rows'; each in the state wanted."""
@@ -199,17 +193,11 @@ class Site:
             assert seen.ref == row.runtime_ref
             assert seen.state.value == row.desired_state
 
-    def things_in(self, project: Project) -> set[tuple[str, str]]:
-        """What exists in the server besides PostgreSQL's own."""
-        server = DatabaseServer.objects.get(project_uuid=project.pk)
-        assert server.admin_pending_secret is None
-        with psycopg.connect(
-            host="127.0.0.1", port=server.port, dbname="postgres", user=server.admin_username,
-            password=server.admin_secret.open(), connect_timeout=5,
-        ) as session:  # fmt: skip
-            roles = session.execute("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_'").fetchall()
-            bases = session.execute("SELECT datname FROM pg_database WHERE NOT datistemplate").fetchall()
-        return {("role", r[0]) for r in roles} | {("database", b[0]) for b in bases}
+    def check_things(self, project: Project) -> Things:
+        """Exactly the project's logins and databases are in its server, besides those that each server has."""
+        things = self.client.things(project)
+        assert set(things) == self.client.own(project) | self.client.platform
+        return things
 
     def clean_up(self) -> None:
         self.stop_workers()
@@ -217,6 +205,9 @@ class Site:
         for handle in {*runtime.managed(), *runtime.managed_data()}:
             with contextlib.suppress(domain.NovaStackRuntimeError):
                 runtime.destroy(domain.Handle(handle.server_id, handle.incarnation), delete_data=True)
+        if self.region.runtime == "docker":
+            with contextlib.suppress(domain.NovaStackRuntimeError):
+                runtime.remove_install()  # type: ignore[attr-defined] # its network and what keeps its epoch
 
 
 @pytest.fixture
@@ -238,6 +229,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item.nodeid not in done]
 
 
+_began = time.monotonic()
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """`NOVASTACK_FAULTS_SECONDS`: end in time, in order; RESUME=1 goes on from there."""
+    if time.monotonic() - _began > float(os.environ.get("NOVASTACK_FAULTS_SECONDS") or "inf"):
+        item.session.shouldstop = "the seconds that it was given are over"
+
+
 @pytest.fixture
 def _fresh(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_built", {})
@@ -246,15 +246,27 @@ def _fresh(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.clear()
 
 
-def make_site(runtime_name: str) -> Iterator[Site]:
+def make_site(runtime_name: str, engine: str = "postgresql") -> Iterator[Site]:
     root = Path(tempfile.mkdtemp(prefix="nvs-faults-", dir="/tmp"))
     root.chmod(0o711)
-    site = Site(runtime_name, root / "state")
+    site = Site(runtime_name, root / "state", engine)
     try:
         yield site
     finally:
         site.clean_up()
         shutil.rmtree(root, ignore_errors=True)
+
+
+def require_docker(engine: str, version: str) -> None:
+    """Skip, or fail where Docker is required, when there is no engine with that image."""
+    from projects.runtimes.docker import DockerRuntime
+
+    try:
+        DockerRuntime("probe").resolve_image(engine, version, registry.engine(engine).official_image)
+    except domain.NovaStackRuntimeError as error:
+        if os.environ.get("NOVASTACK_REQUIRE_DOCKER") == "1":
+            raise
+        pytest.skip(f"no Docker engine with {engine} {version}: {error}")
 
 
 @pytest.fixture
@@ -266,22 +278,5 @@ def process_site(_fresh: None) -> Iterator[Site]:
 
 @pytest.fixture
 def docker_site(_fresh: None) -> Iterator[Site]:
-    from projects.runtimes.docker import DockerRuntime
-
-    engine = registry.engine("postgresql")
-    try:
-        DockerRuntime("probe").resolve_image(engine.name, VERSION, engine.official_image)
-    except domain.NovaStackRuntimeError as error:
-        if os.environ.get("NOVASTACK_REQUIRE_DOCKER") == "1":
-            raise
-        pytest.skip(f"no Docker engine with a PostgreSQL image: {error}")
-    sites = make_site("docker")
-    site = next(sites)
-    yield site
-    runtime = site.runtime
-    site.clean_up()
-    assert isinstance(runtime, DockerRuntime)
-    runtime.remove_network()
-    for volume in runtime._volumes("epoch"):
-        runtime._clients.get().remove_volume(volume["Name"])
-    sites.close()
+    require_docker("postgresql", VERSION)
+    yield from make_site("docker")

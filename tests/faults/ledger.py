@@ -67,12 +67,12 @@ class Run:
         """The cause is gone, or a worker is back. Said again, the clock starts again."""
         self._since, self.seconds = time.monotonic(), None
 
-    def ended(self) -> None:
-        """What was promised is so. The first time counts."""
+    def ended(self, *, spared: float = 0) -> None:
+        """What was promised is so. The first time counts. `spared`: seconds that the test did not wait and users would."""
         if self._since is None:
             raise AssertionError("recovering() was never called")
         if self.seconds is None:
-            self.seconds = time.monotonic() - self._since
+            self.seconds = time.monotonic() - self._since + spared
         self.stuck = self.stuck or 0
 
     def line(self, outcome: str, error: str) -> dict[str, Any]:

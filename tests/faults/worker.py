@@ -1,18 +1,24 @@
-"""A real worker process that can be told where to die: `python -m tests.faults.worker`.
+"""Real worker processes that can be told where to die: `python -m tests.faults.worker`.
 
-It does what worker and beat do (run what is due, reconcile, the janitor) in one loop, through the same functions. The
-product knows nothing of this: steps are wrapped here, in this process. `NOVASTACK_FAULT` is
+It reads orders, one JSON object a line, and answers each with one (`workers.py` is the other end). A worker is a fork of
+this process, which has only imported things: so it is there at once.
+
+A worker does what worker and beat do (run what is due, reconcile, the janitor) in one loop, through the same functions. The
+product knows nothing of this: steps are wrapped here, in this process. A fault is
 `<kind>:<step>:<when>`, when = `before`, `after`, `inside:<n>` (before the n-th statement to the control database within
 the step) or `later:<seconds>` (in the middle of whatever it does then). It dies by SIGKILL, once.
 """
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from dataclasses import replace
 from typing import Any
 
@@ -61,21 +67,20 @@ def install_fault(text: str) -> None:
     base.register(replace(definition, steps=steps))
 
 
-def main() -> None:
-    django.setup()
+def work(fault: str, reconciles: bool, ready: int) -> None:
     from projects.models import Operation
-    from projects.operations import janitor, queue, reconciler, runner, watch
+    from projects.operations import abilities, janitor, queue, reconciler, runner, watch
 
-    if fault := os.environ.get("NOVASTACK_FAULT"):
+    if fault:
         install_fault(fault)
+    abilities.look = lambda *_: 0  # type: ignore[assignment] # what a region could run is asked of registries: seconds
     due: list[Any] = []
     queue.send_hint = reconciler.send_hint = due.append  # type: ignore[assignment] # this process is the broker, too
-    reconciles = os.environ.get("NOVASTACK_FAULT_RECONCILE", "1") == "1"
     ticked = 0.0
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    os.write(ready, b".")
+    os.close(ready)
     while True:
-        if reconciles and time.monotonic() - ticked > 2:
+        if reconciles and time.monotonic() - ticked > 1:
             ticked = time.monotonic()
             reconciler.reconcile()
             janitor.delete_due_data()
@@ -85,6 +90,57 @@ def main() -> None:
         due.clear()
         if not any(worked):
             time.sleep(0.1)
+
+
+def begin(fault: str, reconciles: bool) -> int:
+    """Fork a worker; returns its pid once it is at work, 0 if it never was."""
+    told, ready = os.pipe()
+    if pid := os.fork():
+        os.close(ready)
+        came = os.read(told, 1)
+        os.close(told)
+        return pid if came else 0
+    os.close(told)
+    os.setsid()  # Ctrl-C is not for it
+    libc = ctypes.CDLL(None)
+    libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it never outlives whoever can end it
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(2, 1)  # the other end reads answers there
+    try:
+        work(fault, reconciles, ready)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(70)
+
+
+def code_of(pid: int, seconds: float) -> int | None:
+    """How it ended (a signal's number negated), after at most `seconds`; None if it lives."""
+    deadline = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.005)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    django.setup()
+    from projects import registry  # noqa: F401 - imported before the first fork
+    from projects.operations import janitor, queue, reconciler, runner, watch  # noqa: F401
+    from projects.runtimes import docker  # noqa: F401
+
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            answer = {"code": code_of(order["wait"], order["seconds"])}
+        else:
+            answer = {"pid": begin(order["fault"], order["reconciles"])}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
