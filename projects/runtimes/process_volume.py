@@ -35,6 +35,14 @@ def handle_of(name: str) -> Handle | None:
     return Handle(match["server"], int(match["incarnation"])) if match else None
 
 
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 class Volume:
     """Paths and small files of one server. Knows no engine."""
 
@@ -77,13 +85,16 @@ class Volume:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int]:
-        """The data's own lock (a file descriptor to hand on); `DataInUse` when any process still holds it."""
+        """The data's own lock (a file descriptor to hand on). What a worker that was killed had begun (making the data, say)
+        may hold it for a moment more: waited for; `DataInUse` when it does not end in time."""
         descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            deadline = time.monotonic() + HELD_SECONDS
+            while not _lock(descriptor):
+                if time.monotonic() > deadline:
+                    raise DataInUse("another process still uses this data")
+                time.sleep(0.02)
             yield descriptor
-        except BlockingIOError as error:
-            raise DataInUse("another process still uses this data") from error
         finally:
             os.close(descriptor)
 

@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from projects.domain import Command, DataInUse, DataPolicy, Handle, Limits, RuntimeFeature, ServerState
+from projects.runtimes import process_volume
 from projects.runtimes.base import Runtime
 from projects.runtimes.process import ProcessRuntime
 from projects.runtimes.process_accounts import ensure_account, remove_account
@@ -210,16 +212,28 @@ class TestProcessRuntime(RuntimeContract):
         again = Server(server.spec, runtime.ensure(server.spec, data=DataPolicy.CREATE), server.credentials)
         self.wait_ready(runtime, again)
 
-    def test_a_second_initialisation_waits_for_the_first(self, runtime: Runtime, make_spec: MakeSpec) -> None:
-        """Its starter was killed, it goes on: nobody may begin again in the same folder."""
+    def test_a_second_initialisation_waits_for_the_first(
+        self, runtime: Runtime, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its starter was killed, it goes on: nobody may begin again in the same folder, and that is no failure."""
         assert isinstance(runtime, ProcessRuntime)
         spec = make_spec()
         volume = self.volume(runtime, spec.handle)
         volume.create(runtime.install_id, ensure_account("novastack"))
-        with volume.locked(), pytest.raises(DataInUse):
-            runtime.ensure(spec, data=DataPolicy.CREATE)
-        assert not (volume.path / spec.data_subdir / "PG_VERSION").exists()
-        runtime.ensure(spec, data=DataPolicy.CREATE)
+        folder = volume.path / spec.data_subdir / "PG_VERSION"
+        with volume.locked():
+            monkeypatch.setattr(process_volume, "HELD_SECONDS", 0.5)
+            with pytest.raises(DataInUse):
+                runtime.ensure(spec, data=DataPolicy.CREATE)
+            assert not folder.exists()
+            monkeypatch.undo()
+            second = threading.Thread(target=runtime.ensure, args=(spec,), kwargs={"data": DataPolicy.CREATE})
+            second.start()
+            time.sleep(0.5)
+            assert second.is_alive()
+            assert not folder.exists()
+        second.join(30)
+        assert folder.exists()
 
     def test_a_strict_umask_is_no_obstacle(self, runtime: Runtime, make_spec: MakeSpec, password: str) -> None:
         before = os.umask(0o077)

@@ -160,14 +160,14 @@ class MySQLFamily(Client):
 class MariaDB(MySQLFamily):
     engine = "mariadb"
     versions = {"docker": "11.8", "process": "10.11"}
-    platform = frozenset({("role", "novastack"), ("role", "mariadb.sys"), ("database", "novastack")})
+    platform = frozenset({("role", "root"), ("role", "mariadb.sys"), ("database", "novastack")})
 
 
 class MySQL(MySQLFamily):
     engine = "mysql"
     versions = {"docker": "9.7", "process": "9.7"}
     platform = frozenset({
-        ("role", "novastack"), ("role", "mysql.infoschema"), ("role", "mysql.session"), ("role", "mysql.sys"),
+        ("role", "root"), ("role", "mysql.infoschema"), ("role", "mysql.session"), ("role", "mysql.sys"),
         ("database", "novastack"),
     })  # fmt: skip
 

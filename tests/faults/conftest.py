@@ -46,7 +46,7 @@ class Site:
         self.client = CLIENTS[engine]
         self.team: Team = make_team()
         PlanFactory()
-        first = 30000 + secrets.randbelow(250) * 20
+        first = 10000 + secrets.randbelow(110) * 200  # below those that the kernel gives to clients
         config = {"root": str(root)} if runtime_name == "process" else {}
         self.region = Region.objects.create(
             slug="site", name="Site", runtime=runtime_name, config=config, port_start=first, port_end=first + 199

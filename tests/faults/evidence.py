@@ -74,6 +74,8 @@ class Witness:
 
     # --- when the worker died -----------------------------------------------------------------------------------------
     def moment(self, kind: str) -> Moment:
+        if kind == "purge":  # it is all to go
+            return Moment("", {}, "", "", "")
         server = server_of(self.project)
         seen = self.site.runtime.observe([self.handle])[self.handle]
         running = seen.state == domain.ServerState.RUNNING

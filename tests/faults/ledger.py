@@ -105,7 +105,7 @@ def fault(name: str, *, engine: str = "", runtime: str = "", point: str = "") ->
     except pytest.skip.Exception:
         raise
     except BaseException as error:
-        append(run.line("failed", f"{type(error).__name__}: {error}"[:500]))
+        append(run.line("failed", " ".join(f"{type(error).__name__}: {error}".split())[:300]))
         raise
     append(run.line("ok", ""))
 
