@@ -367,9 +367,15 @@ CELERY_TASK_DEFAULT_QUEUE = "provisioning"
 CELERY_TASK_CREATE_MISSING_QUEUES = True
 CELERY_TIMEZONE = "UTC"
 CELERY_BROKER_TRANSPORT_OPTIONS: dict[str, Any] = {}
-if CELERY_BROKER_URL.startswith("redis"):
+REDIS_BROKER_OPTIONS: dict[str, Any] = {
     # A lost worker's message comes back after this; the reconciler is faster, so it only has to exceed the longest slice.
-    CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}
+    "visibility_timeout": 3600,
+    # Who sends a hint does not wait for a broker that hangs or is away (6 s, or for ever): the row is the truth. Workers
+    # and beat come back by Celery's own patience.
+    "socket_timeout": 3, "socket_connect_timeout": 2, "socket_keepalive": True, "max_retries": 0,
+}  # fmt: skip
+if CELERY_BROKER_URL.startswith("redis"):
+    CELERY_BROKER_TRANSPORT_OPTIONS = REDIS_BROKER_OPTIONS
 elif CELERY_BROKER_URL.startswith("filesystem"):
     from novastack.embedded.broker import transport_options
 
