@@ -1,12 +1,21 @@
-"""Reading a server's log, live."""
+"""Reading a server's log, live; and its last words, for people who ask why it does not run."""
 
 from __future__ import annotations
 
+import re
+
 from projects import domain
-from projects.models import DatabaseServer
+from projects.models import DatabaseRole, DatabaseServer
 from projects.operations import wiring
 
 MAX_BYTES = 1 << 20
+LAST_WORDS = 5
+MASK = "[masked]"
+# What looks like a secret that is not ours: an operator's image may print its own.
+_SECRET = re.compile(
+    r"((?:password|passwd|pwd|secret|token|api_?key)\w*[\"']?\s*[=:]\s*[\"']?)[^\s\"',;]+|(?<=://)[^\s/@]+:[^\s/@]+(?=@)",
+    re.IGNORECASE,
+)
 
 
 def log_lines(server: DatabaseServer, tail: int) -> tuple[list[str], str]:
@@ -24,3 +33,19 @@ def log_lines(server: DatabaseServer, tail: int) -> tuple[list[str], str]:
     except domain.NovaStackRuntimeError as error:
         return [], str(error) or "The runtime can't be reached now."
     return kept, ""
+
+
+def last_words(server: DatabaseServer, count: int = LAST_WORDS) -> list[str]:
+    """The last lines of its log that say something, without secrets: fit for the tenant's eyes. None, if it has none."""
+    lines, _ = log_lines(server, 4 * count)
+    secrets = [server.admin_secret, server.admin_pending_secret]
+    for role in DatabaseRole.objects.filter(server=server):
+        secrets += [role.secret, role.pending_secret]
+    known = [sealed.open() for sealed in secrets if sealed is not None]
+    return [masked(line.strip(), known)[:300] for line in lines if line.strip()][-count:]
+
+
+def masked(line: str, known: list[str]) -> str:
+    for secret in known:
+        line = line.replace(secret, MASK)
+    return _SECRET.sub(lambda found: f"{found[1] or ''}{MASK}", line)

@@ -54,6 +54,7 @@ FAILED_EVERY_SECONDS = 15
 # What a project must want for the reconciler to do so by itself.
 WANTED = {"recover": {DesiredStatus.RUNNING}, "stop": {DesiredStatus.STOPPED, DesiredStatus.RECYCLED}}
 
+OOM_ADVICE = "Raise the memory limit, or look for a large query."
 OBSERVED_FIELDS = (
     "kind", "incarnation", "runtime_ref", "desired_state", "observed_state", "observed_detail", "observed_at",
     "started_at", "reconcile", "initialised_at", "recover_after",
@@ -247,7 +248,9 @@ def _close(one: datetime, other: datetime) -> bool:
 
 def _describe(seen: domain.Observation) -> str:
     if seen.state in {domain.ServerState.STOPPED, domain.ServerState.ABSENT} and seen.oom_killed:
-        return "Killed: out of memory. Raise the memory limit, or look for a large query."
+        return f"Killed: out of memory. {OOM_ADVICE}"
+    if seen.oom_killed:
+        return f"{seen.detail[:1].upper()}{seen.detail[1:]}. {OOM_ADVICE}"
     return seen.detail[:500]
 
 

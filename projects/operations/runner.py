@@ -151,6 +151,7 @@ class _Run:
         with transaction.atomic():
             self._save_row(row)
             self._release(wait.seconds)
+        self._refresh_status()  # after it: a project is locked before its operation
 
     def _unreachable(self, row: OperationStep, context: Context, error: Exception) -> None:
         """Rule 4: no attempt is used, nothing is undone, the project shows `not_available` at once."""
@@ -179,6 +180,7 @@ class _Run:
         if definition.insists or (failure.retryable and (forward or row.attempt < step.retry.attempts)):
             delay = step.retry.delay(row.attempt) if failure.retryable else step.retry.cap_seconds
             self._retry(row, delay, f"{row.title}: {failure.detail} Next try in {delay:.0f} s.")
+            self._refresh_status()
             return False
         if failure.retryable and self.operation.attempt < base.OPERATION_ATTEMPTS:
             with transaction.atomic():
@@ -189,6 +191,7 @@ class _Run:
                 self.operation.save(update_fields=["attempt", "error", "updated_at"])
                 text = f"{row.title}: {failure.detail} The whole operation is tried again in 5 min."
                 self._retry(row, base.OPERATION_RETRY_SECONDS, text)
+            self._refresh_status()
             return False
         if forward:
             row.state, row.finished_at = StepState.FAILED, now()
@@ -216,6 +219,7 @@ class _Run:
             self._rewind(row, step.back_to)
             delay = step.retry.delay(restarts + 1)
             self._retry(row, delay, f"{row.title}: {failure.detail} The server is started again in {delay:.0f} s.")
+        self._refresh_status()
         return True
 
     def _rewind(self, until: OperationStep, first: str) -> None:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import structlog
 from django.db import transaction
+from django.db.models import Q
 
 from novastack.common.clock import now
 from projects.models import (
@@ -18,9 +19,11 @@ from projects.models import (
     Health,
     ObservedState,
     Operation,
+    OperationStep,
     Project,
     ProjectStatus,
     Region,
+    StepState,
 )
 from projects.models.catalogue import UNREACHABLE
 from projects.operations import base
@@ -42,6 +45,7 @@ class Facts:
     region_reachable: bool
     operation_kind: str | None  # the live operation that holds the project, if any
     operation_while: str | None
+    operation_detail: str  # what it waits for, or why it tries again
     failure: dict[str, Any] | None
     ready: bool
     observed: str
@@ -59,7 +63,7 @@ def derive(facts: Facts) -> tuple[str, str]:
     if not facts.region_reachable:
         return ProjectStatus.NOT_AVAILABLE, UNREACHABLE
     if facts.operation_kind is not None and facts.operation_while:
-        return facts.operation_while, ""
+        return facts.operation_while, facts.operation_detail
     if facts.failure:
         return ProjectStatus.FAILED, str(facts.failure.get("detail", ""))
     if not facts.ready:
@@ -72,7 +76,7 @@ def _why_not_deleted(facts: Facts) -> str:
         return UNREACHABLE
     if facts.failure and facts.operation_kind is None:
         return str(facts.failure.get("detail", ""))
-    return ""
+    return facts.operation_detail
 
 
 def _observed(facts: Facts) -> tuple[str, str]:
@@ -85,7 +89,7 @@ def _observed(facts: Facts) -> tuple[str, str]:
             return ProjectStatus.UNHEALTHY, facts.health_detail
         if facts.health == Health.UNKNOWN:
             return ProjectStatus.STARTING, facts.health_detail or "The server runs; waiting for a login."
-        return ProjectStatus.RUNNING, ""
+        return ProjectStatus.RUNNING, facts.observed_detail  # such as: the kernel killed one of its processes
     if facts.desired == DesiredStatus.STOPPED:
         return ProjectStatus.STOPPED, ""
     if facts.observed == ObservedState.STARTING:
@@ -119,15 +123,30 @@ def _refresh(wanted: list[UUID]) -> int:
         Operation.objects.live().filter(project_uuid__in=wanted).order_by("created_at").only(*_OPERATION_FACTS)
     ):
         live.setdefault(operation.project_uuid, operation)
+    held_up = _held_up([operation.pk for operation in live.values() if operation.started_at is not None])
     changed = []
     for project in projects:
-        status, detail = derive(_facts(project, servers.get(project.pk), live.get(project.pk)))
+        operation = live.get(project.pk)
+        why = held_up.get(operation.pk, "") if operation else ""
+        status, detail = derive(_facts(project, servers.get(project.pk), operation, why))
         detail = detail[:500]
         if (project.status, project.status_detail) != (status, detail):
             project.status, project.status_detail = status, detail
             changed.append(project)
     _store(changed)
     return len(changed)
+
+
+def _held_up(operations: list[UUID]) -> dict[UUID, str]:
+    """Operation → why it is not further: what a step of it waits for, or the error for which it is tried again."""
+    if not operations:
+        return {}
+    rows = OperationStep.objects.filter(operation__in=operations).exclude(detail="")
+    rows = rows.filter(
+        Q(state__in=[StepState.WAITING, StepState.RETRYING]) | Q(state=StepState.RUNNING) & ~Q(error_code="")
+    )
+    found = rows.order_by("-position").values_list("operation_id", "title", "detail")
+    return {operation: f"{title}: {detail}" for operation, title, detail in found}
 
 
 def _store(changed: list[Project]) -> None:
@@ -161,7 +180,7 @@ def set_reachable(region: Region, reachable: bool, reason: str) -> None:
     refresh(Project.objects.filter(region=region).values_list("pk", flat=True))
 
 
-def _facts(project: Project, server: DatabaseServer | None, operation: Operation | None) -> Facts:
+def _facts(project: Project, server: DatabaseServer | None, operation: Operation | None, held_up: str) -> Facts:
     kind = operation.kind if operation else None
     return Facts(
         desired=project.desired_status,
@@ -169,6 +188,7 @@ def _facts(project: Project, server: DatabaseServer | None, operation: Operation
         region_reachable=project.region.reachable,
         operation_kind=kind,
         operation_while=_while(operation),
+        operation_detail=held_up,
         failure=project.failure,
         ready=project.ready_at is not None,
         observed=server.observed_state if server else ObservedState.UNKNOWN,

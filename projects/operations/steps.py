@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from uuid import UUID
 
@@ -23,12 +24,13 @@ from projects.models import (
     RoleKind,
     ServerDesired,
 )
-from projects.operations import catalogue, certificates, locks, wiring
+from projects.operations import catalogue, certificates, locks, logs, wiring
 from projects.operations.base import LeaseLost, StepFailed, Wait
 from projects.operations.context import Context
 
 PORT_TRIES = 20
 BLOCKED_PORT_SECONDS = 3600
+_NO_SPACE = re.compile(r"no space left on device|disk (?:is )?full|errno 28\b", re.IGNORECASE)
 
 
 def writes_allowed(ctx: Context) -> None:
@@ -48,7 +50,8 @@ def find_image(ctx: Context) -> None:
     server, region = ctx.server, ctx.region
     if not region.available:
         raise StepFailed("region_unavailable", f"{region.name} has no runtime.", retryable=False)
-    if server.image_digest or (server.image and server.runtime == "process"):
+    # Chosen once (rule 12): before there is data it may be another one, such as an operator's that was mended meanwhile.
+    if server.initialised_at is not None and (server.image_digest or (server.image and server.runtime == "process")):
         ctx.explain(server.image)
         return
     image = ctx.runtime.resolve_image(
@@ -242,7 +245,22 @@ def await_login(ctx: Context) -> None:
             except domain.LoginRefused as error:
                 refused = error
         if refused is not None:
-            raise StepFailed("login_refused", "The server answers, but refuses NovaStack's own login.", retryable=False)
+            new = server.initialised_at is None
+            hint = " Its image did not set the password that it was given." if new else ""
+            raise StepFailed(
+                "login_refused",
+                f"The server answers, but refuses NovaStack's own login.{hint}{_last_words(ctx)}",
+                retryable=False,
+            )
+        if ctx.remaining_seconds() < 1:
+            ctx.guard()
+            _fail_if_dead(ctx)
+            spec = ctx.engine.server_spec(wiring.server_request(server))
+            raise StepFailed(
+                "no_answer",
+                f"The server runs, but nothing answers at {server.bind_address}:{server.port}. Its image must listen on"
+                f" port {spec.port} of all addresses.{_last_words(ctx)}",
+            )
         polls += 1
         if polls == next_look:
             next_look = polls + 40
@@ -261,13 +279,22 @@ def _seen_running(ctx: Context) -> None:
 def _fail_if_dead(ctx: Context) -> None:
     seen = ctx.runtime.observe([ctx.server.handle])[ctx.server.handle]
     if seen.state in {domain.ServerState.STOPPED, domain.ServerState.ABSENT}:
-        lines = [line.decode("utf-8", "replace") for line in ctx.runtime.logs(ctx.server.handle, tail=5)]
-        reason = seen.detail or (lines[-1] if lines else "no reason given")
-        for line in lines:
-            ctx.say(line, level="error")
-        raise StepFailed("server_exited", f"The server ended while starting: {reason}"[:500])
+        reason = "killed: out of memory" if seen.oom_killed else seen.detail
+        words = _last_words(ctx)
+        full = bool(_NO_SPACE.search(words))
+        told = "The disk is full: the server ended while starting" if full else "The server ended while starting"
+        code = "capacity_exhausted" if full else "server_exited"
+        raise StepFailed(code, f"{told}{f': {reason}' if reason else ''}.{words or ' It gave no reason.'}")
     if seen.state == domain.ServerState.UNREACHABLE:
         raise domain.RuntimeUnreachable(seen.detail or "The runtime can't be reached.")
+
+
+def _last_words(ctx: Context) -> str:
+    """The end of the server's log as a sentence, and as lines of the operation's own log."""
+    lines = logs.last_words(ctx.server)
+    for line in lines:
+        ctx.say(line, level="error")
+    return f" The end of its log: {' | '.join(lines)[-320:]}" if lines else ""
 
 
 def check_identity(ctx: Context) -> None:

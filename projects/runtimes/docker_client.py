@@ -8,6 +8,7 @@ import re
 import ssl
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import docker
 import docker.errors
@@ -28,9 +29,11 @@ from projects.runtimes.tls_client import MemoryTLS, context_of, refusal
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
 TIMEOUT_SECONDS = 12  # below the lease of 20 s
-PULL_TIMEOUT_SECONDS = 600
+PULL_STALL_SECONDS = 60  # a pull that says nothing for so long is given up; one that goes on may take any time
 REGISTRY_TIMEOUT_SECONDS = 6
 
+# The last part of a path tells what is wrong; where the host keeps it is not for tenants.
+_FOLDERS = re.compile(r"(?<![\w:.…/])/(?:[\w.@+-]+/)+")
 _PORT = re.compile(r"port is already allocated|address already in use|Ports are not available")
 _CAPACITY = re.compile(
     r"no space left on device|could not find an available,? non-overlapping|no available IPv4|cannot allocate memory"
@@ -60,6 +63,16 @@ _WHY = (
 _UNANSWERED = (
     requests.exceptions.RequestException, urllib3.exceptions.HTTPError, docker.errors.DockerException, OSError,
 )  # fmt: skip
+
+
+class _StreamClient(docker.APIClient):
+    """docker-py waits for ever where an answer is a stream (pull, events): a registry or an engine that hangs would keep
+    the worker."""
+
+    def _set_request_timeout(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if kwargs.get("timeout") is None:
+            kwargs["timeout"] = self.timeout
+        return kwargs
 
 
 class DockerClients:
@@ -105,7 +118,9 @@ class DockerClients:
             self._local.kept = kept
         return kept[1]
 
-    def new(self, timeout_seconds: float) -> docker.APIClient:
+    def new(self, timeout_seconds: float, *, streams: bool = False) -> docker.APIClient:
+        """`streams`: the timeout also holds between two bytes of an answer that is a stream."""
+        kind = _StreamClient if streams else docker.APIClient
         if self._problem:
             raise RuntimeUnreachable(self._problem)
         url = self.base_url
@@ -116,7 +131,7 @@ class DockerClients:
         tls = MemoryTLS(self._context) if self._context is not None else False
         try:
             with mapped():
-                return docker.APIClient(base_url=url, version="auto", timeout=int(timeout_seconds), tls=tls)
+                return kind(base_url=url, version="auto", timeout=int(timeout_seconds), tls=tls)
         except RuntimeUnreachable as error:
             if self._tunnel is not None and (words := self._tunnel.why()):
                 raise RuntimeUnreachable(f"the SSH connection stands, but {words}") from error
@@ -150,9 +165,9 @@ def why(error: BaseException) -> str:
 
 
 def translate(error: docker.errors.APIError) -> NovaStackRuntimeError:
-    text = " ".join(str(error.explanation or error).split())[:300]
+    text = _FOLDERS.sub("…/", " ".join(str(error.explanation or error).split()))[:300]
     if _PORT.search(text):
-        return PortTaken("the port is taken by another program")
+        return PortTaken("its port is taken by another program of the host")
     if _CAPACITY.search(text):
         return CapacityExhausted(text)
     if _IMAGE.search(text):

@@ -6,10 +6,12 @@ import math
 import time
 
 import docker.errors
+import requests.exceptions
+import urllib3.exceptions
 from docker.utils import parse_repository_tag
 
 from projects.domain import ImageMissing, ImageRef, NovaStackRuntimeError, RuntimeUnreachable
-from projects.runtimes.docker_client import PULL_TIMEOUT_SECONDS, REGISTRY_TIMEOUT_SECONDS, DockerClients, mapped
+from projects.runtimes.docker_client import PULL_STALL_SECONDS, REGISTRY_TIMEOUT_SECONDS, DockerClients, mapped
 
 ASK_AGAIN_SECONDS = 3600.0  # a registry that has it
 ASK_SOON_SECONDS = 300.0  # one that has not, or did not answer
@@ -72,21 +74,35 @@ class Images:
         return ImageRef(name, str(digests[0] if digests else found["Id"]))
 
     def _pulled(self, name: str) -> ImageRef:
-        client = self._clients.new(PULL_TIMEOUT_SECONDS)
+        client = self._clients.new(PULL_STALL_SECONDS, streams=True)
         repository, tag = parse_repository_tag(name)
         try:
             with mapped():
                 for event in client.pull(repository, tag=tag or "latest", stream=True, decode=True):
                     if "error" in event:
                         raise ImageMissing(f"{name} could not be pulled: {str(event['error'])[:200]}")
-        except (RuntimeUnreachable, ImageMissing):
+        except ImageMissing:
             raise
+        except (RuntimeUnreachable, urllib3.exceptions.HTTPError) as error:
+            with mapped():
+                self._clients.get().ping()  # the engine itself is away: nothing is known about the image
+            stalled = f"nothing has come for {PULL_STALL_SECONDS} s" if _timed_out(error) else "the answer was cut off"
+            raise ImageMissing(f"{name} could not be pulled: {stalled}") from error
         except NovaStackRuntimeError as error:
             raise ImageMissing(f"{name} could not be pulled: {error}") from error
         found = self._image(name)
         if found is None:
             raise ImageMissing(f"{name} is not there after pulling it")
         return found
+
+
+def _timed_out(error: BaseException | None) -> bool:
+    """Whether a time-out is the reason, however deep."""
+    while error is not None:
+        if isinstance(error, TimeoutError | requests.exceptions.Timeout | urllib3.exceptions.TimeoutError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _tagged(official: str, version: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import docker.errors
@@ -17,6 +20,8 @@ from projects.runtimes.docker_client import DockerClients, mapped
 # A container that has been up for a minute is listed as "Up About a minute"; before that, in seconds. So a restart
 # between two looks can't be missed as long as they are closer together than this.
 _TRUST_SECONDS = 45.0
+_KILLS_MATTER_SECONDS = 3600
+_OOM = json.dumps({"type": ["container"], "event": ["oom"]})
 _HOPELESS = 4  # restarts by the daemon after which a server that ends at once counts as stopped
 
 
@@ -25,9 +30,32 @@ class Observer:
         self._clients = clients
         self._kept: dict[str, tuple[str, float, Observation]] = {}
         self._lock = threading.Lock()
+        self._heard = 0  # the engine's clock when it was last asked; seconds since 1970
+        self._kills: dict[str, int] = {}  # container → when one of its processes was last killed for memory
+
+    def _hear(self) -> None:
+        """Ask what was killed for memory since the last time. A container outlives the end of one of its processes, or is
+        started again by the engine before anybody looks: nothing else tells. One short call, whatever the number."""
+        client: Any = self._clients.get()
+        with mapped():
+            now = _clock_of(client)
+            since = self._heard or now - _KILLS_MATTER_SECONDS
+            answer = client._get(
+                client._url("/events"), params={"since": since, "until": now, "filters": _OOM}, timeout=client.timeout
+            )
+            client._raise_for_status(answer)
+        self._heard = now
+        for line in answer.text.splitlines():
+            event = json.loads(line)
+            with self._lock:
+                self._kills[str(event["id"])] = int(event["time"])
+            self.forget(str(event["id"]))
+        with self._lock:
+            self._kills = {c: at for c, at in self._kills.items() if at > now - _KILLS_MATTER_SECONDS}
 
     def observe(self, listed: Iterable[Mapping[str, Any]]) -> dict[str, Observation]:
         """Name → what was seen of it."""
+        self._hear()
         result: dict[str, Observation] = {}
         for each in listed:
             if each.get("Names"):
@@ -35,6 +63,15 @@ class Observer:
                 if found is not None:
                     result[str(each["Names"][0]).lstrip("/")] = found
         return result
+
+    def _with_kill(self, container: str, seen: Observation) -> Observation:
+        """What runs, with what was killed in it, or brought it down before this start."""
+        at = self._kills.get(container)
+        if at is None or seen.state is not ServerState.RUNNING or seen.started_at is None:
+            return seen
+        what = "one of its processes was" if at >= seen.started_at.timestamp() else "it was started again after it was"
+        clock = datetime.fromtimestamp(at, UTC).strftime("%H:%M")
+        return replace(seen, oom_killed=True, detail=f"{what} killed at {clock} UTC: out of memory")
 
     def forget(self, container: str) -> None:
         with self._lock:
@@ -54,10 +91,18 @@ class Observer:
                     inspected = self._clients.get().inspect_container(name)
                 except docker.errors.NotFound:
                     return None
-            observation = describe(inspected)
+            observation = self._with_kill(name, describe(inspected))
         with self._lock:
             self._kept[name] = (state, now, observation)
         return observation
+
+
+def _clock_of(client: Any) -> int:
+    """The engine's own clock: of a machine whose clock is another than ours. Whole seconds, never ahead of it."""
+    answer = client._get(client._url("/_ping"), timeout=client.timeout)
+    client._raise_for_status(answer)
+    date = answer.headers.get("Date")
+    return int(parsedate_to_datetime(date).timestamp()) if date else int(time.time()) - 1
 
 
 def describe(inspected: Mapping[str, Any]) -> Observation:
@@ -83,7 +128,7 @@ def describe(inspected: Mapping[str, Any]) -> Observation:
         ref=str(inspected["Id"]),
         started_at=time_of(str(state.get("StartedAt") or "")) if up else None,
         exit_code=None if up or status == "created" else code,
-        oom_killed=killed,
+        oom_killed=killed and not up,  # of one that runs the engine's events tell, with their time
         detail=detail,
         spec_hash=str((inspected["Config"].get("Labels") or {}).get(docker_spec.SPEC, "")),
     )

@@ -15,7 +15,8 @@ from projects.operations.status import Facts, derive
 
 WELL = Facts(
     desired="running", recycled=False, region_reachable=True, operation_kind=None,
-    operation_while=None, failure=None, ready=True, observed="running", observed_detail="", health="healthy",
+    operation_while=None,
+    operation_detail="", failure=None, ready=True, observed="running", observed_detail="", health="healthy",
     health_detail="",
 )  # fmt: skip
 AT_WORK = {"operation_kind": "start", "operation_while": "starting"}
