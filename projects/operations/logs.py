@@ -10,6 +10,7 @@ from projects.operations import wiring
 
 MAX_BYTES = 1 << 20
 LAST_WORDS = 5
+_ALARM = re.compile(r"fatal|error|panic|not found|denied|can't|cannot|could not|fail|refuse|no space", re.IGNORECASE)
 MASK = "[masked]"
 # What looks like a secret that is not ours: an operator's image may print its own.
 _SECRET = re.compile(
@@ -36,13 +37,17 @@ def log_lines(server: DatabaseServer, tail: int) -> tuple[list[str], str]:
 
 
 def last_words(server: DatabaseServer, count: int = LAST_WORDS) -> list[str]:
-    """The last lines of its log that say something, without secrets: fit for the tenant's eyes. None, if it has none."""
-    lines, _ = log_lines(server, 4 * count)
+    """The end of its log, without secrets: fit for the tenant's eyes. When that tells of nothing bad (it was started again,
+    say), the last lines before that do."""
+    lines = [line.strip() for line in log_lines(server, 20 * count)[0] if line.strip()]
+    end, before = lines[-count:], lines[:-count]
+    if not any(_ALARM.search(line) for line in end):
+        end = ([line for line in before if _ALARM.search(line)][-2:] + end)[:count]
     secrets = [server.admin_secret, server.admin_pending_secret]
     for role in DatabaseRole.objects.filter(server=server):
         secrets += [role.secret, role.pending_secret]
     known = [sealed.open() for sealed in secrets if sealed is not None]
-    return [masked(line.strip(), known)[:300] for line in lines if line.strip()][-count:]
+    return [masked(line, known)[:300] for line in end]
 
 
 def masked(line: str, known: list[str]) -> str:

@@ -8,7 +8,6 @@ from django.db.models import F
 
 from novastack.common.clock import now
 from novastack.common.secrets import Sealed, random_password
-from projects import domain, registry
 from projects.models import (
     ApiKey,
     Database,
@@ -71,7 +70,6 @@ def secure(ctx: Context) -> None:
     if server.admin_pending_secret is None and server.initialised_at is None:
         server.admin_pending_secret = Sealed.of(random_password())
         ctx.save_server("admin_pending_secret")
-    _refuse_open_doors(ctx)
     with wiring.admin_session(ctx.engine, server) as admin:
         ctx.guard()
         if server.admin_pending_secret is not None:
@@ -84,22 +82,6 @@ def secure(ctx: Context) -> None:
     server.initialised_at = server.initialised_at or now()
     ctx.save_server("admin_secret", "admin_pending_secret", "system_identifier", "initialised_at")
     ctx.explain("One-time password replaced; everybody else shut out")
-
-
-def _refuse_open_doors(ctx: Context) -> None:
-    """An operator's image may let anybody in, whatever the password. (Asked of those only: it costs a refused login in
-    the server's log.)"""
-    server = ctx.server
-    if not registry.image_override(server.engine, server.version):
-        return
-    stranger = domain.Credentials(server.admin_username, random_password())
-    try:
-        ctx.engine.probe(server.control_endpoint, stranger)
-    except domain.LoginRefused:
-        return
-    raise StepFailed(
-        "image_insecure", "The server lets anybody in, whatever the password: its image is set up so.", retryable=False
-    )
 
 
 def create_database(ctx: Context) -> None:

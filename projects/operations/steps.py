@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.conf import settings
@@ -30,6 +30,7 @@ from projects.operations.context import Context
 
 PORT_TRIES = 20
 BLOCKED_PORT_SECONDS = 3600
+MAX_STARTS = 2  # of a server while its first login is awaited: its runtime may have to start it once more
 _NO_SPACE = re.compile(r"no space left on device|disk (?:is )?full|errno 28\b", re.IGNORECASE)
 
 
@@ -232,6 +233,7 @@ def await_login(ctx: Context) -> None:
     candidates = wiring.admin_candidates(server)
     next_look = 10
     polls = 0
+    starts: set[datetime] = set()
     while True:
         refused = None
         for credentials in candidates:
@@ -254,7 +256,7 @@ def await_login(ctx: Context) -> None:
             )
         if ctx.remaining_seconds() < 1:
             ctx.guard()
-            _fail_if_dead(ctx)
+            _fail_if_dead(ctx, starts)
             spec = ctx.engine.server_spec(wiring.server_request(server))
             raise StepFailed(
                 "no_answer",
@@ -265,7 +267,7 @@ def await_login(ctx: Context) -> None:
         if polls == next_look:
             next_look = polls + 40
             ctx.guard()
-            _fail_if_dead(ctx)
+            _fail_if_dead(ctx, starts)
         ctx.sleep(0.02 if polls < 150 else 0.25)
 
 
@@ -276,9 +278,12 @@ def _seen_running(ctx: Context) -> None:
     ctx.save_server("observed_state", "observed_detail", "observed_at", "started_at")
 
 
-def _fail_if_dead(ctx: Context) -> None:
+def _fail_if_dead(ctx: Context, starts: set[datetime]) -> None:
+    """`starts`: the times at which it was seen to have been started. One that needs several never comes up."""
     seen = ctx.runtime.observe([ctx.server.handle])[ctx.server.handle]
-    if seen.state in {domain.ServerState.STOPPED, domain.ServerState.ABSENT}:
+    if seen.started_at is not None:
+        starts.add(seen.started_at)
+    if seen.state in {domain.ServerState.STOPPED, domain.ServerState.ABSENT} or len(starts) > MAX_STARTS:
         reason = "killed: out of memory" if seen.oom_killed else seen.detail
         words = _last_words(ctx)
         full = bool(_NO_SPACE.search(words))
