@@ -106,10 +106,10 @@ class Site:
         self.stop_workers()
 
     # --- rows ---------------------------------------------------------------------------------------------------------
-    def create(self, name: str = "Shop") -> Project:
+    def create(self, name: str = "Shop", **request: Any) -> Project:
         return project_create(
             principal=self.alice, organization=self.team.organization,
-            request=ProjectRequest(name=name, engine=self.engine, version=self.version, region="site"),
+            request=ProjectRequest(name=name, engine=self.engine, version=self.version, region="site", **request),
         )  # fmt: skip
 
     def ready(self, name: str = "Shop") -> Project:

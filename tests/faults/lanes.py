@@ -26,6 +26,7 @@ from tests.faults.clients import CLIENTS, server_of
 from tests.faults.conftest import Site, make_site, require_docker
 
 FERRETDB = Path(__file__).resolve().parents[2] / "images/ferretdb/binary"
+KEYS = 2  # of the API, which a new project is given
 KEPT = 2  # projects that a lane keeps for the next point
 LANES = (
     ("postgresql", "process"), ("postgresql", "docker"), ("mariadb", "process"), ("mariadb", "docker"),
@@ -127,7 +128,7 @@ def _act(action: str) -> Callable[[Lane], tuple[Project, Operation]]:
 
 
 def _provision(lane: Lane) -> tuple[Project, Operation]:
-    project = lane.site.create(lane.name())
+    project = lane.site.create(lane.name(), api_keys=KEYS)
     return project, lane.site.operation(project)
 
 

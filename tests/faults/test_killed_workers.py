@@ -17,13 +17,14 @@ import pytest
 from django.conf import settings
 from django.core.cache import cache
 
+from novastack.common import pki
 from projects import domain, registry
-from projects.models import Database, DatabaseRole, DatabaseServer, Endpoint, OperationLock, Project
+from projects.models import ApiKey, Database, DatabaseRole, DatabaseServer, Endpoint, OperationLock, Project
 from projects.operations import base, reconciler, register_all
 from projects.services import project_action
 from tests.faults.clients import ROWS, password_of, role_of, server_of
 from tests.faults.evidence import Witness
-from tests.faults.lanes import BEGIN, LANES, Lane, Lanes, kinds_of
+from tests.faults.lanes import BEGIN, KEYS, LANES, Lane, Lanes, kinds_of
 
 # The mark has the database made; whose rows those are is the lane's matter: they outlive a test.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -197,13 +198,17 @@ def check_tls(lane: Lane, project: Project, _: str) -> None:
     server, engine = server_of(project), registry.engine(lane.engine)
     project.refresh_from_db()
     assert engine.accepts_plain(server.control_endpoint) is not project.tls_required
-    from novastack.common import pki
-
     assert engine.peer_certificate(server.control_endpoint) == pki.der_of(server.tls_certificate)
     assert server.tls_not_after is not None
     assert server.tls_not_after > datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=30)
 
 
+def check_provisioned(lane: Lane, project: Project, _: str) -> None:
+    """The keys that were shown with it work, and there are no others."""
+    assert [key.activated_at is not None for key in ApiKey.objects.filter(project=project)] == [True] * KEYS
+
+
 CHECKS = {
+    "provision": check_provisioned,
     "rotate_password": check_rotated, "resize": check_resized, "change_tls": check_tls, "renew_certificate": check_tls,
 }  # fmt: skip
