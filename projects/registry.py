@@ -84,7 +84,7 @@ def runtime(
         if key not in _built:
             _built[key] = RUNTIMES[name](install_id, config, endpoint)
             before = _of_region.get((install_id, region)) if region else None
-            if before is not None:
+            if before in _built:
                 _built.pop(before).close()
             if region:
                 _of_region[install_id, region] = key

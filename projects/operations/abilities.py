@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from projects.domain import RuntimeUnreachable
 from projects.engines.base import Engine
@@ -13,26 +14,51 @@ from projects.runtimes.base import Runtime
 PARALLEL = 16
 
 
-def look(region: Region, runtime: Runtime) -> bool:
-    """Put down what the runtime lacks: engine → version → why. True if that is news."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One version that a runtime is asked about."""
+
+    engine: Engine
+    version: str
+    image: str
+
+
+def asked() -> list[Asked]:
     known = catalogue.everything()
-    asked = [(known[name].engine, v.version) for name in known for v in known[name].entries]
+    return [
+        Asked(known[name].engine, v.version, known[name].image_of(v.version))
+        for name in known
+        for v in known[name].entries
+    ]
 
-    def reason(engine: Engine, version: str) -> str:
-        return runtime.lacks(engine.name, version, engine.official_image, known[engine.name].image_of(version))
 
-    try:
-        # Each may wait for a registry.
-        with ThreadPoolExecutor(min(len(asked), PARALLEL), thread_name_prefix="abilities") as pool:
-            reasons = list(pool.map(lambda pair: reason(*pair), asked))
-    except RuntimeUnreachable:
-        return False  # nobody knows: what was seen before stays
-    found: dict[str, dict[str, str]] = {}
-    for (engine, version), why in zip(asked, reasons, strict=True):
-        if why:
-            found.setdefault(engine.name, {})[version] = why
+def reasons(runtime: Runtime, what: list[Asked]) -> dict[str, dict[str, str]]:
+    """Engine → version → why it can't run there. Runs in any thread: no ORM here. Raises `RuntimeUnreachable`."""
+
+    def reason(one: Asked) -> str:
+        return runtime.lacks(one.engine.name, one.version, one.engine.official_image, one.image)
+
+    # Each may wait for a registry.
+    with ThreadPoolExecutor(max(1, min(len(what), PARALLEL)), thread_name_prefix="abilities") as pool:
+        found: dict[str, dict[str, str]] = {}
+        for one, why in zip(what, pool.map(reason, what), strict=True):
+            if why:
+                found.setdefault(one.engine.name, {})[one.version] = why
+        return found
+
+
+def keep(region: Region, found: dict[str, dict[str, str]]) -> bool:
+    """True if that is news."""
     if found == region.lacks:
         return False
     region.lacks = found
     Region.objects.filter(pk=region.pk).update(lacks=found)
     return True
+
+
+def look(region: Region, runtime: Runtime) -> bool:
+    """Put down what the runtime lacks. True if that is news."""
+    try:
+        return keep(region, reasons(runtime, asked()))
+    except RuntimeUnreachable:
+        return False  # nobody knows: what was seen before stays

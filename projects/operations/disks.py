@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -20,7 +21,7 @@ from projects.models import (
     DiskLevel,
     Region,
 )
-from projects.operations import wiring
+from projects.operations import fanout, wiring
 
 log = structlog.get_logger(__name__)
 CALM_BELOW_PERCENT = 78  # from a warning back to none, so that it is not said again and again
@@ -36,7 +37,16 @@ _roots: dict[UUID, tuple[str, str, float]] = {}
 def measure() -> None:
     """How full the disk of each region's data is, where this worker can see it. Writes what changed, says once what it
     means."""
-    for region in Region.objects.exclude(runtime=""):
+    regions = {region.pk: region for region in Region.objects.exclude(runtime="")}
+    unknown = {}
+    for pk, region in regions.items():
+        if _known_root(region) is None:
+            with contextlib.suppress(domain.NovaStackRuntimeError, KeyError):
+                unknown[pk] = wiring.runtime_of(region).data_root
+    for pk, root in fanout.ask("data_root", unknown, fanout.patience(regions)):
+        if isinstance(root, str):
+            _keep_root(regions[pk], root)
+    for region in regions.values():
         measure_region(region)
 
 
@@ -92,16 +102,30 @@ def level_of(used: float, before: str) -> DiskLevel:
 def _root_of(region: Region) -> str:
     """The folder to measure: the region's `data_root`, or what the runtime says (asked every 5 minutes: it is a call to
     the Docker engine)."""
+    known = _known_root(region)
+    if known is None:
+        return _keep_root(region, fanout.ask_one("data_root", region, wiring.runtime_of(region).data_root))
+    return known
+
+
+def _known_root(region: Region) -> str | None:
     if given := region.config.get("data_root"):
         return str(given)
     known = _roots.get(region.pk)
-    if known and known[0] == region.runtime and time.monotonic() - known[2] < ROOT_KEPT_SECONDS:
+    if (
+        known
+        and known[0] == f"{region.runtime} {region.endpoint_url}"
+        and time.monotonic() - known[2] < ROOT_KEPT_SECONDS
+    ):
         return known[1]
-    root = wiring.runtime_of(region).data_root()
+    return None
+
+
+def _keep_root(region: Region, root: str) -> str:
     if root and region.runtime == "docker" and settings.NOVASTACK_DOCKER_DISK:
         root = settings.NOVASTACK_DOCKER_DISK  # this worker's own door to the same disk
-    if root:
-        _roots[region.pk] = (region.runtime, root, time.monotonic())
+    if root or region.endpoint_url:  # an engine elsewhere has none, and need not be asked every time
+        _roots[region.pk] = (f"{region.runtime} {region.endpoint_url}", root, time.monotonic())
     return root
 
 

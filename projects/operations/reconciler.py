@@ -7,7 +7,9 @@ observed are brought together by recording operations; what nobody knows is repo
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -37,7 +39,7 @@ from projects.models import (
     Region,
     ServerDesired,
 )
-from projects.operations import abilities, status, wiring
+from projects.operations import abilities, fanout, status, wiring
 from projects.operations.queue import hint_health, operation_create, send_hint
 from projects.runtimes.base import Runtime
 
@@ -48,6 +50,8 @@ HINT_EVERY_SECONDS = 5
 ABILITIES_EVERY_SECONDS = 60
 ORPHAN_EVERY_SECONDS = 60
 EPOCH_EVERY_SECONDS = 30
+OBSERVE_SECONDS = 10.0  # after a worker's start every server is inspected once
+SELDOM_SECONDS = 15.0  # registries are asked
 MAX_NEW_ORPHANS = 3
 MAX_RECOVERY_DELAY_SECONDS = 300
 FAILED_EVERY_SECONDS = 15
@@ -75,20 +79,121 @@ class Report:
     broken: list[str] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Look:
+    """One region in one tick."""
+
+    region: Region
+    runtime: Runtime
+    servers: list[DatabaseServer]
+    epoch_due: bool = False
+    known: set[tuple[str, str, int]] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What its runtime said. `epoch`: None if nobody asked; an error if it could not be read."""
+
+    observations: Mapping[domain.Handle, domain.Observation]
+    epoch: str | domain.NovaStackRuntimeError | None
+
+
 def reconcile() -> Report:
-    """One tick. Two at the same time do no harm: locks and leases decide."""
+    """One tick. Two at the same time do no harm: locks and leases decide. Regions are asked side by side, and each is done
+    with as it answers: one that hangs is given up for this tick."""
     report = Report()
     report.hinted = resend_hints()
     install = Install.load()
+    looks: dict[UUID, _Look] = {}
     for region in Region.objects.filter(enabled=True).exclude(runtime=""):
-        try:
-            _region(region, install, report)
-        except Exception as error:  # one region that breaks must not keep the others from being looked after
-            if connection.in_atomic_block:
-                raise
-            report.broken.append(region.slug)
-            log.error("region not reconciled", region=region.slug, error=type(error).__name__, exc_info=error)
+        with _broken_alone(region, report):
+            if (runtime := _runtime(region, report)) is not None:
+                looks[region.pk] = _Look(region, runtime, [])
+    regions = {pk: look.region for pk, look in looks.items()}
+    well: dict[UUID, _Look] = {}
+    pings = {pk: look.runtime.ping for pk, look in looks.items()}
+    for pk, pong in fanout.ask("ping", pings, fanout.patience(regions)):
+        with _broken_alone(regions[pk], report):
+            if _answered(looks[pk].region, pong, report):
+                look = well[pk] = looks[pk]
+                look.servers = _servers(look.region)
+                look.epoch_due = _due(_epoch_name(look.region, install), EPOCH_EVERY_SECONDS)
+    done: dict[UUID, _Look] = {}
+    questions = {pk: functools.partial(_see, look) for pk, look in well.items()}
+    for pk, seen in fanout.ask("observe", questions, fanout.patience(regions, OBSERVE_SECONDS)):
+        with _broken_alone(regions[pk], report):
+            if isinstance(seen, Exception):
+                _answered(well[pk].region, seen, report)
+            elif _region(well[pk], seen, install, report):
+                done[pk] = well[pk]
+    _seldom(done, install, report)
     return report
+
+
+@contextlib.contextmanager
+def _broken_alone(region: Region, report: Report) -> Iterator[None]:
+    """One region that breaks must not keep the others from being looked after."""
+    try:
+        yield
+    except Exception as error:
+        if connection.in_atomic_block:
+            raise
+        report.broken.append(region.slug)
+        log.error("region not reconciled", region=region.slug, error=type(error).__name__, exc_info=error)
+
+
+def _runtime(region: Region, report: Report) -> Runtime | None:
+    try:
+        return wiring.runtime_of(region)
+    except domain.NovaStackRuntimeError as error:
+        _answered(region, error, report)
+        return None
+
+
+def _answered(region: Region, answer: object, report: Report) -> bool:
+    """Put down whether the region can be reached. Raises what is neither an answer nor a runtime's error."""
+    if isinstance(answer, domain.NovaStackRuntimeError):
+        report.unreachable.append(region.slug)
+        status.set_reachable(region, False, str(answer))
+        return False
+    if isinstance(answer, Exception):
+        raise answer
+    status.set_reachable(region, True, "")
+    return True
+
+
+def _see(look: _Look) -> _Seen:
+    """Runs in a thread: no ORM here."""
+    epoch: str | domain.NovaStackRuntimeError | None = None
+    if look.epoch_due:
+        try:
+            epoch = look.runtime.read_epoch()
+        except domain.NovaStackRuntimeError as error:
+            epoch = error
+    return _Seen(look.runtime.observe([server.handle for server in look.servers]), epoch)
+
+
+def _seldom(looks: dict[UUID, _Look], install: Install, report: Report) -> None:
+    """What takes longer and is not due in every tick: what the runtimes can run, and what nobody knows."""
+    regions = {pk: look.region for pk, look in looks.items()}
+    due = [pk for pk in looks if _due(f"abilities:{pk}", ABILITIES_EVERY_SECONDS)]
+    if due:
+        what = abilities.asked()
+        asked = {pk: functools.partial(abilities.reasons, looks[pk].runtime, what) for pk in due}
+        for pk, reasons in fanout.ask("abilities", asked, fanout.patience(regions, SELDOM_SECONDS)):
+            with _broken_alone(regions[pk], report):
+                if isinstance(reasons, domain.NovaStackRuntimeError):
+                    continue  # nobody knows: what was seen before stays
+                if isinstance(reasons, Exception):
+                    raise reasons
+                abilities.keep(regions[pk], reasons)
+    due = [pk for pk in looks if _due(f"orphans:{pk}", ORPHAN_EVERY_SECONDS)]
+    for pk in due:
+        looks[pk].known = known_in(looks[pk].region)
+    inventories = {pk: functools.partial(_inventory, looks[pk].runtime) for pk in due}
+    for pk, found in fanout.ask("orphans", inventories, fanout.patience(regions, SELDOM_SECONDS)):
+        with _broken_alone(regions[pk], report):
+            report.orphans += _report_orphans(regions[pk], looks[pk].known, found, install)
 
 
 def resend_hints(limit: int = 200) -> int:
@@ -110,24 +215,20 @@ def resend_hints(limit: int = 200) -> int:
     return len(ids)
 
 
-def _region(region: Region, install: Install, report: Report) -> None:
-    servers = list(
+def _servers(region: Region) -> list[DatabaseServer]:
+    return list(
         DatabaseServer.objects.filter(region=region)
         .exclude(desired_state=ServerDesired.ABSENT)
         .exclude(runtime_ref="", initialised_at=None)
         .only(*OBSERVED_FIELDS)
     )
-    try:
-        runtime = wiring.runtime_of(region)
-        runtime.ping()
-    except domain.NovaStackRuntimeError as error:
-        report.unreachable.append(region.slug)
-        status.set_reachable(region, False, str(error))
-        return
-    status.set_reachable(region, True, "")
-    if not epoch_fits(region, runtime, install):
-        return
-    observations = runtime.observe([server.handle for server in servers])
+
+
+def _region(look: _Look, seen: _Seen, install: Install, report: Report) -> bool:
+    """Take what was seen of one region, and what follows from it. False if its epoch is not ours."""
+    region, servers, observations = look.region, look.servers, seen.observations
+    if seen.epoch is not None and not _epoch_judged(region, look.runtime, install, seen.epoch):
+        return False
     report.observed += len(servers)
     seen_before = {server.pk: server.observed_at for server in servers}
     changed = [server for server in servers if _take(server, observations[server.handle])]
@@ -137,10 +238,7 @@ def _region(region: Region, install: Install, report: Report) -> None:
         report.changed += len(changed) - len(stale)
     if not install.read_only and region.reconcile:
         report.started += _converge(servers)
-    if _due(f"abilities:{region.pk}", ABILITIES_EVERY_SECONDS):
-        abilities.look(region, runtime)
-    if _due(f"orphans:{region.pk}", ORPHAN_EVERY_SECONDS):
-        report.orphans += find_orphans(region, runtime, install)
+    return True
 
 
 def _write(changed: list[DatabaseServer], seen_before: dict[UUID, datetime | None]) -> set[UUID]:
@@ -174,26 +272,28 @@ def _due(what: str, every_seconds: float) -> bool:
     return True
 
 
-def epoch_fits(region: Region, runtime: Runtime, install: Install) -> bool:
+def _epoch_name(region: Region, install: Install) -> str:
+    return f"epoch:{region.pk}:{install.epoch}"
+
+
+def _epoch_judged(
+    region: Region, runtime: Runtime, install: Install, found: str | domain.NovaStackRuntimeError
+) -> bool:
     """The runtime's epoch is ours (rule 11). A new region gets it; a mismatch makes the install read-only."""
-    if not _due(f"epoch:{region.pk}:{install.epoch}", EPOCH_EVERY_SECONDS):
+    if isinstance(found, domain.NovaStackRuntimeError):
+        log.warning("epoch not read", region=region.slug, error=str(found))
+        _looked.pop(_epoch_name(region, install), None)
         return True
-    try:
-        found = runtime.read_epoch()
-        if not found and install.read_only:
-            return True
-        if not found:
-            # Monitoring may only read the runtime (rule 23): then `claim_epochs` does it, in another worker.
-            with contextlib.suppress(domain.NovaStackRuntimeError):
-                runtime.write_epoch(str(install.epoch))
-            return True
-    except domain.NovaStackRuntimeError as error:
-        log.warning("epoch not read", region=region.slug, error=str(error))
-        _looked.pop(f"epoch:{region.pk}:{install.epoch}", None)
+    if not found and install.read_only:
+        return True
+    if not found:
+        # Monitoring may only read the runtime (rule 23): then `claim_epochs` does it, in another worker.
+        with contextlib.suppress(domain.NovaStackRuntimeError):
+            fanout.ask_one("epoch", region, lambda: runtime.write_epoch(str(install.epoch)))
         return True
     if found == str(install.epoch):
         return True
-    _looked.pop(f"epoch:{region.pk}:{install.epoch}", None)
+    _looked.pop(_epoch_name(region, install), None)
     make_read_only(
         install,
         f"The runtime of {region.name} was last used by another state of this install (epoch {found[:8]}, "
@@ -207,11 +307,15 @@ def claim_epochs() -> None:
     install = Install.load()
     if install.read_only:
         return
-    for region in Region.objects.filter(enabled=True).exclude(runtime=""):
+    for region in Region.objects.filter(enabled=True, reachable=True).exclude(runtime=""):
         with contextlib.suppress(domain.NovaStackRuntimeError):  # the next tick tries again
             runtime = wiring.runtime_of(region)
-            if not runtime.read_epoch():
-                runtime.write_epoch(str(install.epoch))
+            fanout.ask_one("epoch", region, functools.partial(_claim, runtime, str(install.epoch)))
+
+
+def _claim(runtime: Runtime, epoch: str) -> None:
+    if not runtime.read_epoch():
+        runtime.write_epoch(epoch)
 
 
 def make_read_only(install: Install, reason: str) -> None:
@@ -333,14 +437,28 @@ def _start_recovery(project: Project, server_id: UUID, kind: str) -> int:
 
 def find_orphans(region: Region, runtime: Runtime, install: Install) -> int:
     """Report servers and volumes that carry our label and that no row knows. Nothing is touched (rule 11)."""
-    # Rows are read before and after looking: what is made or removed meanwhile is no orphan.
     known = known_in(region)
     try:
-        found = [("server", h) for h in runtime.managed()] + [("data", h) for h in runtime.managed_data()]
+        return _report_orphans(region, known, _inventory(runtime), install)
     except domain.NovaStackRuntimeError as error:
-        log.warning("orphans not looked for", region=region.slug, error=str(error))
+        return _report_orphans(region, known, error, install)
+
+
+def _inventory(runtime: Runtime) -> list[tuple[str, domain.Handle]]:
+    """Runs in a thread: no ORM here."""
+    return [("server", h) for h in runtime.managed()] + [("data", h) for h in runtime.managed_data()]
+
+
+def _report_orphans(
+    region: Region, known: set[tuple[str, str, int]], found: list[tuple[str, domain.Handle]] | Exception, install: Install
+) -> int:  # fmt: skip
+    """`known`: read before looking. Rows are read again: what is made or removed meanwhile is no orphan."""
+    if isinstance(found, domain.NovaStackRuntimeError):
+        log.warning("orphans not looked for", region=region.slug, error=str(found))
         return 0
-    known |= known_in(region)
+    if isinstance(found, Exception):
+        raise found
+    known = known | known_in(region)
     strange = {(kind, h.name) for kind, h in found if (kind, h.server_id, h.incarnation) not in known}
     open_rows: dict[Any, Orphan] = {(o.kind, o.name): o for o in Orphan.objects.filter(region=region, resolved_at=None)}
     new = strange - set(open_rows)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -26,7 +31,7 @@ from projects.models import (
     RoleKind,
     ServerKind,
 )
-from projects.operations import fences, status, wiring
+from projects.operations import fanout, fences, status, wiring
 from projects.querysets import ProjectQuerySet
 
 log = structlog.get_logger(__name__)
@@ -34,7 +39,9 @@ PARALLEL = 8
 HEALTH_EVERY_SECONDS = 30
 RETRY_EVERY_SECONDS = 4
 STARTING_SECONDS = 120
-HEALTH_BATCH = 200
+HEALTH_BATCH = 200  # of each region
+PASS_SECONDS = 10.0
+USAGE_SECONDS = 25.0  # below the 30 between two readings
 WELL_FOR_SECONDS = 600
 SAMPLE_EVERY_SECONDS = 30  # usage by beat's schedule, statistics with each look at a healthy server
 CURRENT = timedelta(seconds=2 * SAMPLE_EVERY_SECONDS)  # an older reading says nothing about now
@@ -43,6 +50,7 @@ CURRENT = timedelta(seconds=2 * SAMPLE_EVERY_SECONDS)  # an older reading says n
 @dataclass(frozen=True, slots=True)
 class _Target:
     project_id: UUID
+    region_id: UUID
     engine: str
     endpoint: domain.Endpoint
     control: domain.Credentials
@@ -62,21 +70,43 @@ def check_health() -> int:
     moment = now()
     healthy_due = Q(health=Health.HEALTHY, health_checked_at__lt=moment - timedelta(seconds=HEALTH_EVERY_SECONDS))
     other_due = ~Q(health=Health.HEALTHY) & Q(health_checked_at__lt=moment - timedelta(seconds=RETRY_EVERY_SECONDS))
-    due = dict(
-        _running()
-        .filter(Q(health_checked_at=None) | healthy_due | other_due)
+    wanted = Q(health_checked_at=None) | healthy_due | other_due
+    # Of each region so many, or one whose logins hang would always be the first in the row.
+    due = {
+        pk: checked_at
+        for region in Region.objects.filter(reachable=True).values_list("pk", flat=True)
+        for pk, checked_at in _running()
+        .filter(wanted, region=region)
         .order_by(F("health_checked_at").asc(nulls_first=True))
         .values_list("pk", "health_checked_at")[:HEALTH_BATCH]
-    )
+    }
     if not due:
         return 0
-    targets = _targets(list(due))
-    with ThreadPoolExecutor(PARALLEL, thread_name_prefix="health") as pool:
-        results = dict(zip(targets, pool.map(_look, targets.values()), strict=True))
+    results = _look_at(_targets(list(due)))
     changed, well = _record(results, due)
     status.refresh(changed)
     _forgive(well)
     return len(results)
+
+
+def _look_at(targets: dict[UUID, _Target]) -> dict[UUID, _Result]:
+    """Each region has its own threads: where logins hang, those of the others go on. What was not begun when the time of a
+    pass is over stays due, and is the first of the next one."""
+    by_region: dict[UUID, dict[UUID, _Target]] = defaultdict(dict)
+    for pk, target in targets.items():
+        by_region[target.region_id][pk] = target
+    until = time.monotonic() + PASS_SECONDS
+    results: dict[UUID, _Result] = {}
+    with contextlib.ExitStack() as stack:
+        begun: list[tuple[UUID, Future[_Result]]] = []
+        for some in by_region.values():
+            pool = stack.enter_context(ThreadPoolExecutor(PARALLEL, thread_name_prefix="health"))
+            begun += [(pk, pool.submit(_look, target)) for pk, target in some.items()]
+        for pk, future in begun:
+            if time.monotonic() > until and future.cancel():
+                continue
+            results[pk] = future.result()
+    return results
 
 
 def _running() -> ProjectQuerySet:
@@ -136,6 +166,7 @@ def _targets(project_ids: list[UUID]) -> dict[UUID, _Target]:
         if role.secret is not None:
             found[role.database.project_id] = _Target(
                 role.database.project_id,
+                role.server.region_id,
                 role.server.engine,
                 role.server.control_endpoint,
                 domain.Credentials(role.name, role.secret.open(), role.database.name),
@@ -170,12 +201,25 @@ def _forgive(project_ids: list[UUID]) -> None:
 
 
 def collect_usage() -> int:
-    """CPU and memory of all running servers, one batch per region, and a sample per project."""
-    samples: list[MetricSample] = []
-    for region in Region.objects.filter(enabled=True, reachable=True).exclude(runtime=""):
-        samples += _usage_of(region)
-    MetricSample.objects.bulk_create(samples, batch_size=1000)
-    return len(samples)
+    """CPU and memory of all running servers, one batch per region, all regions at once, and a sample per project."""
+    regions = {region.pk: region for region in Region.objects.filter(enabled=True, reachable=True).exclude(runtime="")}
+    servers = {pk: _running_servers(region) for pk, region in regions.items()}
+    questions = {}
+    for pk, found in servers.items():
+        if found:
+            try:
+                questions[pk] = functools.partial(wiring.runtime_of(regions[pk]).usage, [s.handle for s in found])
+            except domain.NovaStackRuntimeError as error:
+                log.warning("usage not read", region=regions[pk].slug, error=str(error))
+    count = 0
+    for pk, usage in fanout.ask("usage", questions, fanout.patience(regions, USAGE_SECONDS)):
+        if isinstance(usage, domain.NovaStackRuntimeError):
+            log.warning("usage not read", region=regions[pk].slug, error=str(usage))
+        elif isinstance(usage, Exception):
+            log.error("usage not read", region=regions[pk].slug, exc_info=usage)
+        else:
+            count += _keep_usage(servers[pk], usage)
+    return count
 
 
 def is_current(read_at: datetime | None, moment: datetime) -> bool:
@@ -183,19 +227,13 @@ def is_current(read_at: datetime | None, moment: datetime) -> bool:
     return read_at is not None and moment - read_at <= CURRENT
 
 
-def _usage_of(region: Region) -> list[MetricSample]:
-    servers = list(
-        DatabaseServer.objects.filter(region=region, observed_state=ObservedState.RUNNING)
-        .exclude(kind=ServerKind.STANDBY)  # nobody asks what they use, and each reading costs
-        .defer("admin_secret", "admin_pending_secret")
-    )
-    if not servers:
-        return []
-    try:
-        usage = wiring.runtime_of(region).usage([s.handle for s in servers])
-    except domain.NovaStackRuntimeError as error:
-        log.warning("usage not read", region=region.slug, error=str(error))
-        return []
+def _running_servers(region: Region) -> list[DatabaseServer]:
+    rows = DatabaseServer.objects.filter(region=region, observed_state=ObservedState.RUNNING)
+    # Standbys: nobody asks what they use, and each reading costs.
+    return list(rows.exclude(kind=ServerKind.STANDBY).defer("admin_secret", "admin_pending_secret"))
+
+
+def _keep_usage(servers: list[DatabaseServer], usage: Mapping[domain.Handle, domain.Usage]) -> int:
     moment, samples = now(), []
     rows = Database.objects.filter(server__in=servers, slot=DatabaseSlot.CURRENT).select_related("project")
     projects: dict[UUID, Project] = {row.server_id: row.project for row in rows}
@@ -211,4 +249,5 @@ def _usage_of(region: Region) -> list[MetricSample]:
                 )
             )  # fmt: skip
     DatabaseServer.objects.bulk_update(servers, ["cpu_percent", "memory_used_bytes", "usage_at"], batch_size=500)
-    return samples
+    MetricSample.objects.bulk_create(samples, batch_size=1000)
+    return len(samples)

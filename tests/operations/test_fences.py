@@ -253,7 +253,7 @@ def test_a_look_that_began_before_the_fence_does_not_undo_it(ready, paper, monke
         return seen
 
     # In this thread, so that the test's transaction is the look's too.
-    monkeypatch.setattr(watch.ThreadPoolExecutor, "map", lambda self, call, rows: [slow(r) for r in rows])
+    monkeypatch.setattr(watch, "_look_at", lambda targets: {pk: slow(target) for pk, target in targets.items()})
     look(ready)
     assert row(ready) == ("storage", True)
     assert name not in fenced_in(paper)

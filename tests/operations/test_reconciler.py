@@ -14,7 +14,7 @@ from novastack.common.clock import DatabaseNow, now
 from novastack.common.models import Install
 from projects import domain, registry
 from projects.models import DatabaseServer, Operation, Orphan, Project, Region
-from projects.operations import queue, reconciler, status, watch
+from projects.operations import fanout, queue, reconciler, status, watch
 from projects.operations.base import Step, Wait
 from projects.runtimes.memory import _Volume
 from projects.services import project_action
@@ -166,6 +166,8 @@ def test_observations_older_than_what_an_operation_saw_are_dropped(ready, runtim
         return {h: domain.Observation(domain.ServerState.STOPPED) for h in handles}
 
     monkeypatch.setattr(runtime, "observe", slow)
+    # In this thread, so that the test's transaction is the look's too.
+    monkeypatch.setattr(fanout, "ask", lambda what, asked, _: ((pk, question()) for pk, question in asked.items()))
     report = reconciler.reconcile()
     assert (report.changed, report.started) == (0, 0)
     assert server_of(ready).observed_state == "running"
