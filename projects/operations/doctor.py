@@ -6,6 +6,7 @@ Of a region that can't be reached it says that, and nothing else: nobody knows w
 
 from __future__ import annotations
 
+import functools
 import shutil
 import socket
 from collections import defaultdict
@@ -38,17 +39,23 @@ from projects.models import (
     ServerDesired,
     ServerKind,
 )
-from projects.operations import disks, reconciler, wiring
+from projects.operations import disks, fanout, reconciler, wiring
 from projects.operations import doctor_logins as logins
 from projects.operations.doctor_findings import Finding, Report, of
+from projects.runtimes.base import Runtime
 
 PARALLEL = 8
+LOOK_SECONDS = 30.0
 OVERDUE = timedelta(seconds=60)
 CONNECT_SECONDS = 0.5
 MEMORY_STEP = 64 << 10  # kernels round to pages
 CPU_STEP = 0.011
 CACHE_KEY = "doctor:report"
 KEPT_SECONDS = 7 * 86400
+
+
+_Rows = dict[UUID, DatabaseServer]
+_Known = set[tuple[str, str, int]]
 
 
 @dataclass(slots=True)
@@ -65,8 +72,8 @@ def examine() -> Report:
     """Look at everything. A region that does not answer is a finding; only a control database that does not is an error."""
     report, busy = Report(now()), _busy()
     report.findings += [*_install(), *_control_disk(), *_processes(), *_operations()]
-    for region in Region.objects.filter(enabled=True, gone_at=None).exclude(runtime=""):
-        report.findings += _region(region, report)
+    for region, rows, known, facts in _looked_at():
+        report.findings += _region(region, rows, known, facts, report)
     report.findings += _noted_orphans(report.findings)
     busy |= _busy()
     report.findings = [f for f in report.findings if not {f.project, f.key} & busy]
@@ -142,20 +149,36 @@ def _operations() -> Iterator[Finding]:
 
 
 # --- one region ---------------------------------------------------------------------------------------------------------
-def _region(region: Region, report: Report) -> list[Finding]:
+def _looked_at() -> Iterator[tuple[Region, _Rows, _Known, _Facts | domain.NovaStackRuntimeError]]:
+    """Each region with the rows from before the look and what its runtime said: all are asked at once."""
+    regions = {r.pk: r for r in Region.objects.filter(enabled=True, gone_at=None).exclude(runtime="")}
+    rows = {pk: _rows(region) for pk, region in regions.items()}
+    known = {pk: reconciler.known_in(region) for pk, region in regions.items()}
+    questions = {}
+    for pk, region in regions.items():
+        handles = {row.handle: row.pk for row in rows[pk].values()}
+        try:
+            questions[pk] = functools.partial(_facts, wiring.runtime_of(region), handles)
+        except domain.NovaStackRuntimeError as error:
+            yield region, rows[pk], known[pk], error
+    for pk, facts in fanout.ask("doctor", questions, fanout.patience(regions, LOOK_SECONDS)):
+        if isinstance(facts, Exception) and not isinstance(facts, domain.NovaStackRuntimeError):
+            raise facts
+        yield regions[pk], rows[pk], known[pk], facts
+
+
+def _region(
+    region: Region, rows: _Rows, known: _Known, facts: _Facts | domain.NovaStackRuntimeError, report: Report
+) -> list[Finding]:
     found = list(_disk(region))
-    rows = _rows(region)
-    known = reconciler.known_in(region)
-    try:
-        facts = _facts(region, rows.values())
-    except domain.NovaStackRuntimeError as error:
+    if isinstance(facts, domain.NovaStackRuntimeError):
         away = Finding(
-            "region.unreachable", region.slug, f"Its runtime does not answer: {error}",
+            "region.unreachable", region.slug, f"Its runtime does not answer: {facts}",
             "Bring it back. Nothing else is known of it until then.", region.slug,
         )  # fmt: skip
         return [*found, away]
     # What was made, moved or removed meanwhile is somebody's work, and looked at the next time.
-    known |= reconciler.known_in(region)
+    known = known | reconciler.known_in(region)
     after = _rows(region)
     rows = {pk: row for pk, row in rows.items() if pk in after and _same(row, after[pk])}
     report.looked["regions"] += 1
@@ -202,8 +225,8 @@ def _same(one: DatabaseServer, other: DatabaseServer) -> bool:
     return all(getattr(one, name) == getattr(other, name) for name in fields)
 
 
-def _facts(region: Region, rows: Iterable[DatabaseServer]) -> _Facts:
-    runtime, handles = wiring.runtime_of(region), {row.handle: row.pk for row in rows}
+def _facts(runtime: Runtime, handles: dict[domain.Handle, UUID]) -> _Facts:
+    """Runs in a thread: no ORM here."""
     runtime.ping()
     told = runtime.describe(list(handles))
     return _Facts(

@@ -34,7 +34,7 @@ def delete_due_data(limit: int = 20) -> int:
     """Delete the data of tombstones that are due. A live server's incarnation is never touched. Returns how many."""
     if Install.load().read_only:
         return 0
-    done = 0
+    done, away = 0, set()
     due = _waiting().filter(due_at__lte=now()).select_related("region").order_by("due_at")
     for tomb in due[:limit]:
         if _is_alive(tomb):
@@ -43,7 +43,14 @@ def delete_due_data(limit: int = 20) -> int:
             tomb.save(update_fields=["last_error", "due_at", "updated_at"])
             log.error("tombstone of a live server", name=tomb.handle.name)
             continue
-        done += _delete(tomb)
+        if tomb.region_id in away:  # it did not answer a moment ago; those of other regions are next
+            tomb.due_at = now() + timedelta(seconds=60)
+            tomb.save(update_fields=["due_at", "updated_at"])
+            continue
+        try:
+            done += _delete(tomb)
+        except domain.RuntimeUnreachable:
+            away.add(tomb.region_id)
     return done
 
 
@@ -71,6 +78,8 @@ def _delete(tomb: DataTombstone) -> int:
     except domain.NovaStackRuntimeError as error:
         tomb.last_error, tomb.due_at = str(error)[:500], now() + timedelta(seconds=60)
         tomb.save(update_fields=["last_error", "due_at", "updated_at"])
+        if isinstance(error, domain.RuntimeUnreachable):
+            raise
         return 0
     with transaction.atomic():
         tomb.deleted_at, tomb.last_error = now(), ""

@@ -9,12 +9,13 @@ from datetime import timedelta
 from uuid import UUID
 
 import structlog
+from django.core.cache import cache
 from django.db import Error as DatabaseError
 from django.db import connection, transaction
 
 from novastack.common.clock import DatabaseNow, now
 from projects import domain
-from projects.models import OnGiveUp, Operation, OperationState, OperationStep, Project, StepState
+from projects.models import OnGiveUp, Operation, OperationState, OperationStep, Project, Region, StepState
 from projects.models.catalogue import UNREACHABLE
 from projects.operations import base, leases, locks, status
 from projects.operations.base import CancelRequested, Definition, LeaseLost, Step, StepFailed, Wait
@@ -22,6 +23,7 @@ from projects.operations.context import Context
 from projects.operations.queue import hint_on_commit
 
 log = structlog.get_logger(__name__)
+TRY_EVERY_SECONDS = 15
 
 DONE = {StepState.SUCCEEDED, StepState.SKIPPED}
 SERVER_LOST = {"server_exited", "server_not_ready"}
@@ -97,6 +99,9 @@ class _Run:
     # --- one step ---------------------------------------------------------------------------------------------
     def _step(self, definition: Definition, step: Step, row: OperationStep) -> bool:
         """True to go on with the next step (or with the undo)."""
+        if row.state == StepState.WAITING and row.detail == UNREACHABLE and not self._may_try():
+            self._wait(row, Wait(UNREACHABLE, seconds=5))
+            return False
         seconds = step.deadline_seconds
         if row.state == StepState.RUNNING and self.lease.crashed_at is not None and row.deadline_at is not None:
             # What was left when the worker died; the time without any worker is not the step's.
@@ -145,6 +150,17 @@ class _Run:
             cancellable=(definition.cancellable or definition.yields) and not self.operation.undoing,
             deadline_seconds=seconds,
         )  # fmt: skip
+
+    def _may_try(self) -> bool:
+        """Whether a step that waits for its region may ask again. Where the region is known to be away, one operation asks
+        every so often: each may hang for as long as a call may take, and workers are for those who can work."""
+        region = Region.objects.filter(projects=self.operation.project_key).only("pk", "reachable").first()
+        if region is None or region.reachable:
+            return True
+        try:
+            return bool(cache.add(f"region-asked:{region.pk}", True, TRY_EVERY_SECONDS))
+        except Exception:  # each cache has errors of its own, and losing it loses nothing
+            return True
 
     def _wait(self, row: OperationStep, wait: Wait) -> None:
         row.state, row.detail = StepState.WAITING, wait.reason[:500]

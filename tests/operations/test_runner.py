@@ -167,7 +167,8 @@ def test_a_wait_gives_the_worker_back_and_uses_no_attempt(idle, kind, notes):
     assert len(notes) == 21
 
 
-def test_an_unreachable_runtime_uses_no_attempt_and_shows_at_once(idle, kind, notes, runtime):
+def test_an_unreachable_runtime_uses_no_attempt_and_shows_at_once(idle, kind, notes, runtime, monkeypatch):
+    monkeypatch.setattr(runner, "TRY_EVERY_SECONDS", 0)
     runtime.unreachable = True
     other = Project.objects.get(pk=idle.pk)
     gone = domain.RuntimeUnreachable("Docker does not answer.")
@@ -182,6 +183,21 @@ def test_an_unreachable_runtime_uses_no_attempt_and_shows_at_once(idle, kind, no
     assert drive(operation).state == "succeeded"
     assert operation.steps.get().attempt == 1
     assert "un-one" not in notes
+
+
+def test_of_those_that_wait_for_a_region_one_asks_it_again(idle, kind, notes):
+    """Each question may hang for as long as a call may take, and workers are few."""
+    gone = domain.RuntimeUnreachable("Docker hangs.")
+    kind("greet", Step("one", "One", notes.play("one", [gone] * 3), notes.say("un-one"), RetryPolicy(1)))
+    operation = once(begin(idle, "greet"))
+    Region.objects.filter(pk=idle.region_id).update(reachable=False)
+    for _ in range(4):
+        Operation.objects.update(next_attempt_at=None)
+        assert states(once(operation)) == {"one": "waiting"}
+    assert notes.count("one") == 2, "one asked for all"
+    assert operation.steps.get().attempt == 1
+    Region.objects.filter(pk=idle.region_id).update(reachable=True)
+    assert drive(operation).state == "succeeded", "it answers: nobody waits any more"
 
 
 def test_one_call_that_timed_out_is_no_outage(idle, kind, notes):
