@@ -99,7 +99,8 @@ class _Run:
     # --- one step ---------------------------------------------------------------------------------------------
     def _step(self, definition: Definition, step: Step, row: OperationStep) -> bool:
         """True to go on with the next step (or with the undo)."""
-        if row.state == StepState.WAITING and row.detail == UNREACHABLE and not self._may_try():
+        away = row.state == StepState.WAITING and row.detail == UNREACHABLE
+        if away and not self._may_try(self._context(row, definition, 0).region):
             self._wait(row, Wait(UNREACHABLE, seconds=5))
             return False
         seconds = step.deadline_seconds
@@ -151,11 +152,10 @@ class _Run:
             deadline_seconds=seconds,
         )  # fmt: skip
 
-    def _may_try(self) -> bool:
+    def _may_try(self, region: Region) -> bool:
         """Whether a step that waits for its region may ask again. Where the region is known to be away, one operation asks
         every so often: each may hang for as long as a call may take, and workers are for those who can work."""
-        region = Region.objects.filter(projects=self.operation.project_key).only("pk", "reachable").first()
-        if region is None or region.reachable:
+        if region.reachable:
             return True
         try:
             return bool(cache.add(f"region-asked:{region.pk}", True, TRY_EVERY_SECONDS))
