@@ -35,6 +35,7 @@ class RuntimeFeature(StrEnum):
     MEMORY_LIMIT = "memory_limit"
     CPU_LIMIT = "cpu_limit"
     TRUST_DOMAINS = "trust_domains"
+    TOOLS_BESIDE = "tools_beside"  # a tool can run beside any server, wherever in the runtime that one runs
 
 
 class DataPolicy(StrEnum):
@@ -107,6 +108,26 @@ class CapacityExhausted(NovaStackRuntimeError):
     """Disk, address pool or memory of the host is used up."""
 
     code = "capacity_exhausted"
+
+
+class NoNode(NovaStackRuntimeError):
+    """No machine of the runtime may take this server: none has the wanted label, or none of those is ready."""
+
+    code = "no_node"
+
+
+class AddressRefused(NovaStackRuntimeError):
+    """The runtime can't publish on that address only; it would open the port to others."""
+
+    code = "address_refused"
+    retryable = False
+
+
+class NotReachableHere(NovaStackRuntimeError):
+    """What was asked needs the machine's own engine, and that one is not among those this region names."""
+
+    code = "node_not_reachable"
+    retryable = False
 
 
 class EngineError(Exception):

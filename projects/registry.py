@@ -40,6 +40,12 @@ def engine_endpoint(config: Mapping[str, Any], endpoint: RuntimeEndpoint) -> Run
     return RuntimeEndpoint(settings.NOVASTACK_DOCKER_URL, plain=True)
 
 
+def _swarm(install_id: str, config: Mapping[str, Any], endpoint: RuntimeEndpoint) -> Runtime:
+    from projects.runtimes.swarm import SwarmRuntime
+
+    return SwarmRuntime(install_id, config, endpoint=engine_endpoint(config, endpoint))
+
+
 def _process(install_id: str, config: Mapping[str, Any], endpoint: RuntimeEndpoint) -> Runtime:
     root = Path(config.get("root") or settings.NOVASTACK_SERVERS_ROOT)
     programs = {name: engine.server_program for name, engine in ENGINES.items()}
@@ -53,6 +59,7 @@ def _memory(install_id: str, config: Mapping[str, Any], endpoint: RuntimeEndpoin
 HERE = RuntimeEndpoint()
 RUNTIMES: dict[str, Callable[[str, Mapping[str, Any], RuntimeEndpoint], Runtime]] = {
     "docker": _docker,
+    "swarm": _swarm,
     "process": _process,
     "memory": _memory,
 }

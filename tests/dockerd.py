@@ -119,3 +119,33 @@ def own_daemon(*images: str, bridge: str = "nvstest0", argv: Sequence[str] = ())
         yield daemon
     finally:
         daemon.remove()
+
+
+@contextlib.contextmanager
+def own_swarm(*images: str, bridge: str = "nvsswarm0", port: int = 0, argv: Sequence[str] = ()) -> Iterator[Daemon]:
+    """A daemon that is a Swarm of one node, which carries the label `role=database`. `port`: of the manager."""
+    with own_daemon(*images, bridge=bridge, argv=argv) as daemon:
+        known = bridge_exists("docker_gwbridge")
+        try:
+            listen = f"127.0.0.1:{port or free_tcp_port()}"
+            daemon.cli(
+                "swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", listen, "--data-path-port", "24789"
+            )
+            node = daemon.cli("node", "ls", "-q").stdout.decode().strip()
+            daemon.cli("node", "update", "--label-add", "role=database", node)
+            yield daemon
+        finally:
+            daemon.cli("swarm", "leave", "--force", check=False)
+            daemon.stop()
+            if not known:  # made by a Swarm's daemon for its overlay networks, in the host's namespace
+                bridge_ioctl(SIOCBRDELBR, "docker_gwbridge")
+
+
+def bridge_exists(name: str) -> bool:
+    return Path("/sys/class/net", name).exists()
+
+
+def free_tcp_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

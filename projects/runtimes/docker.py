@@ -61,6 +61,7 @@ class DockerRuntime(Runtime):
             RuntimeFeature.MEMORY_LIMIT,
             RuntimeFeature.CPU_LIMIT,
             RuntimeFeature.TRUST_DOMAINS,
+            RuntimeFeature.TOOLS_BESIDE,
         }
     )
 

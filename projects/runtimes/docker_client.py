@@ -34,11 +34,16 @@ REGISTRY_TIMEOUT_SECONDS = 6
 
 # The last part of a path tells what is wrong; where the host keeps it is not for tenants.
 _FOLDERS = re.compile(r"(?<![\w:.…/])/(?:[\w.@+-]+/)+")
-_PORT = re.compile(r"port is already allocated|address already in use|Ports are not available")
+_PORT = re.compile(
+    r"port is already allocated|address already in use|Ports are not available|host-mode port already in use"
+)
 _CAPACITY = re.compile(
     r"no space left on device|could not find an available,? non-overlapping|no available IPv4|cannot allocate memory"
-    r"|all predefined address pools",
+    r"|all predefined address pools|insufficient resources",
     re.IGNORECASE,
+)
+_NO_SWARM = re.compile(
+    r"not a swarm manager|swarm does not have a leader|swarm is encrypted and needs to be unlocked", re.I
 )
 _IMAGE = re.compile(r"No such image|manifest unknown|pull access denied|repository .* not found|not found: manifest")
 
@@ -165,11 +170,19 @@ def why(error: BaseException) -> str:
 
 
 def translate(error: docker.errors.APIError) -> NovaStackRuntimeError:
-    text = _FOLDERS.sub("…/", " ".join(str(error.explanation or error).split()))[:300]
+    text = " ".join(str(error.explanation or error).split())
+    if _NO_SWARM.search(text):
+        return RuntimeUnreachable(text[:300])
+    return meaning_of(text)
+
+
+def meaning_of(text: str) -> NovaStackRuntimeError:
+    """What the engine's words about a failed start stand for."""
+    text = _FOLDERS.sub("…/", text)
     if _PORT.search(text):
         return PortTaken("its port is taken by another program of the host")
     if _CAPACITY.search(text):
-        return CapacityExhausted(text)
+        return CapacityExhausted(text[:300])
     if _IMAGE.search(text):
-        return ImageMissing(text)
-    return NovaStackRuntimeError(text)
+        return ImageMissing(text[:300])
+    return NovaStackRuntimeError(text[:300])

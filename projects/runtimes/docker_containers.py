@@ -171,7 +171,7 @@ class Containers:
                 code = int(state["ExitCode"])
                 if code in docker_spec.REFUSALS and (not state["Running"] or state["Restarting"]):
                     client.stop(name, timeout=0)
-                    raise _refusal(code)
+                    raise refusal(code)
                 if state["Status"] == "exited" and code:
                     return  # the server itself failed: `observe` and the logs say how
                 since = time_of(state["StartedAt"])
@@ -237,7 +237,8 @@ def _conflicting(act: Any) -> None:
         raise
 
 
-def _refusal(code: int) -> NovaStackRuntimeError:
+def refusal(code: int) -> NovaStackRuntimeError:
+    """What the start wrapper's exit code says."""
     text = docker_spec.REFUSALS[code]
     if code == docker_spec.IN_USE:
         return DataInUse(text)

@@ -22,7 +22,7 @@ MAX_LINE_BYTES = 32 << 10
 # Asked from the end, so that a look costs the same for a log of any length; more only when more was logged meanwhile.
 _WINDOWS = (200, 1000, MAX_LOG_LINES)
 _OUT_OF_ORDER_SECONDS = 2  # stdout and stderr are stamped by two threads of the engine
-_CURSOR = re.compile(r"d([0-9a-f]{12}):([0-9TZ:.+-]{20,40}):([0-9a-f]{8})")
+_CURSOR = re.compile(r"d([0-9a-z]{12}):([0-9TZ:.+-]{20,40}):([0-9a-f]{8})")
 _HEADER = struct.Struct(">BxxxL")
 
 
@@ -36,13 +36,13 @@ class Line:
         return f"{self.stamp}:{zlib.crc32(self.text):08x}"
 
 
-def read_part(client: APIClient, path: str, ref: str, *, cursor: str, tail: int, running: bool) -> LogPart:
+def read_part(client: APIClient, path: str, ref: str, *, cursor: str, tail: int, running: bool, many: bool = False) -> LogPart:
     """As `Runtime.read_log`. `path` names the log (`/containers/<id>/logs`), `ref` what it is the log of: it begins anew
-    with a new one."""
+    with a new one. `many`: it is put together from the logs of many containers, in no order."""
     tail = max(0, min(tail, MAX_LOG_LINES))
     match = _CURSOR.fullmatch(cursor)
     if match is None or match[1] != ref[:12]:
-        kept = read_lines(client, path, tail=max(tail, 1))
+        kept = read_lines(client, path, tail=max(tail, 1), many=many)
         given = kept[-tail:] if tail else []
         place = f"d{ref[:12]}:{kept[-1].mark}" if kept else ""
         return LogPart(tuple(line.text for line in given), place, bool(cursor), running)
@@ -50,7 +50,7 @@ def read_part(client: APIClient, path: str, ref: str, *, cursor: str, tail: int,
     new: list[Line] = []
     found = False
     for window in _WINDOWS:
-        kept = read_lines(client, path, tail=window, since=match[2])
+        kept = read_lines(client, path, tail=window, since=match[2], many=many)
         at = next((i for i in range(len(kept) - 1, -1, -1) if kept[i].mark == mark), None)
         found = at is not None
         new = kept[at + 1 :] if at is not None else [line for line in kept if line.stamp > match[2]]
@@ -61,7 +61,7 @@ def read_part(client: APIClient, path: str, ref: str, *, cursor: str, tail: int,
     return LogPart(tuple(line.text for line in given), place, not found or len(given) < len(new), running)
 
 
-def read_lines(client: APIClient, path: str, *, tail: int, since: str = "") -> list[Line]:
+def read_lines(client: APIClient, path: str, *, tail: int, since: str = "", many: bool = False) -> list[Line]:
     """The last `tail` messages, whole lines of them, at most 1 MiB; of those the ones since that stamp."""
     params: dict[str, Any] = {"stdout": 1, "stderr": 1, "timestamps": 1, "tail": tail}
     if since and (moment := time_of(since)) is not None:
@@ -78,7 +78,7 @@ def read_lines(client: APIClient, path: str, *, tail: int, since: str = "") -> l
             size += len(line.text)
             while size > MAX_LOG_BYTES:
                 size -= len(kept.popleft().text)
-    return list(kept)
+    return sorted(kept, key=lambda line: line.stamp) if many else list(kept)
 
 
 def _http_error(response: Any) -> Any:

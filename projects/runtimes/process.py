@@ -115,7 +115,7 @@ class ProcessRuntime(Runtime):
     @functools.cached_property
     def features(self) -> frozenset[RuntimeFeature]:  # type: ignore[override]
         """What this machine really lets us promise, found by trying."""
-        found = {RuntimeFeature.LOOPBACK_PORTS}
+        found = {RuntimeFeature.LOOPBACK_PORTS, RuntimeFeature.TOOLS_BESIDE}
         if self._groups.limits_memory:
             found.add(RuntimeFeature.MEMORY_LIMIT)
         if self._groups.limits_cpu:
