@@ -36,7 +36,9 @@ class Line:
         return f"{self.stamp}:{zlib.crc32(self.text):08x}"
 
 
-def read_part(client: APIClient, path: str, ref: str, *, cursor: str, tail: int, running: bool, many: bool = False) -> LogPart:
+def read_part(
+    client: APIClient, path: str, ref: str, *, cursor: str, tail: int, running: bool, many: bool = False
+) -> LogPart:
     """As `Runtime.read_log`. `path` names the log (`/containers/<id>/logs`), `ref` what it is the log of: it begins anew
     with a new one. `many`: it is put together from the logs of many containers, in no order."""
     tail = max(0, min(tail, MAX_LOG_LINES))
