@@ -23,7 +23,7 @@ def production_problems() -> list[CheckMessage]:
         found.append(
             Error(
                 f"NOVASTACK_RUNTIME is {settings.NOVASTACK_RUNTIME}",
-                hint="Production runs databases on `docker`: processes of one host share one trust domain.",
+                hint="Production runs databases on `docker` or `swarm`: processes of one host share one trust domain.",
                 id="novastack.E004",
             )
         )

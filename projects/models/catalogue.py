@@ -24,6 +24,7 @@ DISK_FENCED_PERCENT = 95
 
 UNREACHABLE = "The region's runtime can't be reached."  # all that tenants are told
 REMOTE_RUNTIMES = frozenset({"docker", "swarm"})
+ALL_ADDRESSES_RUNTIMES = frozenset({"swarm"})  # they can't publish on one address only
 
 
 class Region(BaseModel):
@@ -153,6 +154,10 @@ class Region(BaseModel):
         if self.host and _is_loopback(self.bind_address):
             problems["bind_address"] = (
                 "Published there, nobody on another machine reaches its databases, nor do workers."
+            )
+        if self.runtime in ALL_ADDRESSES_RUNTIMES and self.bind_address not in {"0.0.0.0", "::"}:  # noqa: S104 - said, not done
+            problems["bind_address"] = (
+                "A Swarm publishes on all addresses of a node: 0.0.0.0. A firewall keeps strangers out."
             )
         if problems:
             raise ValidationError(problems)

@@ -89,7 +89,8 @@ class Swarm:
     def check(self) -> None:
         """This engine is a manager of a Swarm that answers."""
         try:
-            self._get("/swarm")
+            # Not `/swarm`: its answer holds the tokens to join with, which are nothing for a worker.
+            self._get("/nodes", filters=docker.utils.convert_filters({"role": "manager"}))
         except RuntimeUnreachable as error:
             if "swarm" not in str(error).lower():
                 raise

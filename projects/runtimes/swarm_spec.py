@@ -170,16 +170,10 @@ def parent_mount(record: DataRecord, install_id: str, target: str) -> dict[str, 
 def _volume(
     name: str, target: str, driver: str, options: Mapping[str, str], labels: Mapping[str, str], *, copy: bool
 ) -> dict[str, Any]:
-    return {
-        "Type": "volume",
-        "Source": name,
-        "Target": target,
-        "VolumeOptions": {
-            "NoCopy": not copy,
-            "Labels": dict(labels),
-            "DriverConfig": {"Name": driver, "Options": dict(options)},
-        },
-    }
+    given: dict[str, Any] = {"NoCopy": not copy, "Labels": dict(labels)}
+    if driver != "local" or options:
+        given["DriverConfig"] = {"Name": driver, "Options": dict(options)}
+    return {"Type": "volume", "Source": name, "Target": target, "VolumeOptions": given}
 
 
 def tmpfs_mounts(spec: ServerSpec) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from novastack.common.models import Install
 from novastack.common.secrets import random_password
 from projects import domain, registry
 from projects.models import Plan, Project, Region
+from projects.models.catalogue import ALL_ADDRESSES_RUNTIMES
 from projects.operations import abilities, catalogue, wiring
 from projects.services.creation import ProjectRequest, project_create
 
@@ -110,7 +111,9 @@ def runtime_settle(region: Region) -> RuntimeChoice:
     if choice.runtime == "process":
         region.config = {**region.config, "root": str(settings.NOVASTACK_SERVERS_ROOT)}
         region.config["data_root"] = region.config["root"]
-    region.save(update_fields=["runtime", "config", "updated_at"])
+    elif choice.runtime in ALL_ADDRESSES_RUNTIMES:
+        region.bind_address = "0.0.0.0"  # noqa: S104 - it is so, whatever the row says
+    region.save(update_fields=["runtime", "config", "bind_address", "updated_at"])
     with contextlib.suppress(domain.NovaStackRuntimeError):  # then the reconciler looks
         abilities.look(region, wiring.runtime_of(region))
     Install.merge_notes(runtime_reason=choice.reason, runtime=choice.runtime)
