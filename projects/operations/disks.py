@@ -122,7 +122,10 @@ def _known_root(region: Region) -> str | None:
 
 
 def _keep_root(region: Region, root: str) -> str:
-    if root and region.runtime == "docker" and settings.NOVASTACK_DOCKER_DISK:
+    on_engines_disk = region.runtime == "docker" or (
+        region.runtime == "swarm" and "volume_options" not in region.config
+    )
+    if root and on_engines_disk and settings.NOVASTACK_DOCKER_DISK:
         root = settings.NOVASTACK_DOCKER_DISK  # this worker's own door to the same disk
     if root or region.endpoint_url:  # an engine elsewhere has none, and need not be asked every time
         _roots[region.pk] = (f"{region.runtime} {region.endpoint_url}", root, time.monotonic())

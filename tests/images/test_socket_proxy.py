@@ -118,7 +118,7 @@ def test_no_spelling_gets_around_the_bodys_rules(proxy: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/build", "/commit?container=x", "/swarm/init", "/images/load", "/plugins/pull",
-                                  "/images/create?fromSrc=-", "/containers/x/export", "/secrets/create"])  # fmt: skip
+                                  "/images/create?fromSrc=-", "/containers/x/export"])  # fmt: skip
 def test_the_rest_of_the_engines_interface_is_closed(proxy: Path, path: str) -> None:
     assert post(proxy, path, "{}")[0] == 403
 
