@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, ClassVar
@@ -24,7 +22,6 @@ from projects.domain import (
     DataMissing,
     DataPolicy,
     Description,
-    Endpoint,
     Handle,
     ImageMissing,
     ImageRef,
@@ -52,9 +49,10 @@ from projects.runtimes.docker_tools import Tool
 from projects.runtimes.swarm_client import Conflict, Found, Swarm, container_of, update_container
 from projects.runtimes.swarm_data import Data
 from projects.runtimes.swarm_jobs import Jobs
-from projects.runtimes.swarm_observe import Observer, name_of, node_of
+from projects.runtimes.swarm_observe import Observer, node_of
 from projects.runtimes.swarm_services import Services
 from projects.runtimes.swarm_spec import DataRecord, SwarmConfig
+from projects.runtimes.swarm_view import View
 
 _PARALLEL = 8
 _DESTROY_GRACE_SECONDS = 10.0
@@ -81,6 +79,7 @@ class SwarmRuntime(Runtime):
         self._observer = Observer(self._swarm)
         self._jobs = Jobs(self._swarm)
         self._services = Services(self._swarm)
+        self._view = View(self._swarm)
         self._data = Data(self._swarm, self._jobs)
 
     # --- the Swarm and its images -------------------------------------------------------------------------------------
@@ -92,10 +91,7 @@ class SwarmRuntime(Runtime):
         with mapped():
             info: dict[str, Any] = self._swarm.clients.get().info()
         problems = [self._config.problem] if self._config.problem else []
-        try:
-            self._data.candidates(self._swarm.nodes())
-        except NoNode as error:
-            problems.append(str(error))
+        problems += self._data.problems()
         cluster = str(((info.get("Swarm") or {}).get("Cluster") or {}).get("ID") or "")
         return RuntimeFacts(str(info.get("ServerVersion", "")), cluster, (*problems, *docker_spec.lacking(info)))
 
@@ -123,6 +119,8 @@ class SwarmRuntime(Runtime):
 
     # --- servers ------------------------------------------------------------------------------------------------------
     def ensure(self, spec: ServerSpec, *, data: DataPolicy) -> Handle:
+        """Some seconds more than on one engine: the volume is prepared by a job. A minute and a half where the node has yet
+        to pull the image."""
         if self._config.problem:
             raise NovaStackRuntimeError(self._config.problem)
         if spec.publish.host not in swarm_spec.ALL_ADDRESSES:
@@ -136,11 +134,13 @@ class SwarmRuntime(Runtime):
                 if not spec.burst:
                     self.update(handle, spec.limits)
                 return handle
+            self._data.check_node(record)
             self._data.put(spec.handle, record, spec)
             self._services.start(
                 existing, swarm_spec.resources(spec.limits, self._config, burst=self._bursts(spec, record))
             )
             return handle
+        self._data.check_node(record)
         if existing is not None:
             # Removed before its successor is made: two servers must never share a volume (rule 10).
             self._services.stop(existing, _DESTROY_GRACE_SECONDS)
@@ -186,12 +186,7 @@ class SwarmRuntime(Runtime):
         """Where a node's engine is reached, of the container itself; elsewhere what the service says."""
         if not handles:
             return {}
-        services = {name_of(each): each for each in self._swarm.services("server")}
-        tasks = self._running_tasks()
-        there = [handle for handle in handles if handle.name in services]
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            found = pool.map(lambda h: self._described(services[h.name], tasks.get(services[h.name]["ID"])), there)
-            return dict(zip(there, found, strict=True))
+        return self._view.describe(handles)
 
     def start(self, handle: Handle) -> Handle:
         found = self._recorded(handle)
@@ -220,7 +215,8 @@ class SwarmRuntime(Runtime):
         task = self._services.running(found)
         engine = self._swarm.engine_of(str(task.get("NodeID") or "")) if task is not None else None
         if task is None or engine is None:
-            if found["Spec"]["TaskTemplate"].get("Resources") != wanted:
+            noted = (found["Spec"].get("Labels") or {}).get(swarm_spec.LIMITS, swarm_spec.limits_label(limits))
+            if (found["Spec"]["TaskTemplate"].get("Resources"), noted) != (wanted, swarm_spec.limits_label(limits)):
                 self._services.set_resources(found, wanted, limits)
                 if task is not None:
                     self._services.await_accepted(found, {task["ID"]})
@@ -312,22 +308,7 @@ class SwarmRuntime(Runtime):
         """Of servers on nodes whose engine is reached."""
         if not handles:
             return {}
-        names = {name_of(each): str(each["ID"]) for each in self._swarm.services("server")}
-        tasks = self._running_tasks()
-        wanted: dict[str, list[str]] = defaultdict(list)
-        containers: dict[Handle, str] = {}
-        for handle in handles:
-            task = tasks.get(names.get(handle.name, ""))
-            if task is not None and container_of(task):
-                containers[handle] = container_of(task)
-                wanted[str(task["NodeID"])].append(container_of(task))
-        used: dict[str, Usage] = {}
-        for node, ids in wanted.items():
-            engine = self._swarm.engine_of(node)
-            if engine is not None:
-                with contextlib.suppress(NovaStackRuntimeError):  # that node is away, the others' figures count
-                    used |= engine[1].read(sorted(set(ids)))
-        return {handle: used.get(containers.get(handle, ""), Usage()) for handle in handles}
+        return self._view.usage(handles)
 
     def data_root(self) -> str:
         """Known only where the endpoint is this machine and the data can be nowhere else."""
@@ -400,24 +381,6 @@ class SwarmRuntime(Runtime):
     def _is_as_described(self, found: Found, spec: ServerSpec, record: DataRecord) -> bool:
         same = (found["Spec"].get("Labels") or {}).get(docker_spec.SPEC) == docker_spec.spec_hash(spec)
         return same and node_of(found) == record.node
-
-    def _running_tasks(self) -> dict[str, Found]:
-        """Service id → its running task, of all servers of the install."""
-        labels = docker_spec.labels(self._install_id, "server")
-        running = [t for t in self._swarm.tasks(labels, running=True) if t["Status"]["State"] == "running"]
-        return {str(task["ServiceID"]): task for task in reversed(running)}
-
-    def _described(self, service: Found, task: Found | None) -> Description:
-        engine = self._swarm.engine_of(str(task["NodeID"])) if task is not None else None
-        if task is not None and engine is not None:
-            with mapped(), contextlib.suppress(docker.errors.NotFound):
-                inspected = engine[0].get().inspect_container(container_of(task))
-                return replace(docker_spec.description_of(inspected), ref=str(service["ID"]))
-        limits = (service["Spec"]["TaskTemplate"].get("Resources") or {}).get("Limits") or {}
-        ports = (service["Spec"].get("EndpointSpec") or {}).get("Ports") or []
-        publish = Endpoint("0.0.0.0", int(ports[0]["PublishedPort"])) if ports else None  # noqa: S104 - as it is
-        memory, cpus = int(limits.get("MemoryBytes") or 0), int(limits.get("NanoCPUs") or 0) / _NANO
-        return Description(str(service["ID"]), task is not None, publish, memory, cpus)
 
     def _kept_limits(self, found: Found) -> dict[str, Any] | None:
         """Those that were changed on the running container since the service was written; None: there are none."""

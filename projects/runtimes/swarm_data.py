@@ -34,6 +34,20 @@ class Data:
         self._swarm, self._jobs = swarm, jobs
         self._install_id, self._config = swarm.install_id, swarm.config
 
+    def problems(self) -> list[str]:
+        """What databases will not have here, for operators."""
+        nodes = self._swarm.nodes()
+        try:
+            fitting = self.candidates(nodes)
+        except NoNode as error:
+            return [str(error)]
+        return [
+            f"the engine of the node {swarm_spec.hostname(node)} is not named under `nodes`: no figures, no tools and no change"
+            " of limits without a restart there"
+            for node in fitting
+            if self._swarm.engine_of(node["ID"], nodes) is None
+        ]
+
     def is_ours(self, labels: Mapping[str, str] | None, kind: str, handle: Handle) -> bool:
         wanted = docker_spec.labels(self._install_id, kind, handle)
         return all((labels or {}).get(name) == value for name, value in wanted.items())
@@ -103,14 +117,16 @@ class Data:
             if record is None:
                 raise NovaStackRuntimeError("the record of the server's volume was removed meanwhile")
             return record
-        nodes = self._swarm.nodes()
-        if record.node not in nodes:
+        if record.node not in self._swarm.nodes():
             record = self._follow(spec, record)
-        elif problem := node_problem(record.node, nodes):
-            raise RuntimeUnreachable(problem)
         if data is DataPolicy.MUST_EXIST and not self.is_there(handle, record):
             raise DataMissing("the server's volume is gone")
         return record
+
+    def check_node(self, record: DataRecord) -> None:
+        """Nothing can start while the node with the data is away: that is waiting, not failing (rule 4)."""
+        if problem := node_problem(record.node, self._swarm.nodes()):
+            raise RuntimeUnreachable(problem)
 
     def _follow(self, spec: ServerSpec, record: DataRecord) -> DataRecord:
         """The node has left the Swarm for good (an operator removed it): what is on shared storage goes on elsewhere."""

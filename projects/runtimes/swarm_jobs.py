@@ -14,7 +14,8 @@ from projects.runtimes import docker_spec, swarm_spec
 from projects.runtimes.docker_client import meaning_of
 from projects.runtimes.swarm_client import Conflict, Swarm, exit_code_of
 
-_DONE_SECONDS = 15.0  # below the lease
+_DONE_SECONDS = 12.0
+_PULL_SECONDS = 90.0  # a node that has not the image yet
 _PENDING_SECONDS = 4.0
 
 
@@ -96,7 +97,7 @@ class Jobs:
                 raise self._failure(service, tasks[0], error)
             if state == "pending" and error and waited > _PENDING_SECONDS:
                 raise NoNode(f"the node with the server's data takes no task: {error}"[:300])
-            if waited > _DONE_SECONDS:
+            if waited > (_PULL_SECONDS if state == "preparing" else _DONE_SECONDS):
                 raise NovaStackRuntimeError(f"a job on the server's node is still {state} after {waited:.0f} s")
             time.sleep(0.05)
 

@@ -16,7 +16,7 @@ from projects.runtimes.docker_containers import refusal
 from projects.runtimes.swarm_client import Found, Swarm, container_of, exit_code_of, live
 from projects.runtimes.swarm_observe import node_of, node_problem, pending_reason, replicas
 
-_ACCEPT_SECONDS = 12.0  # how long a start is watched; on a slower machine `observe` tells
+_ACCEPT_SECONDS = 8.0  # how long a start is watched; on a slower machine `observe` tells
 _PENDING_SECONDS = 4.0
 _FORCE_SECONDS = 3.0
 _REMOVE_SECONDS = 10.0

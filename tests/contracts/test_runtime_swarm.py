@@ -310,6 +310,24 @@ class TestSwarm(RuntimeContract):
         told = runtime.describe([server.handle])[server.handle]
         assert (told.memory_bytes, told.cpus) == (300 * MIB, 0.5)
         assert swarm_spec.LIMITS not in self.engine.inspect_service(server.handle.ref)["Spec"]["Labels"]
+        runtime.update(server.handle, Limits(320 * MIB, 0.6))
+        runtime.stop(server.handle)
+        runtime.update(server.handle, Limits(300 * MIB, 0.5))  # what the service still says
+        runtime.start(server.handle)
+        told = runtime.describe([server.handle])[server.handle]
+        assert (told.memory_bytes, told.cpus) == (300 * MIB, 0.5)
+
+    def test_it_says_of_itself_what_operators_should_know(
+        self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        facts = runtime.facts()
+        assert facts.version
+        assert facts.identity == self.engine.info()["Swarm"]["Cluster"]["ID"]
+        assert facts.problems == ()
+        assert "nowhere" in " ".join(self.region(runtime, placement="node.labels.role == nowhere").facts().problems)
+        far = self.region(runtime)
+        monkeypatch.setattr(far._swarm, "engine_of", lambda node, nodes=None: None)
+        assert "not named under `nodes`" in " ".join(far.facts().problems)
 
     def test_a_node_whose_engine_is_not_reached(
         self, runtime: Runtime, make_spec: MakeSpec, password: str, monkeypatch: pytest.MonkeyPatch
