@@ -122,12 +122,13 @@ def own_daemon(*images: str, bridge: str = "nvstest0", argv: Sequence[str] = ())
 
 
 @contextlib.contextmanager
-def own_swarm(*images: str, bridge: str = "nvsswarm0", port: int = 0, argv: Sequence[str] = ()) -> Iterator[Daemon]:
-    """A daemon that is a Swarm of one node, which carries the label `role=database`. `port`: of the manager."""
-    with own_daemon(*images, bridge=bridge, argv=argv) as daemon:
+def own_swarm(*images: str, bridge: str = "nvsswarm0") -> Iterator[Daemon]:
+    """A daemon that is a Swarm of one node, which carries the label `role=database`. One at a time on a machine: all of
+    them talk among nodes on one port that can't be chosen (7946)."""
+    with one_at_a_time("swarm"), own_daemon(*images, bridge=bridge) as daemon:
         known = bridge_exists("docker_gwbridge")
         try:
-            listen = f"127.0.0.1:{port or free_tcp_port()}"
+            listen = f"127.0.0.1:{free_tcp_port()}"
             daemon.cli(
                 "swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", listen, "--data-path-port", "24789"
             )
@@ -139,6 +140,14 @@ def own_swarm(*images: str, bridge: str = "nvsswarm0", port: int = 0, argv: Sequ
             daemon.stop()
             if not known:  # made by a Swarm's daemon for its overlay networks, in the host's namespace
                 bridge_ioctl(SIOCBRDELBR, "docker_gwbridge")
+
+
+@contextlib.contextmanager
+def one_at_a_time(what: str) -> Iterator[None]:
+    """Others who run tests on this machine wait."""
+    with Path(tempfile.gettempdir(), f"novastack-tests-{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def bridge_exists(name: str) -> bool:
