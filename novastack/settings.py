@@ -388,6 +388,7 @@ CELERY_TASK_ROUTES = {
     "projects.guard_disks": {"queue": "monitoring"},
     "projects.read_logs": {"queue": "monitoring"},
     "projects.examine": {"queue": "monitoring"},
+    "projects.check_region": {"queue": "maintenance"},
     "projects.janitor": {"queue": "maintenance"},
     "projects.purge_due": {"queue": "maintenance"},
     "projects.clean_up": {"queue": "maintenance"},

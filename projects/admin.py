@@ -21,6 +21,7 @@ from accounts.permissions import OperatorPrincipal, client_ip
 from accounts.services import record
 from novastack.common.errors import Problem
 from projects import registry
+from projects.forms import RegionForm
 from projects.models import (
     BlockedPort,
     CertificateAuthority,
@@ -29,7 +30,6 @@ from projects.models import (
     DatabaseServer,
     DataTombstone,
     Endpoint,
-    EngineRelease,
     MetricRollup,
     MetricSample,
     Operation,
@@ -48,7 +48,10 @@ from projects.services import (
     project_action,
     project_delete,
     project_forget,
+    region_check,
     region_declare_gone,
+    region_remove,
+    region_save,
 )
 from projects.services.standbys import version_problem
 
@@ -85,11 +88,12 @@ class RegionAdmin(CatalogueAdmin):
     list_display = ["name", "slug", "runtime", "enabled", "reconcile", "reachable", "reason", "disk_used",
                     "observed_at", "gone_at"]  # fmt: skip
     list_filter = ["runtime", "enabled", "reachable", "reconcile", ("gone_at", admin.EmptyFieldListFilter)]
+    form = RegionForm
     search_fields = ["name", "slug"]
     date_hierarchy = "created_at"
-    readonly_fields = [*CatalogueAdmin.readonly_fields, "reachable", "reason", "observed_at", "unreachable_since",
+    readonly_fields = [*CatalogueAdmin.readonly_fields, "reachable", "reason", "checked", "observed_at", "unreachable_since",
                        "gone_at", "disk"]  # fmt: skip
-    actions = ["declare_gone", "not_gone"]
+    actions = ["check_connection", "declare_gone", "not_gone"]
 
     @admin.action(description="Declare gone: its runtime will not come back")
     def declare_gone(self, request: HttpRequest, rows: QuerySet[Region]) -> None:
@@ -104,42 +108,22 @@ class RegionAdmin(CatalogueAdmin):
         used = region.disk_used_percent
         return "–" if used is None else region.disk_problem or f"{used:.0f} % full"
 
-    def get_readonly_fields(self, request: HttpRequest, obj: Region | None = None) -> list[str]:
-        """Where servers live, the driver stays (rule 12)."""
-        fixed = ["slug", "runtime", "config"] if obj is not None and obj.servers.exists() else []
-        return [*self.readonly_fields, *fixed]
+    @admin.action(description="Check the connection")
+    def check_connection(self, request: HttpRequest, rows: QuerySet[Region]) -> None:
+        act_on(request, rows, lambda who, row: region_check(principal=who, region=row), "Being checked by a worker", "")
+
+    def save_model(self, request: HttpRequest, obj: Region, form: Any, change: bool) -> None:
+        region_save(principal=operator_of(request), region=obj, changed=form.changed_data)
+
+    def delete_model(self, request: HttpRequest, obj: Region) -> None:
+        region_remove(principal=operator_of(request), region=obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Region]) -> None:
+        for region in queryset:
+            self.delete_model(request, region)
 
     def has_delete_permission(self, request: HttpRequest, obj: Region | None = None) -> bool:
         return obj is not None and not obj.servers.exists() and super().has_delete_permission(request, obj)
-
-
-@admin.register(EngineRelease)
-class EngineReleaseAdmin(CatalogueAdmin):
-    """What the operator says about versions; what is shipped holds for all others (`catalogue export` shows both)."""
-
-    list_display = ["engine", "version", "image", "digest", "default", "deprecated", "end_of_life", "offer"]
-    list_filter = ["engine", "default", "deprecated", "offer"]
-    search_fields = ["engine", "version", "image", "digest"]
-    date_hierarchy = "end_of_life"
-    fields = ["engine", "version", "image", "digest", "default", "deprecated", "end_of_life", "offer",
-              *CatalogueAdmin.readonly_fields]  # fmt: skip
-
-    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
-        if db_field.name == "engine":
-            return forms.ChoiceField(choices=[(e.name, e.title) for e in registry.engines().values()])
-        return super().formfield_for_dbfield(db_field, request, **kwargs)
-
-    def save_model(self, request: HttpRequest, obj: EngineRelease, form: Any, change: bool) -> None:
-        super().save_model(request, obj, form, change)
-        record(operator_of(request), "catalogue.changed", data={"changed" if change else "added": [str(obj)]})
-
-    def delete_model(self, request: HttpRequest, obj: EngineRelease) -> None:
-        record(operator_of(request), "catalogue.changed", data={"removed": [str(obj)]})
-        super().delete_model(request, obj)
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        record(operator_of(request), "catalogue.changed", data={"removed": [str(row) for row in queryset]})
-        super().delete_queryset(request, queryset)
 
 
 @admin.register(Plan)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from django import forms
 
 from accounts.page_forms import EXPIRIES
 from novastack.common.clock import now
+from novastack.common.secrets import Sealed
 from projects import registry
-from projects.models import Exposure, KeyScope, Project
+from projects.models import Exposure, KeyScope, Project, Region
 
 MIB = 1024**2
 
@@ -122,3 +123,82 @@ class UndeleteForm(forms.Form):
     """A new name, when the old one was given away since."""
 
     name = forms.CharField(max_length=200, label="New name")
+
+
+class SecretTextarea(forms.Textarea):
+    """What was typed is never sent back, not even with a form that is shown again."""
+
+    def format_value(self, value: Any) -> str:
+        return ""
+
+
+class RegionForm(forms.ModelForm):  # type: ignore[type-arg]
+    """A region as operators set it up, on their page and in the admin. The key goes in and never out."""
+
+    runtime = forms.ChoiceField(required=False, help_text="What runs there. None: shown as not available.")
+    private_key = forms.CharField(
+        label="Private key", required=False, max_length=20_000, strip=False,
+        widget=SecretTextarea(attrs={"rows": 4, "spellcheck": "false", "autocomplete": "off"}),
+        help_text="PEM, without a passphrase: of the client certificate, or of the SSH user. Kept encrypted, never shown.",
+    )  # fmt: skip
+    config = forms.JSONField(
+        label="Driver options", required=False, initial=dict,
+        widget=forms.Textarea(attrs={"rows": 4, "spellcheck": "false"}),
+        help_text="JSON: network; Swarm: placement, volume_driver, volume_options, publish, nodes. Never keys.",
+    )  # fmt: skip
+
+    class Meta:
+        model = Region
+        fields = (
+            "name", "slug", "runtime", "endpoint_url", "endpoint_ca", "endpoint_certificate",
+            "endpoint_host_keys", "bind_address", "public_address", "client_host", "control_host", "port_start", "port_end",
+            "config", "enabled", "reconcile",
+        )  # fmt: skip
+        widgets: ClassVar[dict[str, Any]] = {
+            name: forms.Textarea(attrs={"rows": 4, "spellcheck": "false"})
+            for name in ("endpoint_ca", "endpoint_certificate", "endpoint_host_keys")
+        }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        names = [name for name in registry.RUNTIMES if name != "memory" or self.instance.runtime == "memory"]
+        if "runtime" in self.fields:
+            self.fields["runtime"].choices = [("", "None"), *((name, name.capitalize()) for name in names)]  # type: ignore[attr-defined]
+        if self.instance.pk and not self.instance._state.adding:
+            if self.instance.endpoint_key is not None and "private_key" in self.fields:
+                self.fields["private_key"].widget.attrs["placeholder"] = "Kept. Paste another one to replace it."
+            if self.instance.servers.exists() or self.instance.projects.exists():
+                for name in ("slug", "runtime", "config"):
+                    if name in self.fields:
+                        self.fields[name].disabled = True
+
+    def _update_errors(self, errors: Any) -> None:
+        found = getattr(errors, "error_dict", {})
+        if "endpoint_key" in found:
+            found["private_key"] = found.pop("endpoint_key")
+        super()._update_errors(errors)  # type: ignore[misc]
+
+    def clean_config(self) -> dict[str, Any]:
+        config = self.cleaned_data["config"] or {}
+        if not isinstance(config, dict):
+            raise forms.ValidationError("Options are an object: {…}.")
+        if "PRIVATE KEY" in str(config):
+            raise forms.ValidationError("Keys have a field of their own, which is encrypted.")
+        return config
+
+    def clean(self) -> dict[str, Any]:
+        values: dict[str, Any] = super().clean() or self.cleaned_data
+        url = str(values.get("endpoint_url", ""))
+        key = str(values.get("private_key") or "")
+        kind = url.partition(":")[0]
+        keep = {"tcp": ("endpoint_ca", "endpoint_certificate"), "ssh": ("endpoint_host_keys",)}.get(kind, ())
+        for name in ("endpoint_ca", "endpoint_certificate", "endpoint_host_keys"):
+            if name not in keep and name in values:
+                values[name] = ""  # of another way to reach it
+        if kind not in {"tcp", "ssh"}:
+            self.instance.endpoint_key = None
+        elif key.strip():
+            self.instance.endpoint_key = Sealed.of(key.strip() + "\n")
+        elif kind != self.instance.endpoint_url.partition(":")[0]:
+            self.instance.endpoint_key = None  # that of the other way is not for this one
+        return values

@@ -22,6 +22,7 @@ from projects.operations import (
     logs,
     metrics,
     reconciler,
+    region_check,
     removal,
     runner,
     standby_upkeep,
@@ -77,6 +78,12 @@ def read_logs(server_id: str, tail: int, ticket: str) -> None:
     server = DatabaseServer.objects.select_related("region").filter(pk=server_id).first()
     lines, failure = logs.log_lines(server, tail) if server else ([], "The server is gone.")
     cache.set(ticket, {"lines": lines, "failure": failure}, 30)
+
+
+@shared_task(name="projects.check_region")
+def check_region(region_id: str) -> None:
+    """An operator asked, or changed it: whether the region works as it is set up."""
+    region_check.check(UUID(region_id))
 
 
 @shared_task(name="projects.janitor")

@@ -2,7 +2,19 @@
 
 from django.urls import path
 
-from projects.views import acting, activity, connecting, creating, detail, keys, lists, logs, operator, settings
+from projects.views import (
+    acting,
+    activity,
+    connecting,
+    creating,
+    detail,
+    keys,
+    lists,
+    logs,
+    operator,
+    regions,
+    settings,
+)
 
 app_name = "projects"
 _one = "projects/<uuid:project_id>/"
@@ -15,6 +27,9 @@ urlpatterns = [
     path("recycle-bin/", lists.recycle_bin, name="bin"),
     path("search/", lists.search, name="search"),
     path("operator/", operator.operator, name="operator"),
+    path("operator/regions/new/", regions.region_new, name="region-new"),
+    path("operator/regions/<slug:region>/", regions.region_detail, name="region"),
+    path("operator/regions/<slug:region>/<slug:action>/", regions.region_act, name="region-act"),
     path("operator/doctor/", operator.doctor, name="operator-doctor"),
     path("operator/versions/", operator.versions, name="operator-versions"),
     path(_one, detail.project_detail, name="detail"),

@@ -55,11 +55,12 @@ def ask(
                 yield pk, answer
 
 
-def ask_one(what: str, region: Region, question: Callable[[], T], *, seconds: float = PATIENCE_SECONDS) -> T:
-    """The answer of one region, or what it raised; `RuntimeUnreachable` as in `ask`."""
-    for _, answer in ask(
-        what, {region.pk: question}, {region.pk: seconds if region.reachable else AWAY_PATIENCE_SECONDS}
-    ):
+def ask_one(
+    what: str, region: Region, question: Callable[[], T], *, seconds: float = PATIENCE_SECONDS, patient: bool = False
+) -> T:
+    """The answer of one region, or what it raised; `RuntimeUnreachable` as in `ask`. `patient`: also where it was away."""
+    wait = seconds if region.reachable or patient else AWAY_PATIENCE_SECONDS
+    for _, answer in ask(what, {region.pk: question}, {region.pk: wait}):
         if isinstance(answer, Exception):
             raise answer
         return answer

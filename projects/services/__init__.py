@@ -13,6 +13,7 @@ from projects.services.creation import ProjectRequest, project_create, slug_prev
 from projects.services.forgetting import project_forget, region_declare_gone
 from projects.services.keys import key_create, key_revoke, key_verify
 from projects.services.quotas import usage_of
+from projects.services.regions import region_check, region_enable, region_remove, region_save
 
 __all__ = [
     "ProjectRequest",
@@ -28,7 +29,11 @@ __all__ = [
     "project_forget",
     "project_purge",
     "project_update",
+    "region_check",
     "region_declare_gone",
+    "region_enable",
+    "region_remove",
+    "region_save",
     "slug_preview",
     "usage_of",
 ]
