@@ -337,6 +337,7 @@ SPECTACULAR_SETTINGS = {
         "OperationStateEnum": "projects.models.OperationState",
         "StepStateEnum": "projects.models.StepState",
         "KeyScopeEnum": "projects.models.KeyScope",
+        "ServiceStatusEnum": "projects.models.ServiceStatus",
         "KeyStateEnum": "projects.api.keys.STATES",
         "TokenScopeEnum": "accounts.models.Scope",
         "InstallStatusEnum": [("healthy", "healthy"), ("degraded", "degraded")],
@@ -395,6 +396,7 @@ CELERY_TASK_ROUTES = {
     "projects.thin_metrics": {"queue": "maintenance"},
     "projects.renew_certificates": {"queue": "maintenance"},
     "projects.keep_standbys": {"queue": "maintenance"},
+    "projects.check_connectors": {"queue": "maintenance"},
 }
 # Every tick expires before the next one: a broker that was away does not answer with a storm.
 CELERY_BEAT_SCHEDULE: dict[str, Any] = {
@@ -412,6 +414,7 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     "purge-due": {"task": "projects.purge_due", "schedule": 3600.0, "options": {"expires": 3600}},
     "standbys": {"task": "projects.keep_standbys", "schedule": 5.0, "options": {"expires": 5}},
     "certificates": {"task": "projects.renew_certificates", "schedule": 600.0, "options": {"expires": 600}},
+    "connectors": {"task": "projects.check_connectors", "schedule": 300.0, "options": {"expires": 300}},
     "thin-metrics": {"task": "projects.thin_metrics", "schedule": 300.0, "options": {"expires": 300}},
     "clean-up": {"task": "projects.clean_up", "schedule": 3600.0, "options": {"expires": 3600}},
     **{

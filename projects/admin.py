@@ -19,10 +19,14 @@ from accounts.admin import ReadOnlyAdmin
 from accounts.models import User
 from accounts.permissions import OperatorPrincipal, client_ip
 from accounts.services import record
+from novastack.common import outbound
+from novastack.common.clock import now
 from novastack.common.errors import Problem
-from projects import registry
+from novastack.common.secrets import Sealed
+from projects import connectors, registry
 from projects.forms import RegionForm
 from projects.models import (
+    ApiKey,
     BlockedPort,
     CertificateAuthority,
     Database,
@@ -39,7 +43,9 @@ from projects.models import (
     Orphan,
     Plan,
     Project,
+    ProjectService,
     Region,
+    ServiceConnector,
     StandbyTarget,
 )
 from projects.services import (
@@ -124,6 +130,82 @@ class RegionAdmin(CatalogueAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Region | None = None) -> bool:
         return obj is not None and not obj.servers.exists() and super().has_delete_permission(request, obj)
+
+
+@admin.register(EngineRelease)
+class EngineReleaseAdmin(CatalogueAdmin):
+    """What the operator says about versions; what is shipped holds for all others (`catalogue export` shows both)."""
+
+    list_display = ["engine", "version", "image", "digest", "default", "deprecated", "end_of_life", "offer"]
+    list_filter = ["engine", "default", "deprecated", "offer"]
+    search_fields = ["engine", "version", "image", "digest"]
+    date_hierarchy = "end_of_life"
+    fields = ["engine", "version", "image", "digest", "default", "deprecated", "end_of_life", "offer",
+              *CatalogueAdmin.readonly_fields]  # fmt: skip
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "engine":
+            return forms.ChoiceField(choices=[(e.name, e.title) for e in registry.engines().values()])
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
+
+    def save_model(self, request: HttpRequest, obj: EngineRelease, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        record(operator_of(request), "catalogue.changed", data={"changed" if change else "added": [str(obj)]})
+
+    def delete_model(self, request: HttpRequest, obj: EngineRelease) -> None:
+        record(operator_of(request), "catalogue.changed", data={"removed": [str(obj)]})
+        super().delete_model(request, obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        record(operator_of(request), "catalogue.changed", data={"removed": [str(row) for row in queryset]})
+        super().delete_queryset(request, queryset)
+
+
+class ConnectorForm(forms.ModelForm):  # type: ignore[type-arg]
+    class Meta:
+        model = ServiceConnector
+        fields = ["region", "service_type", "url", "timeout_seconds", "enabled"]
+
+    def clean_url(self) -> str:
+        try:
+            return outbound.check_url(self.cleaned_data["url"])
+        except outbound.OutboundError as error:
+            raise forms.ValidationError(error.detail) from None
+
+
+@admin.register(ServiceConnector)
+class ServiceConnectorAdmin(CatalogueAdmin):
+    """Where a region's services take registrations. The signing secret is made here and shown once."""
+
+    form = ConnectorForm
+    list_display = ["service_type", "region", "url", "enabled", "healthy", "health_detail", "checked_at"]
+    list_filter = ["service_type", "enabled", "healthy", "region"]
+    search_fields = ["url"]
+    date_hierarchy = "created_at"
+    list_select_related = ["region"]
+    readonly_fields = [*CatalogueAdmin.readonly_fields, "healthy", "health_detail", "checked_at"]
+    actions = ["new_secret"]
+
+    def save_model(self, request: HttpRequest, obj: ServiceConnector, form: Any, change: bool) -> None:
+        made = None
+        if obj.signing_secret is None:
+            made = connectors.new_secret()
+            obj.signing_secret = Sealed.of(made)
+        super().save_model(request, obj, form, change)
+        record(
+            operator_of(request), "connector.changed", target=str(obj), data={"url": obj.url, "enabled": obj.enabled}
+        )
+        if made:
+            messages.warning(request, f"The signing secret of {obj}, shown only now: {made}")
+
+    @admin.action(description="Make a new signing secret (the old one ends at once)")
+    def new_secret(self, request: HttpRequest, rows: QuerySet[ServiceConnector]) -> None:
+        for row in rows:
+            made = connectors.new_secret()
+            row.signing_secret = Sealed.of(made)
+            row.save(update_fields=["signing_secret", "updated_at"])
+            record(operator_of(request), "connector.changed", target=str(row), data={"secret": "new"})
+            messages.warning(request, f"The signing secret of {row}, shown only now: {made}")
 
 
 @admin.register(Plan)
@@ -390,6 +472,30 @@ class DataTombstoneAdmin(ReadOnlyAdmin):
     date_hierarchy = "due_at"
 
 
+@admin.register(ApiKey)
+class ApiKeyAdmin(ReadOnlyAdmin):
+    """Keys of projects, for their own services: how they begin, and when they were used."""
+
+    list_display = ["name", "start", "project", "scopes", "state", "expires_at", "last_used_at", "revoked_at"]
+    list_filter = [("revoked_at", admin.EmptyFieldListFilter), ("activated_at", admin.EmptyFieldListFilter)]
+    list_select_related = ["project"]
+    search_fields = ["name", "start"]
+    date_hierarchy = "created_at"
+    exclude = ["key_hash"]
+
+
+@admin.register(ProjectService)
+class ProjectServiceAdmin(ReadOnlyAdmin):
+    """What services know of projects. Their `config` is the tenants' matter."""
+
+    list_display = ["project", "service_type", "status", "reason", "service_id", "registered_at"]
+    list_filter = ["service_type", "status"]
+    list_select_related = ["project"]
+    search_fields = ["service_id", "reason"]
+    date_hierarchy = "created_at"
+    exclude = ["config"]
+
+
 @admin.register(Orphan)
 class OrphanAdmin(ReadOnlyAdmin):
     """What exists in a runtime and is not known here. Reported, never touched."""
@@ -400,6 +506,13 @@ class OrphanAdmin(ReadOnlyAdmin):
     list_select_related = ["region"]
     search_fields = ["name"]
     date_hierarchy = "first_seen_at"
+    actions = ["settled"]
+
+    @admin.action(description="Settled: the service was told by hand")
+    def settled(self, request: HttpRequest, rows: QuerySet[Orphan]) -> None:
+        """Only for registrations that a service was left with: what runtimes hold is looked at, not declared."""
+        number = rows.filter(kind="service", resolved_at=None).update(resolved_at=now())
+        messages.success(request, f"Settled: {number}.")
 
 
 class ReadOnlyInline(admin.TabularInline):  # type: ignore[type-arg]

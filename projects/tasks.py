@@ -23,6 +23,7 @@ from projects.operations import (
     metrics,
     reconciler,
     region_check,
+    registration,
     removal,
     runner,
     standby_upkeep,
@@ -120,6 +121,12 @@ def renew_certificates() -> None:
 @shared_task(name="projects.keep_standbys")
 def keep_standbys() -> None:
     standby_upkeep.keep()
+
+
+@shared_task(name="projects.check_connectors")
+def check_connectors() -> None:
+    """Whether the endpoints of services answer."""
+    registration.check_connectors()
 
 
 @shared_task(name="projects.clean_up")

@@ -6,7 +6,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from novastack.common.errors import FieldProblem, Invalid
+from novastack.common.errors import Invalid
 from projects import registry
 from projects.api.fields import Cores, Flag, Input, Text, Whole
 from projects.models import Exposure, Placement
@@ -63,15 +63,11 @@ class ProjectCreate(Input):
         values: dict[str, Any] = dict(self.validated_data)
         values.pop("organization", None)
         services, keys = values.pop("services", {}), values.pop("api_keys", {})
+        values["services"] = frozenset(name for name, on in services.items() if on)
         values |= {"api_keys": keys.get("count", 0), "api_key_prefix": keys.get("prefix")}
-        wanted = {f"services.{name}": on for name, on in services.items()}
-        wanted["bootstrap_schema"] = values.pop("bootstrap_schema", False)
-        later = [
-            FieldProblem(name, "not_available", "This is not available in this release; leave it out.")
-            for name, asked in wanted.items() if asked
-        ]  # fmt: skip
-        if later:
-            raise Invalid(later[0].detail, errors=later)
+        if values.pop("bootstrap_schema", False):
+            later = "This is not available in this release; leave it out."
+            raise Invalid.field("bootstrap_schema", "not_available", later)
         return ProjectRequest(**values)
 
 

@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from projects.api import catalogue, certificates, details, health, keys, operations, overview, projects
+from projects.api import catalogue, certificates, details, health, keys, operations, overview, projects, services
 
 project = [
     path("", projects.ProjectView.as_view(), name="project-detail"),
@@ -14,6 +14,9 @@ project = [
     path("activity/", details.ActivityView.as_view(), name="project-activity"),
     path("api-keys/", keys.KeyListView.as_view(), name="project-api-keys"),
     path("api-keys/<uuid:key_id>/", keys.KeyView.as_view(), name="project-api-key"),
+    path("services/", services.ServiceListView.as_view(), name="project-services"),
+    path("services/<slug:service>/", services.ServiceView.as_view(), name="project-service"),
+    path("resources/", services.ResourceListView.as_view(), name="project-resources"),
     path("operations/", operations.ProjectOperationListView.as_view(), name="project-operations"),
 ]
 operation = [

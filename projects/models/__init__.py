@@ -37,6 +37,7 @@ from projects.models.servers import (
     ServerDesired,
     ServerKind,
 )
+from projects.models.services import ProjectService, ServiceConnector, ServiceStatus, ServiceType
 from projects.models.standbys import MAX_STANDBYS, StandbyTarget
 
 __all__ = [
@@ -74,11 +75,15 @@ __all__ = [
     "Placement",
     "Plan",
     "Project",
+    "ProjectService",
     "ProjectStatus",
     "Region",
     "RoleKind",
     "ServerDesired",
     "ServerKind",
+    "ServiceConnector",
+    "ServiceStatus",
+    "ServiceType",
     "StandbyTarget",
     "StepState",
     "WriteFence",

@@ -247,6 +247,7 @@ class Plan(BaseModel):
     storage_bytes = models.BigIntegerField(default=5 * GIB)
     connection_limit = models.PositiveSmallIntegerField(default=20)
     max_api_keys = models.PositiveSmallIntegerField(default=10, help_text="Working API keys of one project.")
+    max_services = models.PositiveSmallIntegerField(default=3, help_text="Services of one project.")
     recycle_days = models.PositiveSmallIntegerField(default=7)
     is_default = models.BooleanField(default=False)
     enabled = models.BooleanField(default=True)

@@ -3,4 +3,12 @@
 
 def register_all() -> None:
     """Register every kind of this app; called once from `AppConfig.ready()`."""
-    from projects.operations import lifecycle, provision, removal, rotate, standbys, tls  # noqa: F401
+    from projects.operations import (  # noqa: F401
+        lifecycle,
+        provision,
+        registration,
+        removal,
+        rotate,
+        standbys,
+        tls,
+    )

@@ -269,6 +269,12 @@ def _noted_orphans(found: list[Finding]) -> Iterator[Finding]:
     looked = {(f.region, f.code, f.thing) for f in found}
     away = {f.region for f in found if f.code == "region.unreachable"}
     for row in Orphan.objects.filter(resolved_at=None).select_related("region"):
+        if row.kind == "service":
+            yield Finding(
+                "left.service", row.name, row.note, "Tell the service by hand; then mark it resolved in the admin, Orphans.",
+                row.region.slug,
+            )  # fmt: skip
+            continue
         unseen = row.region.slug in away or not row.region.enabled or row.region.gone_at is not None
         if unseen and (row.region.slug, f"unknown.{row.kind}", row.name) not in looked:
             yield Finding(

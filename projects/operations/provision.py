@@ -19,7 +19,7 @@ from projects.models import (
     ProjectStatus,
     RoleKind,
 )
-from projects.operations import claiming, steps, tls, wiring
+from projects.operations import claiming, registration, steps, tls, wiring
 from projects.operations.base import (
     DATABASE_RETRY,
     KEYS_RETRY,
@@ -153,6 +153,15 @@ PROVISION = Definition(
         Step("secure", "Close the server", secure, None, DATABASE_RETRY, 60, "server"),
         Step("database", "Create database and user", create_database, None, DATABASE_RETRY, 60, "server"),
         Step("limits", "Apply the plan's limits", apply_limits, None, SERVER_RETRY, 60, "server"),
+        Step(
+            "services",
+            "Register with the services",
+            registration.register_services,
+            registration.undo_registration,
+            registration.SERVICES_RETRY,
+            60,
+            optional=True,
+        ),
         Step("api_keys", "Activate the API keys", activate_keys, retry=KEYS_RETRY, deadline_seconds=30, optional=True),
         Step("login", "Verify by a real login", steps.verify_tenant, None, DATABASE_RETRY, 60, "server"),
     ),

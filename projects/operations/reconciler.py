@@ -460,7 +460,8 @@ def _report_orphans(
         raise found
     known = known | known_in(region)
     strange = {(kind, h.name) for kind, h in found if (kind, h.server_id, h.incarnation) not in known}
-    open_rows: dict[Any, Orphan] = {(o.kind, o.name): o for o in Orphan.objects.filter(region=region, resolved_at=None)}
+    noted = Orphan.objects.filter(region=region, resolved_at=None).exclude(kind="service")  # nothing of a runtime's
+    open_rows: dict[Any, Orphan] = {(o.kind, o.name): o for o in noted}
     new = strange - set(open_rows)
     for kind, name in sorted(new):
         Orphan.objects.update_or_create(region=region, kind=kind, name=name, defaults={"resolved_at": None})

@@ -21,10 +21,11 @@ from projects.models import (
     Operation,
     OperationStep,
     Project,
+    ProjectService,
     ProjectStatus,
     ServerDesired,
 )
-from projects.operations import lifecycle, steps, wiring
+from projects.operations import lifecycle, registration, steps, wiring
 from projects.operations.base import DATABASE_RETRY, SERVER_RETRY, Definition, Step, Wait, register
 from projects.operations.context import Context
 from projects.operations.queue import operation_create
@@ -70,9 +71,11 @@ def purge_begin(project: Project, *, created_by: Any = None, created_by_label: s
         return None
     locked.desired_status = DesiredStatus.ABSENT
     locked.save(update_fields=["desired_status", "updated_at"])
+    known = ProjectService.objects.filter(project_id=locked.pk, generation__gt=0).exists()
     return operation_create(
-        project=locked, kind="purge", queue_behind=True, created_by=created_by, created_by_label=created_by_label
-    )
+        project=locked, kind="purge", queue_behind=True, created_by=created_by, created_by_label=created_by_label,
+        optional_steps={"services"} if known else (),
+    )  # fmt: skip
 
 
 def mark_purging(ctx: Context) -> None:
@@ -193,6 +196,7 @@ register(
         on_failure=not_removed, insists=True,
         steps=(
             Step("mark", "Make it final", mark_purging, retry=SERVER_RETRY, deadline_seconds=60),
+            Step("services", "Deregister from the services", registration.farewell, deadline_seconds=60, optional=True),
             Step("shut", "Shut everybody out", shut_out, retry=DATABASE_RETRY, deadline_seconds=60),
             Step("stop", "Stop the server", steps.stop_server, retry=SERVER_RETRY),
             Step("server", "Remove the server", remove_server, retry=SERVER_RETRY),

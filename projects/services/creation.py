@@ -29,13 +29,16 @@ from projects.models import (
     Placement,
     Plan,
     Project,
+    ProjectService,
     Region,
     RoleKind,
+    ServiceType,
 )
 from projects.operations import catalogue, locks, steps
 from projects.operations.base import PLATFORM_CONNECTIONS, StepFailed
 from projects.operations.catalogue import Versions
 from projects.operations.queue import operation_create
+from projects.operations.registration import new_generation
 from projects.services import keys, quotas, validation
 
 MIN_CPUS = Decimal("0.1")
@@ -59,6 +62,7 @@ class ProjectRequest:
     exposure: str = Exposure.LOCAL
     tls_required: bool = False
     deletion_protection: bool = False
+    services: frozenset[str] = frozenset()  # types to register with
     api_keys: int = 0  # how many to make at once
     api_key_prefix: str | None = None
 
@@ -211,12 +215,13 @@ def project_create(
         tls_required=request.tls_required, deletion_protection=request.deletion_protection, created_by=principal.user,
     )  # fmt: skip
     _server_rows(project, engine, database_name=database_name, username=username)
+    wanted = _services(project, request.services)
     made = keys.keys_for_new_project(
         principal=principal, project=project, count=request.api_keys, prefix=request.api_key_prefix
     )
     operation_create(
         project=project, kind="provision", created_by=principal.user, created_by_label=principal.label,
-        optional_steps={"api_keys"} if made else (),
+        optional_steps={name for name, asked in (("services", wanted), ("api_keys", made)) if asked},
     )  # fmt: skip
     if made_keys is not None:
         made_keys += made
@@ -232,6 +237,17 @@ def _identifier(engine: Engine, value: str | None, slug: str, *, field: str, suf
     if value in (None, ""):
         return validation.suggest_identifier(engine, slug, suffix=suffix)
     return validation.clean_identifier(engine, value, field=field)
+
+
+def _services(project: Project, wanted: frozenset[str]) -> list[ProjectService]:
+    unknown = wanted - set(ServiceType.values)
+    if unknown:
+        raise Invalid.field(f"services.{min(unknown)}", "unknown", f"Services: {', '.join(ServiceType.values)}.")
+    if len(wanted) > project.plan.max_services:
+        raise Invalid.field(
+            "services", "quota_exceeded", f"The plan {project.plan.name} allows {project.plan.max_services} services."
+        )
+    return [new_generation(project, name) for name in sorted(wanted)]
 
 
 def _server_rows(project: Project, engine: Engine, *, database_name: str, username: str) -> None:

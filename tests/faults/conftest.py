@@ -112,9 +112,9 @@ class Site:
             request=ProjectRequest(name=name, engine=self.engine, version=self.version, region="site", **request),
         )  # fmt: skip
 
-    def ready(self, name: str = "Shop") -> Project:
+    def ready(self, name: str = "Shop", **request: Any) -> Project:
         """A project with `clients.ROWS` rows of its owner's in it."""
-        project = self.create(name)
+        project = self.create(name, **request)
         self.finish(self.operation(project))
         project.refresh_from_db()
         assert project.status == "running", (project.status, project.status_detail)

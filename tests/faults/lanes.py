@@ -26,6 +26,7 @@ from tests.faults.clients import CLIENTS, server_of
 from tests.faults.conftest import Site, make_site, require_docker
 
 FERRETDB = Path(__file__).resolve().parents[2] / "images/ferretdb/binary"
+SERVICES = frozenset({"auth"})  # asked for, though no endpoint takes it: the steps are there
 KEYS = 2  # of the API, which a new project is given
 KEPT = 2  # projects that a lane keeps for the next point
 LANES = (
@@ -82,7 +83,7 @@ class Lane:
     def project(self) -> Project:
         """One that runs, with rows in it."""
         if not self.projects:
-            self.projects.append(self.site.ready(self.name()))
+            self.projects.append(self.site.ready(self.name(), services=SERVICES))
         return self.projects[-1]
 
     def keep(self, project: Project) -> None:
@@ -128,7 +129,7 @@ def _act(action: str) -> Callable[[Lane], tuple[Project, Operation]]:
 
 
 def _provision(lane: Lane) -> tuple[Project, Operation]:
-    project = lane.site.create(lane.name(), api_keys=KEYS)
+    project = lane.site.create(lane.name(), api_keys=KEYS, services=SERVICES)
     return project, lane.site.operation(project)
 
 

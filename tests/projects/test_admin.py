@@ -28,9 +28,12 @@ from projects.models import (
     OperationEvent,
     Orphan,
     Project,
+    ProjectService,
     Region,
+    ServiceConnector,
     StandbyTarget,
 )
+from projects.services import key_create
 from tests.factories import Team, UserFactory, make_project
 
 MODELS = [model for model in apps.get_app_config("projects").get_models() if model in admin.site._registry]
@@ -60,6 +63,11 @@ def project(team: Team) -> Project:
     Orphan.objects.create(region=region, name="nvs-stranger")
     EngineRelease.objects.create(engine="postgresql", version="17", deprecated=True)
     StandbyTarget.objects.create(region=region, engine="postgresql", version="18", plan=project.plan)
+    ServiceConnector.objects.create(
+        region=region, service_type="auth", url="https://auth.example/", signing_secret=Sealed.of(CA.key)
+    )
+    ProjectService.objects.create(project=project, service_type="auth", config={"secret": CA.key})
+    key_create(principal=Principal.of(team.bob), project=project, name="web")
     MetricSample.objects.create(project=project, at=now(), cpu_percent=1)
     MetricRollup.objects.create(project=project, at=now(), step=300)
     OperationEvent.objects.create(operation=operation, at=now(), message="hello")
