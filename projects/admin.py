@@ -34,6 +34,7 @@ from projects.models import (
     DatabaseServer,
     DataTombstone,
     Endpoint,
+    EngineRelease,
     MetricRollup,
     MetricSample,
     Operation,
