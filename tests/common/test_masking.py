@@ -55,7 +55,7 @@ def test_what_is_no_secret_stays() -> None:
 # Parts of paths that name things. Any other part is taken for a secret, so that a new route is not forgotten.
 NAMES = {
     "action", "app_label", "content_type_id", "id", "invitation_id", "key_id", "object_id", "operation_id", "pk", "project_id",
-    "ref", "service", "slug", "token_id", "url", "user_id",
+    "ref", "region", "service", "slug", "token_id", "url", "user_id",
 }  # fmt: skip
 
 
