@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 from uuid import UUID
 
@@ -74,11 +75,11 @@ def guard_disks() -> None:
 
 
 @shared_task(name="projects.read_logs")
-def read_logs(server_id: str, tail: int, ticket: str) -> None:
+def read_logs(server_id: str, tail: int, ticket: str, cursor: str = "") -> None:
     """For a web process without a way to runtimes (rule 23): the answer waits in the cache under the ticket."""
     server = DatabaseServer.objects.select_related("region").filter(pk=server_id).first()
-    lines, failure = logs.log_lines(server, tail) if server else ([], "The server is gone.")
-    cache.set(ticket, {"lines": lines, "failure": failure}, 30)
+    gone = logs.LogText([], cursor, failure="The server is gone.")
+    cache.set(ticket, asdict(logs.read_on(server, cursor=cursor, tail=tail) if server else gone), 30)
 
 
 @shared_task(name="projects.check_region")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, ClassVar
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.db.models import QuerySet
@@ -35,7 +36,16 @@ from projects.api.outputs import (
 from projects.models import Project
 from projects.services import connection_reveal
 from projects.services.connections import render_connection
-from projects.services.readings import LOG_LINES_MAX, RANGES, logs_read, metrics_of, status_of
+from projects.services.readings import (
+    CURSOR_MAX,
+    FOLLOW_SECONDS_MAX,
+    LOG_LINES_MAX,
+    RANGES,
+    logs_follow,
+    logs_read,
+    metrics_of,
+    status_of,
+)
 
 
 def whole_number(request: Request, name: str, *, default: int, least: int, most: int) -> int:
@@ -113,16 +123,48 @@ class LogsView(DetailView):
 
     @extend_schema(
         operation_id="projects_logs",
-        parameters=[OpenApiParameter("tail", int, default=200, description=f"Lines, 1 to {LOG_LINES_MAX}.")],
-        responses={200: LogsOutput, **problems(400, 403, 404, 409, 503)},
+        parameters=[
+            OpenApiParameter("tail", int, default=200, description=f"Lines at most, 1 to {LOG_LINES_MAX}."),
+            OpenApiParameter("cursor", str, description="Of an earlier answer: only what was logged after it."),
+            OpenApiParameter(
+                "follow",
+                bool,
+                default=False,
+                description="Wait for a line if there is none; `next` goes on from there.",
+            ),
+            OpenApiParameter(
+                "wait", int, default=10, description=f"Seconds that `follow` waits at most, 1 to {FOLLOW_SECONDS_MAX}."
+            ),
+        ],
+        responses={200: LogsOutput, **problems(400, 403, 404, 409, 429, 503)},
     )
     def get(self, request: Request, pk: UUID) -> Response:
         """The server's last log lines, live: 503 when its runtime can't be reached now. Failed statements stand there with
-        their data: not for viewers."""
+        their data: not for viewers. With `follow=true` and the `cursor` of the answer before, each call gives the new lines
+        once: `gap` says that some between were left out (more than `tail`, or the log began anew). Three at a time."""
         project = self.project(Capability.PROJECT_LOGS)
         tail = whole_number(request, "tail", default=200, least=1, most=LOG_LINES_MAX)
-        lines = logs_read(principal=self.principal, project=project, tail=tail)
-        return SecretResponse({"next": None, "previous": None, "results": [{"message": line} for line in lines]})
+        wait = whole_number(request, "wait", default=10, least=1, most=FOLLOW_SECONDS_MAX)
+        cursor = request.query_params.get("cursor", "")
+        follow = request.query_params.get("follow", "false").lower()
+        if follow not in {"true", "false", "1", "0"}:
+            raise Invalid.field("follow", "invalid", "Use true or false.")
+        if len(cursor) > CURSOR_MAX or not cursor.isprintable() or not cursor.isascii():
+            raise Invalid.field("cursor", "invalid", "Give back the cursor of an earlier answer.")
+        asked: dict[str, Any] = {"principal": self.principal, "project": project, "tail": tail, "cursor": cursor}
+        more = None
+        if follow in {"true", "1"}:
+            found = logs_follow(**asked, seconds=wait)
+            query = {"follow": "true", "tail": tail, "wait": wait, "cursor": found.cursor}
+            more = request.build_absolute_uri(f"{request.path}?{urlencode(query)}")
+        else:
+            found = logs_read(**asked)
+        return SecretResponse(
+            {
+                "next": more, "previous": None, "results": [{"message": line} for line in found.lines],
+                "cursor": found.cursor, "gap": found.gap, "running": found.running,
+            }
+        )  # fmt: skip
 
 
 @extend_schema_view(

@@ -262,3 +262,6 @@ class LogsOutput(serializers.Serializer[Any]):
     next = serializers.URLField(allow_null=True)
     previous = serializers.URLField(allow_null=True)
     results = LogLine(many=True)
+    cursor = serializers.CharField(help_text="Give it back to get what is logged after these lines; opaque.")
+    gap = serializers.BooleanField(help_text="Lines between the cursor that was given and these were left out.")
+    running = serializers.BooleanField(help_text="The server runs: more may come.")

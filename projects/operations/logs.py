@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from projects import domain
 from projects.models import DatabaseRole, DatabaseServer
+from projects.models.catalogue import UNREACHABLE
 from projects.operations import wiring
 
 MAX_BYTES = 1 << 20
@@ -19,14 +21,43 @@ _SECRET = re.compile(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class LogText:
+    """Lines of a log for people, oldest first; `cursor` goes on after them. `failure`: why there are none."""
+
+    lines: list[str]
+    cursor: str = ""
+    gap: bool = False
+    running: bool = False
+    failure: str = ""
+
+
+def read_on(server: DatabaseServer, *, cursor: str = "", tail: int = 200) -> LogText:
+    """The last `tail` lines, or with a cursor what was logged after it, of that the last `tail`; at most 1 MiB. A region
+    that is known to be away is not asked: each question would hold a worker for as long as a call may take."""
+    if not server.region.reachable:
+        return LogText([], cursor, failure=UNREACHABLE)
+    try:
+        part = wiring.runtime_of(server.region).read_log(server.handle, cursor=cursor, tail=tail)
+    except domain.RuntimeUnreachable:
+        return LogText([], cursor, failure=UNREACHABLE)  # its own words name hosts and paths: they are the operators'
+    except domain.NovaStackRuntimeError as error:
+        return LogText([], cursor, failure=str(error) or UNREACHABLE)
+    return LogText([_text(line) for line in part.lines], part.cursor, part.gap, part.running)
+
+
+def _text(line: bytes) -> str:
+    """PostgreSQL and Docker both carry bytes that are no text; NUL and other controls are not for JSON or pages."""
+    return "".join(c if c.isprintable() or c == "\t" else "�" for c in line.decode("utf-8", "replace"))
+
+
 def log_lines(server: DatabaseServer, tail: int) -> tuple[list[str], str]:
     """The last `tail` lines, oldest first, at most 1 MiB; and why there are none, if the runtime did not give any."""
     kept: list[str] = []
     size = 0
     try:
         for line in wiring.runtime_of(server.region).logs(server.handle, tail=tail):
-            # PostgreSQL and Docker both carry bytes that are no text; NUL and other controls are not for JSON or pages.
-            text = "".join(c if c.isprintable() or c == "\t" else "�" for c in line.decode("utf-8", "replace"))
+            text = _text(line)
             size += len(text)
             if size > MAX_BYTES:
                 break

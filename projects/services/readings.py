@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,15 +15,21 @@ from django.db import connection
 
 from accounts.permissions import Capability, Principal, require
 from novastack.common.clock import now
-from novastack.common.errors import ActionNotAllowed, RuntimeNotAvailable
+from novastack.common.errors import ActionNotAllowed, RuntimeNotAvailable, Throttled
 from projects import tasks
 from projects.models import Database, DatabaseServer, DatabaseSlot, ObservedState, Project
 from projects.operations import metrics
-from projects.operations.logs import log_lines
+from projects.operations.logs import LogText, read_on
 from projects.operations.watch import is_current
 
 LOG_LINES_MAX = 5000
 RELAY_SECONDS = 8.0
+FOLLOW_SECONDS_MAX = 30
+FOLLOW_EVERY_SECONDS = 0.5
+FOLLOWS_MAX = 3  # at a time, for each principal
+CURSOR_MAX = 200
+# At most half of this process's threads follow a log at a time; one more gets its answer at once (rule 49).
+waiters = threading.BoundedSemaphore(max(1, settings.NOVASTACK_WEB_THREADS // 2))
 # range → (its length, the width of a bucket): at most 400 points each
 RANGES: dict[str, tuple[timedelta, timedelta]] = {
     "1h": (timedelta(hours=1), timedelta(seconds=30)),
@@ -136,8 +143,9 @@ def _whole(value: Any) -> int | None:
     return None if value is None else round(value)
 
 
-def logs_read(*, principal: Principal, project: Project, tail: int = 200) -> list[str]:
-    """The last `tail` lines (at most 5,000) of the server's log, oldest first. `RuntimeNotAvailable` if nobody answers.
+def logs_read(*, principal: Principal, project: Project, tail: int = 200, cursor: str = "") -> LogText:
+    """The last `tail` lines (at most 5,000) of the server's log, or what came after the cursor, oldest first.
+    `RuntimeNotAvailable` if nobody answers.
 
     Live by nature. Where the web has no way to runtimes (production, rule 23), the monitoring worker reads them for it.
     """
@@ -147,21 +155,52 @@ def logs_read(*, principal: Principal, project: Project, tail: int = 200) -> lis
         raise ActionNotAllowed("The server has not been made yet; there is no log.")
     tail = max(1, min(tail, LOG_LINES_MAX))
     if settings.NOVASTACK_WEB_SEES_RUNTIMES:
-        lines, failure = log_lines(server, tail)
+        found = read_on(server, cursor=cursor, tail=tail)
     else:
-        lines, failure = _relayed(server, tail)
-    if failure:
-        raise RuntimeNotAvailable(failure)
-    return lines
+        found = _relayed(server, tail, cursor)
+    if found.failure:
+        raise RuntimeNotAvailable(found.failure)
+    return found
 
 
-def _relayed(server: DatabaseServer, tail: int) -> tuple[list[str], str]:
+def logs_follow(*, principal: Principal, project: Project, tail: int, cursor: str, seconds: float) -> LogText:
+    """As `logs_read`, but where nothing was logged after the cursor it waits for a line, at most `seconds`; at once when
+    half of this process's threads wait already. `Throttled`: this principal follows three logs already."""
+    place = _follower(principal, seconds)
+    slot = waiters.acquire(blocking=False)
+    try:
+        until = time.monotonic() + (seconds if slot else 0)
+        while True:
+            found = logs_read(principal=principal, project=project, tail=tail, cursor=cursor)
+            if found.lines or found.gap or time.monotonic() + FOLLOW_EVERY_SECONDS > until:
+                return found
+            if not connection.in_atomic_block:
+                connection.close()
+            cursor = found.cursor
+            time.sleep(FOLLOW_EVERY_SECONDS)
+    finally:
+        if slot:
+            waiters.release()
+        cache.delete(place)
+
+
+def _follower(principal: Principal, seconds: float) -> str:
+    """One of the places that each may follow from, over all processes; given back by itself if nobody does."""
+    who = getattr(principal.user, "pk", "")
+    for number in range(FOLLOWS_MAX):
+        place = f"log-follower:{who}:{number}"
+        if cache.add(place, True, int(seconds) + 10):
+            return place
+    raise Throttled(f"You follow {FOLLOWS_MAX} logs already.", retry_after_seconds=5)
+
+
+def _relayed(server: DatabaseServer, tail: int, cursor: str) -> LogText:
     """Asks a worker; the answer comes by the cache. Holds no database connection meanwhile."""
     ticket = f"logs:{uuid4()}"
     try:
-        tasks.read_logs.apply_async(args=[str(server.pk), tail, ticket], expires=RELAY_SECONDS, retry=False)
+        tasks.read_logs.apply_async(args=[str(server.pk), tail, ticket, cursor], expires=RELAY_SECONDS, retry=False)
     except Exception:  # every broker has errors of its own
-        return [], "No worker can be asked for the log now."
+        return LogText([], cursor, failure="No worker can be asked for the log now.")
     if not connection.in_atomic_block:
         connection.close()
     until = time.monotonic() + RELAY_SECONDS
@@ -170,5 +209,5 @@ def _relayed(server: DatabaseServer, tail: int) -> tuple[list[str], str]:
         answer = cache.get(ticket)
         if answer is not None:
             cache.delete(ticket)
-            return list(answer["lines"]), str(answer["failure"])
-    return [], "No worker has answered in time; try again."
+            return LogText(**answer)
+    return LogText([], cursor, failure="No worker has answered in time; try again.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from django.views.decorators.http import require_GET
 
 from accounts.permissions import Capability
 from novastack.common.errors import Problem
-from projects.services.readings import LOG_LINES_MAX, logs_read
+from projects.services.readings import CURSOR_MAX, LOG_LINES_MAX, LogText, logs_read
 from projects.views.common import project_for, render_secret
 from projects.views.detail import header_context
 
@@ -62,39 +61,44 @@ def _marked(text: str, needle: str) -> SafeString:
 @login_required
 @require_GET
 def project_logs(request: HttpRequest, project_id: UUID) -> HttpResponse:
-    """The last 500 lines that match; `download`: up to 5,000 as text."""
+    """The last 500 lines that match; with `cursor`, those after it; `download`: up to 5,000 as text."""
     principal, project = project_for(request, project_id, Capability.PROJECT_LOGS)
     if "download" in request.GET:
-        lines = logs_read(principal=principal, project=project, tail=LOG_LINES_MAX)
-        response = HttpResponse("\n".join([*lines, ""]), content_type="text/plain; charset=utf-8")
+        found = logs_read(principal=principal, project=project, tail=LOG_LINES_MAX)
+        response = HttpResponse("\n".join([*found.lines, ""]), content_type="text/plain; charset=utf-8")
         response["Content-Disposition"] = f'attachment; filename="{project.slug}.log"'
         response["Cache-Control"] = "no-store, private"
         return response
+    if request.htmx and (cursor := request.GET.get("cursor", "")[:CURSOR_MAX]):  # type: ignore[attr-defined]
+        context = _read(request, principal, project, cursor)
+        if context["cursor"] == cursor and not context["failure"] and "failed" not in request.GET:
+            return HttpResponse(status=204)  # nothing new: nothing is swapped, nothing is read out again
+        return render_secret(request, "projects/_logs_more.html", context | {"appended": True})
     context = header_context(principal, project) | {"tab": "logs", "levels": LEVELS.items()}
     context |= _read(request, principal, project)
-    if request.GET.get("seen") == context["seen"]:
-        return HttpResponse(status=204)  # nothing new: nothing is swapped, nothing is read out again
     template = "projects/_logs.html" if request.htmx else "projects/logs.html"  # type: ignore[attr-defined]
     return render_secret(request, template, context)  # a failed statement of the tenant's may hold a password
 
 
-def _read(request: HttpRequest, principal: Any, project: Any) -> dict[str, Any]:
+def _read(request: HttpRequest, principal: Any, project: Any, cursor: str = "") -> dict[str, Any]:
     needle = request.GET.get("search", "").replace("\0", "")[:100]
     level = request.GET.get("level", "all")
-    failure, raw = "", []
+    failure, found = "", LogText([], cursor)
+    filtered = bool(needle) or level != "all"
     try:
-        raw = logs_read(principal=principal, project=project, tail=LOG_LINES_MAX if needle or level != "all" else TAIL)
+        found = logs_read(
+            principal=principal, project=project, tail=LOG_LINES_MAX if filtered or cursor else TAIL, cursor=cursor
+        )
     except Problem as problem:
         failure = problem.detail
-    lines = [parse(text, needle) for text in raw if needle.lower() in text.lower()]
+    lines = [parse(text, needle) for text in found.lines if needle.lower() in text.lower()]
     if level == "warn":
         lines = [line for line in lines if line.css]
     elif level == "error":
         lines = [line for line in lines if line.css == "err"]
-    shown = lines[-TAIL:]
-    digest = hashlib.sha256("\n".join(f"{line.time} {line.message}" for line in shown).encode(errors="replace"))
-    seen = digest.hexdigest()[:16]
+    asked = {"search": needle, "level": level, "cursor": found.cursor} | ({"failed": 1} if failure else {})
     return {
-        "lines": shown, "failure": failure, "search": needle, "level": level, "count": len(lines), "seen": seen,
-        "again": urlencode({"search": needle, "level": level, "seen": seen}),
+        "lines": lines[-TAIL:], "failure": failure, "search": needle, "level": level, "count": len(lines),
+        "gap": bool(cursor) and (found.gap or len(lines) > TAIL), "cursor": found.cursor, "again": urlencode(asked),
+        "all_again": urlencode({"search": needle, "level": level}),
     }  # fmt: skip

@@ -250,6 +250,7 @@ document.addEventListener("htmx:afterSettle", () => {
 });
 document.addEventListener("htmx:load", (event) => {
   remask(event.target);
+  for (const list of $$("[data-most]")) while (list.childElementCount > Number(list.dataset.most)) list.firstElementChild.remove();
   for (const log of $$(".log[data-follow-end]")) if (log.dataset.end !== "false") follow(log);
 });
 document.addEventListener("htmx:responseError", (event) => {

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from django.core.cache import cache
 from django.test import Client
 from rest_framework.test import APIClient
 
 from accounts.models import AuditEvent
+from accounts.permissions import Principal
 from novastack.common.clock import now
 from projects import domain
 from projects.models import DatabaseServer, MetricSample, Project, Region
@@ -168,9 +172,10 @@ class TestLogs:
         asked: list[int] = []
 
         class Runtime:
-            def logs(self, handle: domain.Handle, *, tail: int, since: Any = None) -> Any:
+            def read_log(self, handle: domain.Handle, *, cursor: str, tail: int) -> domain.LogPart:
                 asked.append(tail)
-                return iter(written[-tail:])
+                new = written[int(cursor or 0) :]
+                return domain.LogPart(tuple(new[-tail:]), str(len(written)), bool(cursor) and len(new) > tail, True)
 
         monkeypatch.setattr(wiring, "runtime_of", lambda region: Runtime())
         return written
@@ -195,17 +200,57 @@ class TestLogs:
 
     def test_unreachable_is_a_503(self, bob: APIClient, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         class Away:
-            def logs(self, *_: Any, **__: Any) -> Any:
-                raise domain.RuntimeUnreachable("Docker does not answer")
+            def read_log(self, *_: Any, **__: Any) -> Any:
+                raise domain.RuntimeUnreachable("no SSH connection to 10.1.2.3:22")
 
         monkeypatch.setattr(wiring, "runtime_of", lambda region: Away())
         response = bob.get(url(project, "logs"))
         assert (response.status_code, response.json()["code"]) == (503, "runtime_unavailable")
+        assert "10.1.2.3" not in response.content.decode(), "hosts are the operators'"
         assert bob.get(url(project)).status_code == 200  # everything else does not mind
 
     @pytest.mark.parametrize("tail", ["0", "-1", "x", "5001", "1e3", "", "%00", "٣"])
     def test_other_tails_are_400(self, bob: APIClient, project: Project, tail: str) -> None:
         assert bob.get(url(project, f"logs/?tail={tail}")).status_code == 400
+
+    def test_a_region_that_is_away_is_not_asked(self, bob: APIClient, project: Project, lines: list[bytes]) -> None:
+        Region.objects.update(reachable=False)
+        assert bob.get(url(project, "logs")).status_code == 503
+
+    def test_followed_by_cursor_each_line_comes_once(
+        self, bob: APIClient, project: Project, lines: list[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(readings_service, "FOLLOW_EVERY_SECONDS", 0.05)
+        first = bob.get(url(project, "logs/?tail=1&follow=true")).json()
+        assert [line["message"] for line in first["results"]] == ["three"]
+        assert first["running"] is True
+        timer = threading.Timer(0.3, lines.extend, [[b"four", b"five"]])
+        timer.start()
+        began = time.monotonic()
+        second = bob.get(first["next"]).json()
+        assert time.monotonic() - began < 3, "at once when there is a line, not when the time is over"
+        assert [line["message"] for line in second["results"]] == ["five"]
+        assert second["gap"] is True, "more than tail"
+        began = time.monotonic()
+        third = bob.get(url(project, f"logs/?follow=1&wait=1&cursor={second['cursor']}")).json()
+        assert 0.5 < time.monotonic() - began < 3
+        assert third["results"] == []
+        assert third["cursor"] == second["cursor"]
+        assert bob.get(url(project, "logs")).json()["next"] is None, "who goes through pages comes to an end"
+
+    def test_three_follow_at_a_time(self, bob: APIClient, project: Project, lines: list[bytes], team: Team) -> None:
+        taken = [readings_service._follower(Principal.of(team.bob), 1) for _ in range(3)]
+        refused = bob.get(url(project, "logs/?follow=true"))
+        assert (refused.status_code, refused.json()["code"]) == (429, "throttled")
+        assert refused["Retry-After"]
+        assert bob.get(url(project, "logs")).status_code == 200
+        cache.delete(taken[0])
+        for _ in range(2):
+            assert bob.get(url(project, "logs/?follow=true")).status_code == 200, "each gives its place back"
+
+    @pytest.mark.parametrize("query", ["follow=x", "wait=0", "wait=31", "cursor=%00", "cursor=" + "x" * 201])
+    def test_other_questions_are_400(self, bob: APIClient, project: Project, query: str) -> None:
+        assert bob.get(url(project, f"logs/?{query}")).status_code == 400
 
     def test_where_the_web_sees_no_runtime_a_worker_reads(
         self, bob: APIClient, project: Project, lines: list[bytes], settings: Any, monkeypatch: pytest.MonkeyPatch
@@ -215,7 +260,11 @@ class TestLogs:
         settings.NOVASTACK_WEB_SEES_RUNTIMES = False
         monkeypatch.setattr(readings_service, "RELAY_SECONDS", 0.2)
         monkeypatch.setattr(tasks.read_logs, "apply_async", lambda args, **_: tasks.read_logs(*args))
-        assert len(bob.get(url(project, "logs")).json()["results"]) == 3
+        first = bob.get(url(project, "logs")).json()
+        assert len(first["results"]) == 3
+        lines.append(b"four")
+        more = bob.get(url(project, f"logs/?follow=true&cursor={first['cursor']}")).json()
+        assert [line["message"] for line in more["results"]] == ["four"]
         monkeypatch.setattr(tasks.read_logs, "apply_async", lambda args, **_: None)
         assert bob.get(url(project, "logs")).status_code == 503
 

@@ -6,7 +6,9 @@ import pytest
 from django.test import Client
 
 from accounts.models import AuditEvent, User
+from novastack.common.errors import RuntimeNotAvailable
 from projects.models import MetricSample, Operation, OperationEvent, Project
+from projects.operations.logs import LogText
 from tests.factories import Team, finish_provisioning, make_catalogue, make_project, set_observed
 
 pytestmark = pytest.mark.django_db
@@ -415,23 +417,53 @@ def test_a_missing_worker_is_said_only_when_an_operation_was_left_alone(team: Te
     assert "No worker" not in client.get(url).content.decode()
 
 
-def test_the_log_is_filtered_marked_and_not_sent_twice(
+def test_the_log_is_filtered_marked_and_only_new_lines_are_sent(
     team: Team, shop: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [
         "2026-11-20 12:00:00.123 UTC [77] LOG:  checkpoint <starting>",
         '2026-11-20 12:00:01.000 UTC [77] ERROR:  no table "payments"',
     ]
-    monkeypatch.setattr("projects.views.logs.logs_read", lambda **_: lines)
+    away: list[bool] = []
+
+    def read(*, cursor: str = "", tail: int, **_: object) -> LogText:
+        if away:
+            raise RuntimeNotAvailable("away")
+        new = lines[int(cursor or 0) :]
+        return LogText(new[-tail:], str(len(lines)), len(new) > tail)
+
+    monkeypatch.setattr("projects.views.logs.logs_read", read)
     client, url = browser(team.bob), f"/projects/{shop.pk}/logs/"
     page = client.get(url).content.decode()
     assert "checkpoint &lt;starting&gt;" in page
+    assert 'data-poll="0.8"' in page
     part = client.get(f"{url}?search=PAY&level=error", **HTMX)
     assert "<mark>pay</mark>ments" in part.content.decode()
     assert "checkpoint" not in part.content.decode()
-    assert client.get(f"{url}?{part.context['again']}", **HTMX).status_code == 204
-    lines.append("2026-11-20 12:00:02.000 UTC [77] ERROR:  pay again")
-    assert client.get(f"{url}?{part.context['again']}", **HTMX).status_code == 200
+    again = f"{url}?{part.context['again']}"
+    assert client.get(again, **HTMX).status_code == 204
+    lines.extend(
+        ["2026-11-20 12:00:02.000 UTC [77] ERROR:  pay again", "2026-11-20 12:00:02.000 UTC [77] LOG:  pay less"]
+    )
+    more = client.get(again, **HTMX)
+    said = more.content.decode()
+    assert said.count("<li") == 1, "the new one that matches, and no other"
+    assert 'hx-swap-oob="beforeend"' in said
+    assert more.context["cursor"] == "4"
+    assert client.get(f"{url}?{more.context['again']}", **HTMX).status_code == 204
+    away.append(True)
+    gone = client.get(f"{url}?{more.context['again']}", **HTMX)
+    assert "No log now: away" in gone.content.decode()
+    away.clear()
+    back = client.get(f"{url}?{gone.context['again']}", **HTMX)
+    assert back.status_code == 200, "so that the words go away"
+    assert "No log now" not in back.content.decode()
+    lines.extend(f"line {i}" for i in range(600))
+    late = client.get(
+        f"{url}?{back.context['again'].replace('PAY', '').replace('error', 'all')}", **HTMX
+    ).content.decode()
+    assert late.count("<li") == 501
+    assert "left out here" in late
     assert client.get(f"{url}?download").content.decode().splitlines() == lines
 
 
