@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -123,31 +124,41 @@ def own_daemon(*images: str, bridge: str = "nvstest0", argv: Sequence[str] = ())
 
 @contextlib.contextmanager
 def own_swarm(*images: str, bridge: str = "nvsswarm0") -> Iterator[Daemon]:
-    """A daemon that is a Swarm of one node, which carries the label `role=database`. One at a time on a machine: all of
-    them talk among nodes on one port that can't be chosen (7946)."""
-    with one_at_a_time("swarm"), own_daemon(*images, bridge=bridge) as daemon:
-        known = bridge_exists("docker_gwbridge")
-        try:
-            listen = f"127.0.0.1:{free_tcp_port()}"
-            daemon.cli(
-                "swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", listen, "--data-path-port", "24789"
-            )
-            node = daemon.cli("node", "ls", "-q").stdout.decode().strip()
-            daemon.cli("node", "update", "--label-add", "role=database", node)
-            yield daemon
-        finally:
-            daemon.cli("swarm", "leave", "--force", check=False)
-            daemon.stop()
-            if not known:  # made by a Swarm's daemon for its overlay networks, in the host's namespace
-                bridge_ioctl(SIOCBRDELBR, "docker_gwbridge")
+    """A daemon that is a Swarm of one node, which carries the label `role=database`."""
+    with own_daemon(*images, bridge=bridge) as daemon, gateway_bridge(daemon):
+        address = own_loopback()
+        listen = f"{address}:{free_tcp_port()}"
+        daemon.cli("swarm", "init", "--advertise-addr", address, "--listen-addr", listen, "--data-path-port", "24789")
+        node = daemon.cli("node", "ls", "-q").stdout.decode().strip()
+        daemon.cli("node", "update", "--label-add", "role=database", node)
+        yield daemon
+
+
+def own_loopback() -> str:
+    """An address of nobody else's: nodes of a Swarm talk to each other on a port that can't be chosen (7946)."""
+    return f"127.7.{1 + secrets.randbelow(250)}.{1 + secrets.randbelow(250)}"
 
 
 @contextlib.contextmanager
-def one_at_a_time(what: str) -> Iterator[None]:
-    """Others who run tests on this machine wait."""
-    with Path(tempfile.gettempdir(), f"novastack-tests-{what}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def gateway_bridge(daemon: Daemon) -> Iterator[None]:
+    """A Swarm's daemon makes `docker_gwbridge` in the host's namespace, and leaves it: the last one takes it away, if the
+    machine had none before the first."""
+    folder = Path(tempfile.gettempdir())
+    made = folder / "novastack-tests-gwbridge"
+    with (folder / "novastack-tests-swarm.lock").open("w") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        if not bridge_exists("docker_gwbridge"):
+            made.touch()
+        try:
+            yield
+        finally:
+            daemon.cli("swarm", "leave", "--force", check=False)
+            daemon.stop()
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if made.exists():
+                    bridge_ioctl(SIOCBRDELBR, "docker_gwbridge")
+                    made.unlink()
 
 
 def bridge_exists(name: str) -> bool:

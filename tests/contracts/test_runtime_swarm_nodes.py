@@ -16,7 +16,7 @@ from projects.domain import Command, Limits, NotReachableHere, NovaStackRuntimeE
 from projects.runtimes import docker_spec
 from projects.runtimes.swarm import SwarmRuntime
 from tests.contracts.runtime_contract import ENGINE, MIB, RuntimeContract, spec_maker
-from tests.dockerd import Daemon, free_tcp_port, own_daemon, own_swarm
+from tests.dockerd import Daemon, free_tcp_port, own_daemon, own_loopback, own_swarm
 
 pytestmark = pytest.mark.docker
 IMAGE = "novastack-postgresql:17"
@@ -34,9 +34,9 @@ def worker(manager: Daemon) -> Iterator[tuple[Daemon, str]]:
     with own_daemon(IMAGE, bridge="nvsswarm4") as daemon:
         token = manager.cli("swarm", "join-token", "-q", "worker").stdout.decode().strip()
         address = manager.cli("info", "-f", "{{(index .Swarm.RemoteManagers 0).Addr}}").stdout.decode().strip()
+        own = own_loopback()
         daemon.cli(
-            "swarm", "join", "--token", token, "--advertise-addr", "127.0.0.2",
-            "--listen-addr", f"127.0.0.2:{free_tcp_port()}", address,
+            "swarm", "join", "--token", token, "--advertise-addr", own, "--listen-addr", f"{own}:{free_tcp_port()}", address,
         )  # fmt: skip
         node = daemon.cli("info", "-f", "{{.Swarm.NodeID}}").stdout.decode().strip()
         manager.cli("node", "update", "--label-add", "disk=fast", node)
