@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 import docker.errors
+from docker import utils
 
 from projects.domain import (
     Command,
@@ -92,6 +93,9 @@ class SwarmRuntime(Runtime):
             info: dict[str, Any] = self._swarm.clients.get().info()
         problems = [self._config.problem] if self._config.problem else []
         problems += self._data.problems()
+        version = str(self._swarm.clients.get().api_version)
+        if utils.version_lt(version, swarm_spec.NO_NEW_PRIVILEGES):
+            problems.append(f"its API {version} knows no `no-new-privileges` for services")
         cluster = str(((info.get("Swarm") or {}).get("Cluster") or {}).get("ID") or "")
         return RuntimeFacts(str(info.get("ServerVersion", "")), cluster, (*problems, *docker_spec.lacking(info)))
 

@@ -21,6 +21,7 @@ PLACEMENT = ("node.labels.role == database",)
 ALL_ADDRESSES = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - what a Swarm publishes on, said
 STOP_SECONDS = 15  # what a server gets to end politely; fixed with the service
 RESTART_SECONDS = 5
+NO_NEW_PRIVILEGES = "1.46"  # the API since which a service can ask for it
 _NANO = 1_000_000_000
 _CONSTRAINT = re.compile(r"^\s*([\w.\-/]+)\s*(==|!=)\s*(.+?)\s*$")
 _SIZES = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}

@@ -57,7 +57,7 @@ def test_a_server_on_a_node_that_is_not_the_managers(manager: Daemon, worker: tu
     try:
         # A worker's engine is no manager; an engine that is not reached has no network of ours, and that is said.
         assert "not named under `nodes`" in " ".join(far.facts().problems)
-        assert near.facts().problems == ()
+        assert "not named" not in " ".join(near.facts().problems)
         make = spec_maker("17", image, password, "0.0.0.0")  # noqa: S104 - a Swarm's way
         spec = make()
         with pytest.raises(NovaStackRuntimeError, match="network"):
