@@ -29,6 +29,12 @@ RUN set -eu; \
     /opt/venv/bin/python -m compileall -q -j 0 /opt/venv/lib
 
 FROM ${BASE_IMAGE}
+# Regions by SSH need a client; where none can be installed everything else works.
+RUN set -eu; \
+    if ! command -v ssh >/dev/null; then \
+      { apt-get update && apt-get install -y --no-install-recommends openssh-client; } || echo "no ssh client: no regions by SSH"; \
+      rm -rf /var/lib/apt/lists/*; \
+    fi
 # A new volume takes owner and mode of the folder that it is mounted on.
 RUN set -eu; \
     groupadd --system --gid 10001 novastack; \
