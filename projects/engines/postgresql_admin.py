@@ -21,6 +21,7 @@ SUPERUSER_CONNECTIONS = 3
 RESERVED_CONNECTIONS = 5  # for control roles, so that a full database can still be seen to work
 CONTROL_CONNECTIONS = 5
 TEMP_FILE_LIMIT = "1GB"
+SPARE = "nvs_spare"  # a database that was made before anybody wanted one; no user can choose such a name
 _NOT_YET = 0  # the database's connection limit while it is being made: only superusers get in
 _INVALID = -2  # an interrupted DROP DATABASE leaves this
 # The fence on a database: the mode of its new sessions, and a mark that says it is ours (`SHOW novastack.write_fence`).
@@ -44,8 +45,9 @@ class PostgreSQLAdmin(EngineAdmin):
 
     def contents(self) -> list[str]:
         rows = self._rows(
-            "SELECT datname FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1')"
-            " UNION ALL SELECT rolname FROM pg_roles WHERE oid >= 16384"
+            "SELECT datname FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1', %s)"
+            " UNION ALL SELECT rolname FROM pg_roles WHERE oid >= 16384",
+            SPARE,
         )
         return sorted(str(row[0]) for row in rows)
 
@@ -60,23 +62,39 @@ class PostgreSQLAdmin(EngineAdmin):
 
     # --- tenants ------------------------------------------------------------------------------------------------------
     def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
-        self._make_roles(names, login_password=login_password, control_password=control_password)
-        limit = self._value("SELECT datconnlimit FROM pg_database WHERE datname = %s", names.database)
-        if limit == _INVALID:
-            self._do("DROP DATABASE {}", names.database)
-            limit = None
-        if limit is None:
-            self._do(
-                "CREATE DATABASE {} OWNER {} TEMPLATE template0 ENCODING 'UTF8' CONNECTION LIMIT 0",
-                names.database,
-                names.owner,
-            )
+        with translated(), self._connection.transaction():  # each commit waits for the disk: one instead of twenty
+            self._make_roles(names, login_password=login_password, control_password=control_password)
+            limit = self._limit_of(names.database)
+            if limit is None and self._limit_of(SPARE) == _NOT_YET:
+                self._do("ALTER DATABASE {} RENAME TO {}", SPARE, names.database)
+                self._do("ALTER DATABASE {} OWNER TO {}", names.database, names.owner)
+                limit = _NOT_YET
+            if limit is not None and limit != _INVALID:
+                self._close_to_public(names)
+        if limit is None or limit == _INVALID:
+            self._make_database(names.database)
+            with translated(), self._connection.transaction():
+                self._do("ALTER DATABASE {} OWNER TO {}", names.database, names.owner)
+                self._close_to_public(names)
             limit = _NOT_YET
-        self._close_to_public(names)
         if limit == _NOT_YET:
             # Nobody but us has been inside: this is the only time that a superuser's session enters it.
             self._own_schema(names)
-            self._do("ALTER DATABASE {} CONNECTION LIMIT -1", names.database)
+
+    def make_place(self) -> None:
+        if self._limit_of(SPARE) != _NOT_YET:
+            self._make_database(SPARE)
+        self._do("REVOKE ALL ON DATABASE {} FROM PUBLIC", SPARE)
+
+    def _limit_of(self, database: str) -> int | None:
+        """Its connection limit: `_NOT_YET`, `_INVALID`, or that it was opened; None: there is no such database."""
+        found = self._value("SELECT datconnlimit FROM pg_database WHERE datname = %s", database)
+        return None if found is None else int(str(found))
+
+    def _make_database(self, database: str) -> None:
+        if self._limit_of(database) == _INVALID:
+            self._do("DROP DATABASE {}", database)
+        self._do("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' CONNECTION LIMIT 0", database)
 
     def drop_tenant(self, names: TenantNames) -> None:
         self.lock_tenant(names, locked=True)
@@ -248,7 +266,10 @@ class PostgreSQLAdmin(EngineAdmin):
             translated(),
         ):
             schema = sql.SQL("ALTER SCHEMA public OWNER TO {}").format(sql.Identifier(names.group))
-            connection.execute(schema)
+            opening = sql.SQL("ALTER DATABASE {} CONNECTION LIMIT -1").format(sql.Identifier(names.database))
+            with connection.transaction():
+                connection.execute(schema)
+                connection.execute(opening)
 
     def _logins(self, names: TenantNames) -> list[str]:
         """Every login of the tenant: the first one, and those that were made members of its group later."""

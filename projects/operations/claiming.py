@@ -20,6 +20,7 @@ from projects.models import (
     OperationStep,
     ServerDesired,
     ServerKind,
+    StepState,
 )
 from projects.operations import certificates, wiring
 from projects.operations.context import Context
@@ -141,4 +142,19 @@ def _claim(ctx: Context, standby: DatabaseServer) -> bool:
         Endpoint.objects.filter(project=ctx.project).update(port=taken.port, control_port=taken.port, updated_at=now())
         ctx.row.data = {**ctx.row.data, "standby": str(taken.pk)}
         OperationStep.objects.filter(pk=ctx.row.pk).update(data=ctx.row.data)
+        skipped = _not_needed(ctx, taken)
+        OperationStep.objects.filter(operation=ctx.operation, name__in=skipped).update(
+            state=StepState.SKIPPED, detail="Done when the server was made ready"
+        )
+    ctx.skipped |= skipped
     return True
+
+
+def _not_needed(ctx: Context, taken: DatabaseServer) -> set[str]:
+    """Later steps of provisioning that were done ahead. Should the server have to be started again, they are run again."""
+    done = {"ready"}
+    if not ctx.tls_required:
+        done.add("secure")
+    if (taken.memory_bytes, taken.cpus) == (ctx.project.memory_bytes, ctx.project.cpus):
+        done.add("limits")
+    return done

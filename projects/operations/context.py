@@ -44,6 +44,7 @@ class Context:
         self.operation, self.row, self.lease = operation, row, lease
         self._heartbeat, self._cancellable = heartbeat, cancellable
         self._deadline = time.monotonic() + deadline_seconds
+        self.skipped: set[str] = set()  # later steps that this one has put down as not needed
 
     # --- rows -------------------------------------------------------------------------------------------------
     @cached_property

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from django.db.models import F
 
 from novastack.common.clock import now
@@ -32,8 +30,6 @@ from projects.operations.base import (
 )
 from projects.operations.context import Context
 
-JUST_NOW = timedelta(seconds=5)
-
 
 def verify(ctx: Context) -> None:
     """The request still stands."""
@@ -46,15 +42,6 @@ def get_server(ctx: Context) -> None:
     """One that is ready, if the operator keeps any and it fits; else a new one."""
     if not claiming.take(ctx):
         steps.create_server(ctx)
-
-
-def await_login(ctx: Context) -> None:
-    """The claim of a standby was a login: that one counts."""
-    seen = ctx.server.observed_at
-    if seen is not None and now() - seen < JUST_NOW and ctx.row.attempt == 1 and claiming.claimed(ctx):
-        ctx.explain("It has let us in just now")
-        return
-    steps.await_login(ctx)
 
 
 def secure(ctx: Context) -> None:
@@ -149,7 +136,7 @@ PROVISION = Definition(
         # A pull may take minutes; an image that can't be had is asked for again by the whole operation.
         Step("image", "Find the server's image", steps.find_image, retry=RetryPolicy(attempts=1), deadline_seconds=900),
         Step(claiming.STEP, "Start the server", get_server, steps.discard_server, SERVER_RETRY, 120),
-        Step("ready", "Wait for the first login", await_login, None, RetryPolicy(attempts=1), 180, "server"),
+        Step("ready", "Wait for the first login", steps.await_login, None, RetryPolicy(attempts=1), 180, "server"),
         Step("secure", "Close the server", secure, None, DATABASE_RETRY, 60, "server"),
         Step("database", "Create database and user", create_database, None, DATABASE_RETRY, 60, "server"),
         Step("limits", "Apply the plan's limits", apply_limits, None, SERVER_RETRY, 60, "server"),

@@ -140,6 +140,9 @@ class _Run:
         finally:
             self.heartbeat.set_deadline(None)
         row.state, row.finished_at, row.error_code, row.crashes = StepState.SUCCEEDED, now(), "", 0
+        for other in self.rows:
+            if other.name in context.skipped:
+                other.refresh_from_db()
         self._succeeded = (
             row  # written with the next one's begin, or with the end: a step that is run again does no harm
         )
@@ -245,7 +248,7 @@ class _Run:
             begun = begun or row.name == first
             if row.pk == until.pk:
                 return
-            if begun and row.state == StepState.SUCCEEDED:
+            if begun and row.state in DONE:
                 row.state, row.attempt, row.finished_at = StepState.PENDING, 0, None
                 self._save_row(row)
 

@@ -95,8 +95,10 @@ def still_wanted(ctx: Context) -> None:
 
 
 def prove_ready(ctx: Context) -> None:
-    """As whoever claims it will look: it lets us in, and it is empty."""
+    """What takes long is done ahead; then as whoever claims it will look: it lets us in, and it is empty."""
+    ctx.guard()
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
+        admin.make_place()
         things = admin.contents()
     if things:
         raise StepFailed("not_empty", f"A new server holds {', '.join(things[:5])}.", retryable=False)
@@ -210,8 +212,8 @@ register(
             Step("server", "Start the server", steps.create_server, steps.discard_server, SERVER_RETRY, 120),
             Step("ready", "Wait for the first login", steps.await_login, None, RetryPolicy(attempts=1), 180, "server"),
             Step("secure", "Close the server", provision.secure, None, DATABASE_RETRY, 60, "server"),
-            Step("limits", "Apply the plan's limits", provision.apply_limits, None, SERVER_RETRY, 60, "server"),
             Step("empty", "See that it is empty", prove_ready, None, DATABASE_RETRY, 60, "server"),
+            Step("limits", "Apply the plan's limits", provision.apply_limits, None, SERVER_RETRY, 60, "server"),
         ),
     )
 )  # fmt: skip
