@@ -69,7 +69,7 @@ def install_fault(text: str) -> None:
 
 def work(fault: str, reconciles: bool, ready: int) -> None:
     from projects.models import Operation
-    from projects.operations import abilities, janitor, queue, reconciler, runner, watch
+    from projects.operations import abilities, janitor, queue, reconciler, runner, standby_upkeep, watch
 
     if fault:
         install_fault(fault)
@@ -85,6 +85,7 @@ def work(fault: str, reconciles: bool, ready: int) -> None:
             reconciler.reconcile()
             janitor.delete_due_data()
             watch.check_health()
+            standby_upkeep.keep()
         due += Operation.objects.live().filter(lease_until=None, next_attempt_at=None).values_list("pk", flat=True)
         worked = [runner.run(pk) for pk in dict.fromkeys(due)]
         due.clear()
