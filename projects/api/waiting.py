@@ -18,6 +18,8 @@ from projects.models import Operation, OperationState
 
 log = structlog.get_logger(__name__)
 POLL_SECONDS = 0.02
+EAGER_POLL_SECONDS = 0.008  # for as long as it is likely to end soon: a start, or a standby that is claimed
+EAGER_SECONDS = 0.5
 ENDED = [OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED]
 # At most half of this process's threads wait at a time; one more gets its answer at once (rule 49).
 waiters = threading.BoundedSemaphore(max(1, settings.NOVASTACK_WEB_THREADS // 2))
@@ -45,11 +47,13 @@ class _Watch:
         self._lock = threading.Lock()
         self._waiting: dict[UUID, set[threading.Event]] = defaultdict(set)
         self._thread: threading.Thread | None = None
+        self._eager_until = 0.0
 
     def wait(self, pk: UUID, seconds: float) -> None:
         ended = threading.Event()
         with self._lock:
             self._waiting[pk].add(ended)
+            self._eager_until = time.monotonic() + EAGER_SECONDS
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="operation-ends", daemon=True)
                 self._thread.start()
@@ -65,7 +69,7 @@ class _Watch:
         try:
             while wanted := self._wanted():
                 self._wake(Operation.objects.filter(pk__in=wanted, state__in=ENDED).values_list("pk", flat=True))
-                time.sleep(POLL_SECONDS)
+                time.sleep(EAGER_POLL_SECONDS if time.monotonic() < self._eager_until else POLL_SECONDS)
         except DatabaseError as error:
             log.warning("can't watch operations", error=type(error).__name__)
         finally:
