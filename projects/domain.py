@@ -25,6 +25,10 @@ class Capability(StrEnum):
     END_SESSIONS = "end_sessions"  # open sessions of a login can be ended without a restart
     CONNECTION_LIMIT = "connection_limit"  # a login has at most so many connections
     TLS = "tls"  # servers speak TLS with the certificate that a request brings
+    TLS_OPTIONAL = (
+        "tls_optional"  # they take plain connections beside it, unless told not to; else it is one or the other
+    )
+    TLS_RELOAD = "tls_reload"  # a running server takes a new certificate; else a start does
 
 
 class RuntimeFeature(StrEnum):

@@ -36,6 +36,7 @@ class NewProjectForm(forms.Form):
         """The keyword arguments of a `ProjectRequest`; empty means the default."""
         values = dict(self.cleaned_data)
         values["exposure"] = Exposure.PUBLIC if values.pop("public") else Exposure.LOCAL
+        values["tls_required"] = values["tls_required"] or None
         for name in ("version", "region", "plan", "database_name", "username"):
             values[name] = values[name] or None
         return values

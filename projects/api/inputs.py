@@ -52,7 +52,9 @@ class ProjectCreate(Input):
     limits = LimitsInput(required=False)
     labels = serializers.DictField(required=False, child=Text(max_length=LONG, allow_blank=True))
     exposure = serializers.ChoiceField(choices=Exposure.choices, required=False, default=Exposure.LOCAL)
-    tls_required = Flag(required=False, default=False, help_text="Refuse connections without TLS.")
+    tls_required = Flag(
+        required=False, help_text="Refuse connections without TLS. Left out: false, or true for engines with TLS only."
+    )
     deletion_protection = Flag(required=False, default=False)
     services = ServicesInput(required=False, help_text="The tenant data layer: not available in this release.")
     api_keys = ApiKeysInput(required=False, help_text="The tenant data layer: not available in this release.")

@@ -99,7 +99,7 @@ class EngineAdmin(ABC):
 
     def reload_tls(self, *, required: bool) -> None:
         """Take certificate and key from the server's files again, and refuse plain connections or not, without ending
-        a session. May take effect a moment later. Only with `Capability.TLS`."""
+        a session. May take effect a moment later. Only with `Capability.TLS`; without TLS_RELOAD it does nothing."""
         raise NotImplementedError
 
 
@@ -121,7 +121,13 @@ class Engine(ABC):
     shrink_words: ClassVar[str]  # how a fenced tenant frees space
     minimum_memory_bytes: ClassVar[int] = 128 << 20  # below, a server does not start or dies of its first work
     max_username_length: ClassVar[int] = 63
+    tls_relaxes_at_start: ClassVar[bool] = False  # plain connections are allowed again only by the next start
     warnings: ClassVar[tuple[str, ...]] = ()  # what else one must know before choosing it
+
+    @property
+    def tls_only(self) -> bool:
+        """Its servers speak TLS, or plain, and never both: new ones speak TLS."""
+        return Capability.TLS in self.capabilities and Capability.TLS_OPTIONAL not in self.capabilities
 
     @property
     def limitations(self) -> tuple[str, ...]:

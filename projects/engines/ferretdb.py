@@ -26,6 +26,7 @@ from projects.domain import (
     ServerStats,
     TenantNames,
 )
+from projects.engines import trust
 from projects.engines.mongodb import DATA, MIB, SECRET, MongoDB
 from projects.engines.mongodb_admin import MongoDBAdmin
 from projects.engines.mongodb_session import ADMIN, Session
@@ -87,6 +88,9 @@ class FerretDBAdmin(MongoDBAdmin):
 
     def _logins_of_all(self) -> set[str]:
         return {str(user["user"]) for user in self._session.find(ADMIN, USERS, {})}
+
+    def reload_tls(self, *, required: bool) -> None:
+        """It reads its certificate when it starts, and never again."""
 
     def harden(self) -> None:
         """Nothing is open without a login; what a login may do can't be limited."""
@@ -176,12 +180,14 @@ class FerretDB(MongoDB):
     oldest_version: ClassVar[str] = "1.24"
     below_version: ClassVar[str] = "2.0"  # from there on it needs a PostgreSQL with extensions of its own
     version_parts: ClassVar[tuple[int, int]] = (2, 3)
-    capabilities: ClassVar[frozenset[Capability]] = frozenset()
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.TLS})
+    tls_relaxes_at_start: ClassVar[bool] = False
     official_image: ClassVar[str] = "novastack-ferretdb"
     server_program: ClassVar[str] = "ferretdb"
     minimum_memory_bytes: ClassVar[int] = 128 << 20
     warnings: ClassVar[tuple[str, ...]] = (
         "It has no rights: whoever logs in may do everything on this server, to NovaStack's own login too.",
+        "It speaks TLS only, and is restarted once a year for a new certificate, unless it was within the weeks before.",
     )
     admin_class: ClassVar[type[MongoDBAdmin]] = FerretDBAdmin
 
@@ -200,7 +206,7 @@ class FerretDB(MongoDB):
             # The image's entrypoint makes the data elsewhere and moves it here whole.
             initialised_file="admin.sqlite",
             entrypoint=("docker-entrypoint.sh",),
-            argv=("ferretdb", *_options(data), "--listen-addr=:27017"),
+            argv=("ferretdb", *_options(data), *_listen(request, ":27017", f"{MOUNT}/.novastack/files/{trust.PAIR}")),
             env={
                 "FERRETDB_DATA": data,
                 "FERRETDB_SETUP_USERNAME": request.admin.username,
@@ -210,6 +216,7 @@ class FerretDB(MongoDB):
                 "GOMEMLIMIT": f"{request.limits.memory_bytes // MIB * 8 // 10}MiB",
             },
             secret_files={SECRET: request.admin.password.encode()},
+            files={trust.PAIR: request.tls.pem} if request.tls else {},
             user="ferretdb",
             tmpfs={"/tmp": "mode=1777,size=64m"},  # noqa: S108 - the container's
             labels=request.labels,
@@ -219,7 +226,7 @@ class FerretDB(MongoDB):
                     "/bin/sh", "-c", _FIRST_START, "first-start", "{data}", f"{{secret:{SECRET}}}", "ferretdb",
                     *_options("{data}"), f"--setup-database={ADMIN}", f"--setup-username={request.admin.username}",
                 ),
-                run=("ferretdb", *_options("{data}"), "--listen-addr={host}:{port}"),
+                run=("ferretdb", *_options("{data}"), *_listen(request, "{host}:{port}", f"{{file:{trust.PAIR}}}")),
                 reserved_bytes=256 * MIB,
             ),
             burst=request.burst,
@@ -234,6 +241,15 @@ class FerretDB(MongoDB):
 
     def server_version(self, session: Session) -> str:
         return version_of(session.run(ADMIN, {"serverStatus": 1}))
+
+
+def _listen(request: ServerRequest, address: str, pair: str) -> tuple[str, ...]:
+    """One port speaks TLS or does not. A CA's file would have it ask clients for certificates."""
+    if request.tls is None:
+        return (f"--listen-addr={address}",)
+    return (
+        "--listen-addr=", f"--listen-tls={address}", f"--listen-tls-cert-file={pair}", f"--listen-tls-key-file={pair}",
+    )  # fmt: skip
 
 
 def _options(folder: str) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ from projects.domain import (
     ServerRequest,
     ServerSpec,
     TenantNames,
+    Tls,
 )
-from projects.engines import mongodb_names, mongodb_snippets
+from projects.engines import mongodb_names, mongodb_snippets, mongodb_tls, trust
 from projects.engines.base import Engine, EngineAdmin
 from projects.engines.mongodb_admin import PLATFORM, MongoDBAdmin, tenant_roles
 from projects.engines.mongodb_session import Session, connect
@@ -29,6 +30,7 @@ from projects.engines.mongodb_session import Session, connect
 MIB = 1024**2
 SECRET = "bootstrap"  # noqa: S105 - the name of a file
 USERNAME = "username"
+CONFIG = "mongod.conf"
 MOUNT = "/data/db"
 DATA = "data"  # the server's own files; the volume's root holds ours
 RESERVED_CONNECTIONS = 6
@@ -42,7 +44,12 @@ class MongoDB(Engine):
     default_port: ClassVar[int] = 27017
     oldest_version: ClassVar[str] = "7"
     version_parts: ClassVar[tuple[int, int]] = (1, 3)
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.POOL, Capability.WRITE_FENCE})
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {
+            Capability.POOL, Capability.WRITE_FENCE, Capability.TLS, Capability.TLS_OPTIONAL, Capability.TLS_RELOAD,
+        }
+    )  # fmt: skip
+    tls_relaxes_at_start: ClassVar[bool] = True  # `tlsMode` of a running server can only become stricter
     bootstrap_username: ClassVar[str] = "novastack"
     official_image: ClassVar[str] = "mongo"
     server_program: ClassVar[str] = "mongod"
@@ -72,6 +79,7 @@ class MongoDB(Engine):
                 "mongod", "--dbpath", data, "--directoryperdb", "--bind_ip_all", "--auth", "--wiredTigerCacheSizeGB",
                 f"{cache / 1024:.2f}", "--maxConns", str(request.max_connections + RESERVED_CONNECTIONS),
                 "--setParameter", "diagnosticDataCollectionEnabled=false",
+                *(("--config", f"{MOUNT}/.novastack/files/{CONFIG}") if request.tls else ()),
             ),
             # The name comes from a file too: once both are emptied the entrypoint asks for neither.
             env={
@@ -79,6 +87,7 @@ class MongoDB(Engine):
                 "MONGO_INITDB_ROOT_PASSWORD_FILE": f"{MOUNT}/.novastack/{SECRET}",
             },
             secret_files={USERNAME: request.admin.username.encode(), SECRET: request.admin.password.encode()},
+            files=_files(request.tls) if request.tls else {},
             user="mongodb",
             tmpfs={"/tmp": "mode=1777,size=64m"},  # noqa: S108 - the container's
             labels=request.labels,
@@ -116,6 +125,12 @@ class MongoDB(Engine):
     def server_version(self, session: Session) -> str:
         return str(session.run("admin", {"buildInfo": 1})["version"])
 
+    def peer_certificate(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bytes:
+        return mongodb_tls.peer_certificate(endpoint, timeout_seconds=timeout_seconds)
+
+    def accepts_plain(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5) -> bool:
+        return mongodb_tls.accepts_plain(endpoint, timeout_seconds=timeout_seconds)
+
     def validate_identifier(self, value: str) -> str:
         return mongodb_names.validate(value, self.title)
 
@@ -130,6 +145,19 @@ class MongoDB(Engine):
 
     def snippets(self, info: ConnectionInfo) -> Mapping[str, str]:
         return mongodb_snippets.snippets(info)
+
+
+def _files(tls: Tls) -> Mapping[str, bytes]:
+    """All of it in the configuration file, none in arguments: the image's entrypoint leaves `net` out of the first start."""
+    config = (
+        "# Written by NovaStack at every start and change.\n"
+        "net:\n"
+        "  tls:\n"
+        f"    mode: {'requireTLS' if tls.required else 'preferTLS'}\n"
+        f"    certificateKeyFile: {MOUNT}/.novastack/files/{trust.PAIR}\n"
+        "    disabledProtocols: TLS1_0,TLS1_1\n"
+    )
+    return {trust.PAIR: tls.pem, CONFIG: config.encode()}
 
 
 def _write_and_read(session: Session, database: str) -> None:

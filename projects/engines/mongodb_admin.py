@@ -60,6 +60,11 @@ class MongoDBAdmin(EngineAdmin):
             "updates": [{"q": {"_id": 1}, "u": {"$setOnInsert": {"id": str(uuid.uuid4())}}, "upsert": True}],
         })  # fmt: skip
 
+    def reload_tls(self, *, required: bool) -> None:
+        self._session.run(ADMIN, {"rotateCertificates": 1})
+        if required:
+            self._session.run(ADMIN, {"setParameter": 1, "tlsMode": "requireTLS"})
+
     def set_password(self, username: str, password: str, *, keep_old: bool = False) -> None:
         """The product takes the clear text (SCRAM-SHA-256 has no other way) and masks it in its log."""
         for database in self._homes(username):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +15,8 @@ from bson.codec_options import CodecOptions
 from pymongo import MongoClient
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError, WriteError
 
-from projects.domain import Credentials, Endpoint, EngineError, LoginRefused, ServerNotReady
+from projects.domain import Credentials, Endpoint, EngineError, LoginRefused, ServerNotReady, TlsNotTrusted
+from projects.engines import trust
 
 Document = dict[str, Any]
 _CODEC: CodecOptions[Document] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
@@ -91,16 +93,20 @@ class Session:
 def connect(endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float) -> Iterator[Session]:
     """A session. `timeout_seconds` is for the login; each command may take `STATEMENT_SECONDS`."""
     began = time.monotonic()
-    _knock(endpoint, timeout_seconds)
+    knock(endpoint, timeout_seconds)
     left = max(0.2, timeout_seconds - (time.monotonic() - began))
     database = credentials.database or ADMIN
+    secure: dict[str, Any] = {"tls": True, "tlsCAFile": trust.ca_file(endpoint.ca_pem)} if endpoint.ca_pem else {}
     client: MongoClient[Document] = MongoClient(
         endpoint.host, endpoint.port, username=credentials.username, password=credentials.password,
         authSource=database, authMechanism="SCRAM-SHA-256", directConnection=True, maxPoolSize=1, appname="novastack",
         serverSelectionTimeoutMS=int(left * 1000), connectTimeoutMS=int(left * 1000),
         socketTimeoutMS=int(STATEMENT_SECONDS * 1000), retryReads=False, retryWrites=False, uuidRepresentation="standard",
+        connect=False, **secure,
     )  # fmt: skip
     try:
+        if endpoint.ca_pem:
+            _ask_for(client, endpoint)
         _log_in(client, database, left)
         yield Session(client)
     finally:
@@ -108,10 +114,37 @@ def connect(endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: fl
             client.close()
 
 
-def _knock(endpoint: Endpoint, seconds: float) -> None:
-    """The driver tries again and again while nobody listens; we want to know at once."""
+class _ForName(ssl.SSLContext):
+    """Trusts one name's certificate, whatever address it was found at."""
+
+    name: str
+
+    def wrap_socket(self, *args: Any, server_hostname: Any = None, **options: Any) -> ssl.SSLSocket:
+        return super().wrap_socket(*args, server_hostname=self.name, **options)
+
+
+def _ask_for(client: MongoClient[Document], endpoint: Endpoint) -> None:
+    """The driver checks for the address only: here the server has to be the one of that name. It has no setting for it, so
+    its context is replaced; should a new release keep it elsewhere, this fails, and no session comes about."""
+    context = _ForName(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(cadata=endpoint.ca_pem)
+    context.name = endpoint.tls_name or endpoint.host
+    pool_options = client.options.pool_options
+    pool_options._PoolOptions__ssl_context = context  # type: ignore[attr-defined]
+    if pool_options._ssl_context is not context:
+        raise EngineError("the driver does not take whom to trust")
+
+
+def knock(endpoint: Endpoint, seconds: float) -> None:
+    """The driver tries again and again while nobody listens, or somebody else; we want to know at once, and why."""
     try:
-        socket.create_connection((endpoint.host, endpoint.port), timeout=seconds).close()
+        with socket.create_connection((endpoint.host, endpoint.port), timeout=seconds) as plain:
+            if endpoint.ca_pem:
+                name = endpoint.tls_name or endpoint.host
+                trust.context(endpoint.ca_pem).wrap_socket(plain, server_hostname=name).close()
+    except ssl.SSLCertVerificationError:
+        raise TlsNotTrusted("the server does not show a valid certificate that this install made for it") from None
     except OSError as error:
         raise ServerNotReady(f"nobody answers: {error.strerror or type(error).__name__}") from None
 

@@ -25,8 +25,11 @@ from projects.engines.mysql_session import LoginFull, Session, connect, pattern
 
 MIB = 1024**2
 SESSION_CAPABILITIES = frozenset(
-    {Capability.WRITE_FENCE, Capability.END_SESSIONS, Capability.CONNECTION_LIMIT, Capability.TLS}
-)
+    {
+        Capability.WRITE_FENCE, Capability.END_SESSIONS, Capability.CONNECTION_LIMIT, Capability.TLS,
+        Capability.TLS_OPTIONAL, Capability.TLS_RELOAD,
+    }
+)  # fmt: skip
 SECRET = "bootstrap"  # noqa: S105 - the name of a file
 FIRST_SQL = "first.sql"
 MOUNT = "/var/lib/mysql"

@@ -50,6 +50,7 @@ class PostgreSQL(Engine):
         {
             Capability.POOL, Capability.UPGRADE, Capability.RENAME_DATABASE, Capability.WRITE_FENCE,
             Capability.END_SESSIONS, Capability.CONNECTION_LIMIT, Capability.TLS,
+            Capability.TLS_OPTIONAL, Capability.TLS_RELOAD,
         }
     )  # fmt: skip
     bootstrap_username: ClassVar[str] = "novastack"

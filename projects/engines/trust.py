@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from projects.domain import Endpoint, ServerNotReady
+from projects.domain import Endpoint, ServerNotReady, TlsNotTrusted
 
 PAIR = "server.pem"  # a server's certificate and key, in one file: so that no crash leaves a pair that doesn't fit
 
@@ -35,6 +35,8 @@ def shown(endpoint: Endpoint, ask: Callable[[socket.socket], None], *, timeout_s
             ask(plain)
             with looking.wrap_socket(plain) as encrypted:
                 return encrypted.getpeercert(binary_form=True) or b""
+    except ssl.SSLError:
+        raise TlsNotTrusted("the server speaks no TLS") from None
     except OSError as error:
         raise ServerNotReady(f"the server does not answer: {error.strerror or type(error).__name__}") from None
 

@@ -101,6 +101,8 @@ def _reason(ctx: Context) -> str:
     """Why this server can't speak TLS; empty: it can."""
     if domain.Capability.TLS not in ctx.engine.capabilities:
         return f"NovaStack does not set up TLS for {ctx.engine.title} yet"
+    if ctx.engine.tls_only and ctx.operation.project_uuid is not None and not ctx.tls_required:
+        return f"{ctx.engine.title} speaks TLS or plain, never both, and this database is from before it spoke TLS"
     return ctx.runtime.tls_reason(ctx.engine.server_spec(wiring.server_request(ctx.server, tls=False)))
 
 
@@ -109,6 +111,8 @@ def unavailable(server: DatabaseServer) -> str:
     engine = registry.engine(server.engine)
     if domain.Capability.TLS not in engine.capabilities:
         return f"NovaStack does not set up TLS for {engine.title} yet."
+    if engine.tls_only:
+        return ""  # the start that makes it so finds out
     if server.tls_reason:
         return f"{server.tls_reason[:1].upper()}{server.tls_reason[1:]}."
     if not server.tls_enabled and server.observed_state == ObservedState.RUNNING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from django.db import transaction
 
@@ -11,13 +12,14 @@ from novastack.common import pki
 from novastack.common.clock import now
 from novastack.common.errors import Conflict
 from novastack.common.models import Install
-from projects import domain
+from projects import domain, registry
 from projects.models import DatabaseServer, DesiredStatus, ObservedState, OnGiveUp, Operation, Project, ServerDesired
 from projects.operations import certificates, lifecycle, steps, wiring
 from projects.operations.base import DATABASE_RETRY, SERVER_RETRY, Definition, Step, StepFailed, register
 from projects.operations.context import Context
 from projects.operations.queue import operation_create
 
+RESTART_BEFORE = timedelta(days=7)  # for engines without TLS_RELOAD: whoever restarts before that has it renewed
 RENEW_BATCH = 20  # per look: a thousand servers made on one day don't reload in one minute a year later
 PROVE_SECONDS = 10.0
 
@@ -49,20 +51,27 @@ def prove(ctx: Context) -> None:
     server, wanted = ctx.server, not ctx.project.tls_required
     if not _speaks_tls(ctx):
         return
-    shown = pki.der_of(server.tls_certificate)
+    if domain.Capability.TLS_RELOAD not in ctx.engine.capabilities:
+        ctx.explain("The server takes it with its next start.")
+        return
+    shown, later = pki.der_of(server.tls_certificate), wanted and ctx.engine.tls_relaxes_at_start
     until = min(PROVE_SECONDS, ctx.remaining_seconds())
     while True:
         same = ctx.engine.peer_certificate(server.control_endpoint) == shown
-        if same and _accepts_plain(ctx) is wanted:
+        if same and (later or _accepts_plain(ctx) is wanted):
             break
         until -= 0.1
         if until <= 0:
             raise StepFailed("tls_not_applied", "The server has not taken its new certificate or rules yet.")
         ctx.sleep(0.1)
     ctx.explain(f"Shown by the server, valid until {server.tls_not_after:%Y-%m-%d}")
-    ctx.say(
-        "The server shows its certificate; " + ("plain connections work too." if wanted else "nothing plain gets in.")
-    )
+    ctx.say("The server shows its certificate; " + (_words(wanted, later)))
+
+
+def _words(plain: bool, later: bool) -> str:
+    if later:
+        return "plain connections work from its next start on."
+    return "plain connections work too." if plain else "nothing plain gets in."
 
 
 def _accepts_plain(ctx: Context) -> bool:
@@ -115,13 +124,21 @@ def renew_due() -> Renewals:
         tls_enabled=True, tls_not_after__lt=now() + certificates.RENEW_BEFORE, reconcile=True, kind="dedicated",
         desired_state=ServerDesired.RUNNING, observed_state=ObservedState.RUNNING, initialised_at__isnull=False,
         region__reachable=True, region__reconcile=True,
+    ).exclude(
+        engine__in=_by_restart(), tls_not_after__gt=now() + RESTART_BEFORE
     ).order_by("tls_not_after")  # fmt: skip
     made = {"renew_certificate": 0, "restart": 0}
-    for server in due.only("pk", "project_uuid", "tls_not_after")[:RENEW_BATCH]:
+    for server in due.only("pk", "project_uuid", "tls_not_after", "engine")[:RENEW_BATCH]:
         ended = server.tls_not_after is not None and server.tls_not_after < now()
-        kind = "restart" if ended else "renew_certificate"
+        kind = "restart" if ended or server.engine in _by_restart() else "renew_certificate"
         made[kind] += _record(server, kind)
     return Renewals(made["renew_certificate"], made["restart"])
+
+
+def _by_restart() -> list[str]:
+    """Engines whose servers take a new certificate only when they start."""
+    engines = registry.engines().values()
+    return [engine.name for engine in engines if domain.Capability.TLS_RELOAD not in engine.capabilities]
 
 
 def _record(server: DatabaseServer, kind: str) -> bool:

@@ -10,7 +10,7 @@ from accounts.models import Organization
 from accounts.permissions import Capability, Principal, require
 from accounts.services import audit
 from novastack.common.errors import ActionNotAllowed, Invalid, NameTaken
-from projects import registry
+from projects import domain, registry
 from projects.models import DatabaseServer, DatabaseSlot, DesiredStatus, Operation, Project
 from projects.operations import certificates
 from projects.operations.queue import operation_create
@@ -59,7 +59,7 @@ def project_update(
     project.save(update_fields=[*fields, *resized, *secured, "updated_at"])
     operation = None
     if resized or secured:
-        kind = KINDS[bool(resized), bool(secured)]
+        kind = _kind(project, resized=bool(resized), secured=bool(secured))
         operation = operation_create(
             project=project, kind=kind, created_by=principal.user, created_by_label=principal.label
         )
@@ -68,6 +68,22 @@ def project_update(
         target=project.slug, data={"fields": sorted({*fields, *resized, *secured})},
     )  # fmt: skip
     return project, operation
+
+
+def _kind(project: Project, *, resized: bool, secured: bool) -> str:
+    """The operation that applies it. Of an engine that takes up TLS only when it starts: a restart, if it runs."""
+    reloads = domain.Capability.TLS_RELOAD in registry.engine(project.engine).capabilities
+    if not secured or reloads or project.desired_status != DesiredStatus.RUNNING:
+        return KINDS[resized, secured]
+    return "restart"  # which applies new limits as well
+
+
+def tls_fixed(project: Project) -> str:
+    """Why `tls_required` can't be turned off for this project, for people; empty: it can."""
+    engine = registry.engine(project.engine)
+    if not (engine.tls_only and project.tls_required):
+        return ""
+    return f"{engine.title} speaks TLS or plain connections, never both. It speaks TLS, and that can’t be turned off."
 
 
 def _set(project: Project, **values: Any) -> list[str]:
@@ -90,6 +106,8 @@ def _tls(project: Project, required: Any) -> list[str]:
         return []
     if project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}:
         raise ActionNotAllowed("The project is deleted; undelete it before changing its TLS.")
+    if not required and registry.engine(project.engine).tls_only:
+        raise Invalid.field("tls_required", "not_available", tls_fixed(project))
     if required and (reason := tls_unavailable(project)):
         raise Invalid.field("tls_required", "not_available", reason)
     return _set(project, tls_required=required)

@@ -60,7 +60,7 @@ class ProjectRequest:
     limits: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     exposure: str = Exposure.LOCAL
-    tls_required: bool = False
+    tls_required: bool | None = None  # none: as the engine can; `False` is refused where there is only TLS
     deletion_protection: bool = False
     services: frozenset[str] = frozenset()  # types to register with
     api_keys: int = 0  # how many to make at once
@@ -194,8 +194,7 @@ def project_create(
         raise Invalid.field("exposure", "invalid", "Use `local` or `public`.")
     if request.exposure == Exposure.PUBLIC and not region.public_address:
         raise Invalid.field("exposure", "not_available", f"{region.name} publishes on its own host only.")
-    if request.tls_required and domain.Capability.TLS not in engine.capabilities:
-        raise Invalid.field("tls_required", "not_available", f"NovaStack does not set up TLS for {engine.title} yet.")
+    tls_required = _tls_required(request, engine)
     memory, cpus = clean_limits(request.limits, plan, engine)
     description, labels = validation.clean_description(request.description), validation.clean_labels(request.labels)
 
@@ -212,7 +211,7 @@ def project_create(
         organization=organization, name=name, slug=slug, description=description, labels=labels,
         engine=engine.name, version=version, region=region, plan=plan, placement=request.placement,
         memory_bytes=memory, cpus=cpus, storage_bytes=plan.storage_bytes, exposure=request.exposure,
-        tls_required=request.tls_required, deletion_protection=request.deletion_protection, created_by=principal.user,
+        tls_required=tls_required, deletion_protection=request.deletion_protection, created_by=principal.user,
     )  # fmt: skip
     _server_rows(project, engine, database_name=database_name, username=username)
     wanted = _services(project, request.services)
@@ -248,6 +247,16 @@ def _services(project: Project, wanted: frozenset[str]) -> list[ProjectService]:
             "services", "quota_exceeded", f"The plan {project.plan.name} allows {project.plan.max_services} services."
         )
     return [new_generation(project, name) for name in sorted(wanted)]
+
+
+def _tls_required(request: ProjectRequest, engine: Engine) -> bool:
+    if request.tls_required and domain.Capability.TLS not in engine.capabilities:
+        raise Invalid.field("tls_required", "not_available", f"NovaStack does not set up TLS for {engine.title} yet.")
+    if engine.tls_only and request.tls_required is False:
+        raise Invalid.field(
+            "tls_required", "not_available", f"{engine.title} speaks TLS or plain, never both: here it speaks TLS."
+        )
+    return bool(request.tls_required) or engine.tls_only
 
 
 def _server_rows(project: Project, engine: Engine, *, database_name: str, username: str) -> None:

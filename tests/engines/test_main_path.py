@@ -89,7 +89,7 @@ def docker_site(engine: str, version: str) -> Iterator[Site]:
 @pytest.mark.usefixtures("_fresh")
 def test_in_a_container(engine: str, version: str, tmp_path: Path) -> None:
     with docker_site(engine, version) as site:
-        Journey(site, engine, version, tmp_path).go(tls=engine != "ferretdb", extras=EXTRAS.get(engine, lambda _: None))
+        Journey(site, engine, version, tmp_path).go(tls=True, extras=EXTRAS.get(engine, lambda _: None))
 
 
 # --- as plain processes -----------------------------------------------------------------------------------------------
@@ -133,4 +133,4 @@ class TestAsProcesses:
             monkeypatch.setenv("PATH", f"{Path(built.stdout.strip()).parent}:{os.environ['PATH']}")
             abilities.look(site.region, site.runtime)
             assert site.region.reason_against("ferretdb", "1.24") == ""
-            Journey(site, "ferretdb", "1.24", tmp_path).go(tls=False, extras=EXTRAS["ferretdb"])
+            Journey(site, "ferretdb", "1.24", tmp_path).go(tls=True, extras=EXTRAS["ferretdb"])

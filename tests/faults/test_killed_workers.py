@@ -20,7 +20,7 @@ from django.core.cache import cache
 from novastack.common import pki
 from projects import domain, registry
 from projects.models import ApiKey, Database, DatabaseRole, DatabaseServer, Endpoint, OperationLock, Project
-from projects.operations import base, reconciler, register_all
+from projects.operations import base, reconciler, register_all, wiring
 from projects.services import project_action
 from tests.faults.clients import ROWS, password_of, role_of, server_of
 from tests.faults.evidence import Witness
@@ -197,7 +197,8 @@ def check_tls(lane: Lane, project: Project, _: str) -> None:
     """The server shows the certificate of its row, and takes plain logins or not, as wanted."""
     server, engine = server_of(project), registry.engine(lane.engine)
     project.refresh_from_db()
-    assert engine.accepts_plain(server.control_endpoint) is not project.tls_required
+    credentials = wiring.admin_credentials(engine, server)
+    assert engine.accepts_plain(server.control_endpoint, credentials) is not project.tls_required
     assert engine.peer_certificate(server.control_endpoint) == pki.der_of(server.tls_certificate)
     assert server.tls_not_after is not None
     assert server.tls_not_after > datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=30)
