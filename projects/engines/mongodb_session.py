@@ -119,8 +119,8 @@ class _ForName(ssl.SSLContext):
 
     name: str
 
-    def wrap_socket(self, *args: Any, server_hostname: Any = None, **options: Any) -> ssl.SSLSocket:
-        return super().wrap_socket(*args, server_hostname=self.name, **options)
+    def wrap_socket(self, sock: socket.socket, **options: Any) -> ssl.SSLSocket:  # type: ignore[override]
+        return super().wrap_socket(sock, **{**options, "server_hostname": self.name})
 
 
 def _ask_for(client: MongoClient[Document], endpoint: Endpoint) -> None:
@@ -130,8 +130,8 @@ def _ask_for(client: MongoClient[Document], endpoint: Endpoint) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_verify_locations(cadata=endpoint.ca_pem)
     context.name = endpoint.tls_name or endpoint.host
-    pool_options = client.options.pool_options
-    pool_options._PoolOptions__ssl_context = context  # type: ignore[attr-defined]
+    pool_options: Any = client.options.pool_options
+    pool_options._PoolOptions__ssl_context = context
     if pool_options._ssl_context is not context:
         raise EngineError("the driver does not take whom to trust")
 

@@ -1,21 +1,17 @@
-"""How to connect to a PostgreSQL database. Pure text; every value is quoted for the place where it stands."""
+"""How to connect to a PostgreSQL database. Pure text; every value is quoted for the place where it stands.
+
+With TLS, what works at once (URI, command line, .env) encrypts and believes whoever answers; the programs check the
+server, by the file of the install's CA beside them.
+"""
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from urllib.parse import quote, urlencode
 
 from projects.domain import CA_FILE, ConnectionInfo
-
-
-def _percent(value: str) -> str:
-    return quote(value, safe="")
-
-
-def _host(info: ConnectionInfo) -> str:
-    return f"[{info.host}]" if ":" in info.host else info.host
+from projects.engines.snippet_words import CA_FROM, compose, env_lines, host, literal, percent
 
 
 def _sslmode(info: ConnectionInfo) -> str:
@@ -23,23 +19,29 @@ def _sslmode(info: ConnectionInfo) -> str:
     return "require" if info.tls else "disable"
 
 
-def _uri(info: ConnectionInfo, scheme: str = "postgresql", *, with_password: bool = True) -> str:
-    login = _percent(info.username) + (f":{_percent(info.password)}" if with_password else "")
-    return f"{scheme}://{login}@{_host(info)}:{info.port}/{_percent(info.database)}?sslmode={_sslmode(info)}"
+def _options(info: ConnectionInfo, ca: str = "") -> str:
+    return f"sslmode=verify-full&sslrootcert={ca}" if info.tls and ca else f"sslmode={_sslmode(info)}"
+
+
+def _uri(info: ConnectionInfo, scheme: str = "postgresql", *, with_password: bool = True, ca: str = "") -> str:
+    """`ca`: with TLS the server is checked, by that file."""
+    login = percent(info.username) + (f":{percent(info.password)}" if with_password else "")
+    return f"{scheme}://{login}@{host(info)}:{info.port}/{percent(info.database)}?{_options(info, ca)}"
 
 
 def _verified(info: ConnectionInfo) -> str:
     """The strictest way: nobody in between, nobody else's server."""
-    uri = _uri(info, with_password=False).replace("sslmode=require", f"sslmode=verify-full&sslrootcert={CA_FILE}")
-    return f"""# {CA_FILE} is this install's certification authority: download it here, or by GET /api/v1/ca/
-PGPASSWORD={shlex.quote(info.password)} psql {shlex.quote(uri)}"""
+    return f"""# {CA_FROM}
+PGPASSWORD={shlex.quote(info.password)} psql {shlex.quote(_uri(info, with_password=False, ca=CA_FILE))}"""
+
+
+def _jdbc(info: ConnectionInfo, *, ca: str = "") -> str:
+    login = urlencode({"user": info.username, "password": info.password}, quote_via=quote, safe="")
+    return f"jdbc:postgresql://{host(info)}:{info.port}/{percent(info.database)}?{login}&{_options(info, ca)}"
 
 
 def urls(info: ConnectionInfo) -> Mapping[str, str]:
-    jdbc = f"jdbc:postgresql://{_host(info)}:{info.port}/{_percent(info.database)}?" + urlencode(
-        {"user": info.username, "password": info.password, "sslmode": _sslmode(info)}, quote_via=quote, safe=""
-    )
-    return {"uri": _uri(info), "jdbc_url": jdbc}
+    return {"uri": _uri(info), "jdbc_url": _jdbc(info)}
 
 
 def env(info: ConnectionInfo) -> Mapping[str, str]:
@@ -54,54 +56,47 @@ def env(info: ConnectionInfo) -> Mapping[str, str]:
     }
 
 
-def _literal(value: str) -> str:
-    """A double-quoted literal that JavaScript, Go, Java, Python and YAML read alike."""
-    return json.dumps(value)
-
-
-def _compose(value: str) -> str:
-    return _literal(value).replace("$", "$$")
-
-
 def _node_client(info: ConnectionInfo) -> str:
     """`pg` always checks the certificate, whatever `sslmode` says: it needs the CA, and no `sslmode` beside it."""
     if not info.tls:
         return f"""import pg from "pg";
 
-const client = new pg.Client({{ connectionString: {_literal(_uri(info))} }});"""
+const client = new pg.Client({{ connectionString: {literal(_uri(info))} }});"""
     bare = _uri(info).partition("?")[0]
-    return f"""// {CA_FILE}: download it in the Connect dialog, or by GET /api/v1/ca/
+    return f"""// {CA_FROM}
 import {{ readFileSync }} from "node:fs";
 import pg from "pg";
 
 const client = new pg.Client({{
-  connectionString: {_literal(bare)},
+  connectionString: {literal(bare)},
   ssl: {{ ca: readFileSync("{CA_FILE}", "utf8") }},
 }});"""
 
 
 def snippets(info: ConnectionInfo) -> Mapping[str, str]:
-    uri, jdbc = _uri(info), urls(info)["jdbc_url"]
+    checked = _uri(info, ca=CA_FILE)
+    note = f"{CA_FROM}\n" if info.tls else ""
+    trust = f', "sslrootcert": "{CA_FILE}"' if info.tls else ""
     verified = {"verified": _verified(info)} if info.tls else {}
     return verified | {
         "cli": f"PGPASSWORD={shlex.quote(info.password)} psql {shlex.quote(_uri(info, with_password=False))}",
-        "env": "\n".join(f"{name}={shlex.quote(value)}" for name, value in env(info).items()),
+        "env": env_lines(env(info)),
         "django": f"""# settings.py, with psycopg installed: pip install "psycopg[binary]"
-DATABASES = {{
+{note and "# " + note}DATABASES = {{
     "default": {{
         "ENGINE": "django.db.backends.postgresql",
-        "HOST": {_literal(info.host)},
+        "HOST": {literal(info.host)},
         "PORT": {info.port},
-        "NAME": {_literal(info.database)},
-        "USER": {_literal(info.username)},
-        "PASSWORD": {_literal(info.password)},
-        "OPTIONS": {{"sslmode": "{_sslmode(info)}"}},
+        "NAME": {literal(info.database)},
+        "USER": {literal(info.username)},
+        "PASSWORD": {literal(info.password)},
+        "OPTIONS": {{"sslmode": "{"verify-full" if info.tls else "disable"}"{trust}}},
     }}
 }}""",
         "sqlalchemy": f"""# pip install sqlalchemy "psycopg[binary]"
-from sqlalchemy import create_engine, text
+{note and "# " + note}from sqlalchemy import create_engine, text
 
-engine = create_engine({_literal(_uri(info, "postgresql+psycopg"))})
+engine = create_engine({literal(_uri(info, "postgresql+psycopg", ca=CA_FILE))})
 with engine.connect() as connection:
     print(connection.execute(text("select version()")).scalar())""",
         "node": f"""// npm install pg
@@ -110,7 +105,7 @@ await client.connect();
 console.log((await client.query("select version()")).rows[0]);
 await client.end();""",
         "prisma": f"""# .env
-DATABASE_URL={_literal(uri)}
+DATABASE_URL={literal(_uri(info))}
 
 // schema.prisma
 datasource db {{
@@ -118,7 +113,7 @@ datasource db {{
   url      = env("DATABASE_URL")
 }}""",
         "go": f"""// go get github.com/jackc/pgx/v5
-package main
+{note and "// " + note}package main
 
 import (
 	"context"
@@ -129,7 +124,7 @@ import (
 
 func main() {{
 	ctx := context.Background()
-	conn, err := pgx.Connect(ctx, {_literal(uri)})
+	conn, err := pgx.Connect(ctx, {literal(checked)})
 	if err != nil {{
 		panic(err)
 	}}
@@ -141,10 +136,6 @@ func main() {{
 	fmt.Println(version)
 }}""",
         "jdbc": f"""// org.postgresql:postgresql
-var connection = java.sql.DriverManager.getConnection({_literal(jdbc)});""",
-        "compose": f"""services:
-  app:
-    image: your-app
-    environment:
-      DATABASE_URL: {_compose(uri)}""",
+{note and "// " + note}var connection = java.sql.DriverManager.getConnection({literal(_jdbc(info, ca=CA_FILE))});""",
+        "compose": compose(info, {"DATABASE_URL": _uri(info, ca="{ca}")}),
     }

@@ -72,10 +72,14 @@ def project_update(
 
 def _kind(project: Project, *, resized: bool, secured: bool) -> str:
     """The operation that applies it. Of an engine that takes up TLS only when it starts: a restart, if it runs."""
-    reloads = domain.Capability.TLS_RELOAD in registry.engine(project.engine).capabilities
-    if not secured or reloads or project.desired_status != DesiredStatus.RUNNING:
+    if not secured or not tls_restarts(project) or project.desired_status != DesiredStatus.RUNNING:
         return KINDS[resized, secured]
     return "restart"  # which applies new limits as well
+
+
+def tls_restarts(project: Project) -> bool:
+    """Whether a change of `tls_required` restarts the server, when it runs."""
+    return domain.Capability.TLS_RELOAD not in registry.engine(project.engine).capabilities
 
 
 def tls_fixed(project: Project) -> str:

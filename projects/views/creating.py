@@ -72,6 +72,7 @@ def _context(form: NewProjectForm, organization: Organization) -> dict[str, Any]
         "plans": plans, "chosen": chosen, "versions": _versions(chosen), **_name(chosen, organization),
         "can_publish": bool(chosen["region"] and chosen["region"].public_address), "usage": usage,
         "after": _after(usage, chosen["plan"]),
+        "tls_only": ", ".join(engine.title for engine in registry.engines().values() if engine.tls_only),
     }  # fmt: skip
 
 

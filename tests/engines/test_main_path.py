@@ -20,7 +20,8 @@ from projects.operations import abilities, fences, rotate, watch
 from projects.runtimes.docker import DockerRuntime
 from projects.runtimes.process import ProcessRuntime
 from projects.runtimes.process_binaries import bundled_places, find
-from tests.engines.journey import Journey
+from tests.engines.journey import FIRST, Journey
+from tests.engines.snippet_runs import try_snippets
 from tests.faults.conftest import Site, _fresh, make_site  # noqa: F401 - a fixture
 
 FERRETDB = Path(__file__).parents[2] / "images/ferretdb/binary"
@@ -57,6 +58,11 @@ def promises_nothing_it_can_not_keep(journey: Journey) -> None:
     assert journey.project.write_fence == "" != WriteFence.STORAGE
 
 
+def in_a_container(journey: Journey) -> None:
+    try_snippets(journey, FIRST[0])
+    EXTRAS.get(journey.engine.name, lambda _: None)(journey)
+
+
 EXTRAS: Mapping[str, Callable[[Journey], None]] = {
     "mysql": applied_twice, "ferretdb": promises_nothing_it_can_not_keep,
 }  # fmt: skip
@@ -89,7 +95,7 @@ def docker_site(engine: str, version: str) -> Iterator[Site]:
 @pytest.mark.usefixtures("_fresh")
 def test_in_a_container(engine: str, version: str, tmp_path: Path) -> None:
     with docker_site(engine, version) as site:
-        Journey(site, engine, version, tmp_path).go(tls=True, extras=EXTRAS.get(engine, lambda _: None))
+        Journey(site, engine, version, tmp_path).go(tls=True, extras=in_a_container)
 
 
 # --- as plain processes -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ collected (conftest.py).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
+from projects.domain import Tls
 from projects.engines.mongodb import MongoDB
 from tests.contracts.engine_contract import EngineContract, LiveServer, Tenant, request
 from tests.contracts.engine_servers import docker_server
@@ -39,6 +41,18 @@ def test_its_data_has_a_place_of_its_own_that_the_entrypoint_knows() -> None:
     assert "--directoryperdb" in spec.argv and spec.completed_file == "novastack"
     cache = float(spec.argv[spec.argv.index("--wiredTigerCacheSizeGB") + 1])
     assert 0.25 <= cache <= 256  # the product's bounds
+
+
+def test_tls_is_in_a_file_of_ours_which_the_entrypoint_leaves_out_of_the_first_start() -> None:
+    asked = request(MongoDB(), "8", "sesame")
+    assert "--config" not in MongoDB().server_spec(asked).argv
+    for required, mode in ((False, "preferTLS"), (True, "requireTLS")):
+        spec = MongoDB().server_spec(dataclasses.replace(asked, tls=Tls(b"pair", required, b"ca")))
+        place = "/data/db/.novastack/files"
+        assert spec.argv[-2:] == ("--config", f"{place}/mongod.conf") and "tls" not in " ".join(spec.argv).lower()
+        assert spec.files["server.pem"] == b"pair"
+        config = spec.files["mongod.conf"].decode()
+        assert f"mode: {mode}\n" in config and f"certificateKeyFile: {place}/server.pem\n" in config
 
 
 class TestMongoDB(EngineContract):

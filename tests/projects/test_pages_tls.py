@@ -129,3 +129,38 @@ class TestTheSwitch:
             == 302
         )
         assert Project.objects.get(name="Form").tls_required
+
+
+class TestTlsOnly:
+    """An engine that speaks TLS or plain, never both."""
+
+    def test_a_new_one_has_it_and_keeps_it(self, bob: Client, team: Team, project: Project) -> None:
+        api = api_client(team.bob)
+        body = {"name": "Docs", "engine": "ferretdb"}
+        refused = api.post("/api/v1/projects/", body | {"tls_required": False}, format="json")
+        assert refused.status_code == 400 and refused.json()["errors"][0]["field"] == "tls_required"
+        made = api.post("/api/v1/projects/", body, format="json")
+        assert made.status_code == 201 and made.json()["tls_required"] is True
+        other = make_project(team.bob, team.organization, "Running", engine="ferretdb")
+        url = reverse("projects:settings", args=[other.pk])
+        page = bob.get(url).content.decode()
+        assert "never both" in page and page.count('name="tls_required" checked disabled') == 1
+        answer = bob.post(url, {"form": "tls"})
+        assert answer.status_code == 400 and "can’t be turned off" in answer.content.decode()
+        changed = api.patch(f"/api/v1/projects/{other.pk}/", {"tls_required": False}, format="json")
+        assert (changed.status_code, changed.json()["errors"][0]["code"]) == (400, "not_available")
+        other.refresh_from_db()
+        assert other.tls_required
+
+    def test_by_the_form_it_needs_no_tick(self, bob: Client, project: Project) -> None:
+        assert bob.post(reverse("projects:new"), {"name": "Form", "engine": "ferretdb"}).status_code == 302
+        assert Project.objects.get(name="Form").tls_required
+        assert "Always so for FerretDB" in bob.get(reverse("projects:new")).content.decode()
+
+    def test_one_from_before_is_told_what_it_costs(self, bob: Client, team: Team) -> None:
+        old = make_project(team.bob, team.organization, "Old", engine="ferretdb")
+        Project.objects.filter(pk=old.pk).update(tls_required=False)
+        assert "Restarts the server" in bob.get(reverse("projects:settings", args=[old.pk])).content.decode()
+        body = {"tls_required": True, "limits": {"memory_bytes": 256 << 20}}
+        answer = api_client(team.bob).patch(f"/api/v1/projects/{old.pk}/", body, format="json")
+        assert answer.status_code == 200 and answer.json()["operation"]["kind"] == "restart"
