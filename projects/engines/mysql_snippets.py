@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
 from projects.domain import CA_FILE, ConnectionInfo
-from projects.engines.snippet_words import CA_FROM, compose, env_lines, host, literal, percent
+from projects.engines.snippet_words import CA_FROM, compose, env_lines, host, literal, percent, prisma
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Dialect:
     pymysql: str  # what pip installs without TLS
     node: str
     node_tls: str
+    adapter_option: str = ""  # without TLS
 
 
 MARIADB = Dialect(
@@ -78,6 +79,7 @@ MYSQL = Dialect(
 """,
     pymysql='"pymysql[rsa]"',  # its way to log in encrypts the password itself where there is no TLS
     node_tls='{ ca: readFileSync("novastack-ca.pem", "utf8"), verifyIdentity: true }',
+    adapter_option="allowPublicKeyRetrieval: true",
     node="""// npm install mysql2
 {reads}import mysql from "mysql2/promise";
 
@@ -122,6 +124,15 @@ def _client(dialect: Dialect, info: ConnectionInfo, options: tuple[str, ...]) ->
         info.database,
     ]  # fmt: skip
     return f"MYSQL_PWD={shlex.quote(info.password)} {shlex.join(words)}"
+
+
+def _adapter_options(dialect: Dialect, info: ConnectionInfo) -> str:
+    """Of Prisma's adapter, which is made of MariaDB's driver, for MySQL too."""
+    last = f'ssl: {{ ca: readFileSync("{CA_FILE}", "utf8") }}' if info.tls else dialect.adapter_option
+    return f"""{{
+  host: {literal(info.host)}, port: {info.port}, user: {literal(info.username)}, password: {literal(info.password)},
+  database: {literal(info.database)},{" " if last else ""}{last}
+}}"""
 
 
 def _go(info: ConnectionInfo) -> str:
@@ -205,14 +216,10 @@ with engine.connect() as connection:
             host=literal(info.host), port=info.port, user=literal(info.username), password=literal(info.password),
             database=literal(info.database), reads=reads, tls=f"\n  ssl: {dialect.node_tls}," if info.tls else "",
         ),
-        "prisma": f"""# .env
-DATABASE_URL={literal(_uri(info))}
-
-// schema.prisma
-datasource db {{
-  provider = "mysql"
-  url      = env("DATABASE_URL")
-}}""",
+        "prisma": prisma(
+            info, provider="mysql", url=_uri(info), adapter="@prisma/adapter-mariadb", name="PrismaMariaDb",
+            options=_adapter_options(dialect, info),
+        ),
         "go": _go(info),
         "jdbc": f"""// {dialect.jdbc_library}
 {jdbc_note}var connection = java.sql.DriverManager.getConnection({literal(jdbc)});""",

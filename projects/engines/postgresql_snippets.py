@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from urllib.parse import quote, urlencode
 
 from projects.domain import CA_FILE, ConnectionInfo
-from projects.engines.snippet_words import CA_FROM, compose, env_lines, host, literal, percent
+from projects.engines.snippet_words import CA_FROM, compose, env_lines, host, literal, percent, prisma
 
 
 def _sslmode(info: ConnectionInfo) -> str:
@@ -56,21 +56,22 @@ def env(info: ConnectionInfo) -> Mapping[str, str]:
     }
 
 
-def _node_client(info: ConnectionInfo) -> str:
+def _node_options(info: ConnectionInfo) -> str:
     """`pg` always checks the certificate, whatever `sslmode` says: it needs the CA, and no `sslmode` beside it."""
     if not info.tls:
-        return f"""import pg from "pg";
-
-const client = new pg.Client({{ connectionString: {literal(_uri(info))} }});"""
+        return f"{{ connectionString: {literal(_uri(info))} }}"
     bare = _uri(info).partition("?")[0]
-    return f"""// {CA_FROM}
-import {{ readFileSync }} from "node:fs";
-import pg from "pg";
-
-const client = new pg.Client({{
+    return f"""{{
   connectionString: {literal(bare)},
   ssl: {{ ca: readFileSync("{CA_FILE}", "utf8") }},
-}});"""
+}}"""
+
+
+def _node_client(info: ConnectionInfo) -> str:
+    reads = f'// {CA_FROM}\nimport {{ readFileSync }} from "node:fs";\n' if info.tls else ""
+    return f"""{reads}import pg from "pg";
+
+const client = new pg.Client({_node_options(info)});"""
 
 
 def snippets(info: ConnectionInfo) -> Mapping[str, str]:
@@ -104,14 +105,14 @@ with engine.connect() as connection:
 await client.connect();
 console.log((await client.query("select version()")).rows[0]);
 await client.end();""",
-        "prisma": f"""# .env
-DATABASE_URL={literal(_uri(info))}
-
-// schema.prisma
-datasource db {{
-  provider = "postgresql"
-  url      = env("DATABASE_URL")
-}}""",
+        "prisma": prisma(
+            info,
+            provider="postgresql",
+            url=_uri(info),
+            adapter="@prisma/adapter-pg",
+            name="PrismaPg",
+            options=_node_options(info),
+        ),
         "go": f"""// go get github.com/jackc/pgx/v5
 {note and "// " + note}package main
 

@@ -40,3 +40,38 @@ def compose(info: ConnectionInfo, variables: Mapping[str, str]) -> str:
     if info.tls:
         lines += ["    volumes:", f"      - ./{CA_FILE}:{_CA_IN_COMPOSE}:ro  # {CA_FROM.partition(': ')[2]}"]
     return "\n".join(lines)
+
+
+def prisma(info: ConnectionInfo, *, provider: str, url: str, adapter: str, name: str, options: str) -> str:
+    """Prisma 7: the schema names the product only, its tools read the URL, and programs connect by a driver's adapter.
+    `options`: of the adapter, in JavaScript."""
+    reads = f'// {CA_FROM}\nimport {{ readFileSync }} from "node:fs";\n' if info.tls else ""
+    return f"""# .env
+DATABASE_URL={literal(url)}
+
+// prisma/schema.prisma
+generator client {{
+  provider = "prisma-client"
+  output   = "../generated/prisma"
+}}
+
+datasource db {{
+  provider = "{provider}"
+}}
+
+// prisma.config.ts
+import "dotenv/config";
+import {{ defineConfig, env }} from "prisma/config";
+
+export default defineConfig({{
+  schema: "prisma/schema.prisma",
+  datasource: {{ url: env("DATABASE_URL") }},
+}});
+
+// npm install prisma @prisma/client {adapter} dotenv && npx prisma generate
+{reads}import {{ {name} }} from "{adapter}";
+import {{ PrismaClient }} from "./generated/prisma/client";
+
+const prisma = new PrismaClient({{ adapter: new {name}({options}) }});
+console.log(await prisma.$queryRawUnsafe("select version() as version"));
+await prisma.$disconnect();"""
