@@ -38,9 +38,15 @@ class CertificateAuthority(BaseModel):
         return pki.fingerprint(self.certificate)
 
     @classmethod
+    def one(cls, pk: UUID) -> str:
+        """The certificate of this CA."""
+        if pk not in _certificates:
+            _certificates.update(cls.objects.values_list("pk", "certificate"))
+        return _certificates[pk]
+
+    @classmethod
     def bundle(cls, pk: UUID) -> str:
         """The certificates of all CAs, `pk`'s among them: while a new CA takes over, servers show either's. Asks the
         database when it meets a CA for the first time in this process."""
-        if pk not in _certificates:
-            _certificates.update(cls.objects.values_list("pk", "certificate"))
+        cls.one(pk)
         return "".join(text for _, text in sorted(_certificates.items(), reverse=True))

@@ -57,7 +57,7 @@ def server_request(
     """What the engine turns into a spec. The image is the pinned one (rule 12). With a certificate on the row the server
     speaks TLS, and with `required` nothing else."""
     key = server.tls_key.open() if tls and server.tls_certificate and server.tls_key is not None else ""
-    ca = CertificateAuthority.bundle(server.tls_authority_id).encode() if server.tls_authority_id else b""
+    ca = CertificateAuthority.one(server.tls_authority_id).encode() if server.tls_authority_id else b""
     labels = {"io.novastack.project": str(server.project_uuid)} if server.project_uuid else {}
     return domain.ServerRequest(
         handle=server.handle,
