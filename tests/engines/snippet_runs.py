@@ -70,14 +70,14 @@ def _client(snippet: str, journey: Journey) -> str:
 
 
 def try_snippets(journey: Journey, word: str) -> None:
-    """With a table that holds `word` first, and `novastack-ca.pem` in the journey's folder."""
+    """With a table whose first word begins so, and `novastack-ca.pem` in the journey's folder."""
     answer = journey.ask("get", f"{journey.url}connection/")
     snippets: Mapping[str, str] = answer["snippets"]
     journey.folder.chmod(0o755)
     name = journey.engine.name
     if "python" in snippets:  # MongoDB's protocol; there is no `mongosh` here
         assert "{'ok': 1.0}" in _python(snippets["python"], journey.folder)
-        query = "\nprint(MONGODB['orders'].find_one()['word'])"
+        query = "\nprint([document['word'] for document in MONGODB['orders'].find()])"
         assert word in _python(snippets["django"] + query, journey.folder)
         uri = f"from pymongo import MongoClient\nprint(MongoClient({answer['uri']!r}).admin.command('ping'))"
         assert "{'ok': 1.0}" in _python(uri, journey.folder)
