@@ -183,7 +183,7 @@ BEGIN: dict[str, Callable[[Lane], tuple[Project, Operation]]] = {
 
 def kinds_of(engine: str, runtime: str) -> Iterator[str]:
     """Certificates only where a server speaks TLS on every machine that runs the tests."""
-    tls = runtime == "docker" and domain.Capability.TLS in registry.engine(engine).capabilities
+    tls = runtime == "docker" and domain.Capability.TLS_RELOAD in registry.engine(engine).capabilities
     for kind in BEGIN:
         if tls or kind not in {"change_tls", "renew_certificate"}:
             yield kind
