@@ -54,23 +54,26 @@ def wait_rows(site: Site, project: Project, number: int) -> None:
 
 
 def test_made_while_it_is_away_it_comes_up_with_it(site, daemon):
-    daemon.stop()
-    site.worker()
-    project = site.create()
-    site.wait_status(project, "not_available", 20)
-    assert project.status_detail
-    operation = site.operation(project)
-    time.sleep(8)
-    operation.refresh_from_db()
-    assert operation.live
-    assert operation.attempt == 1
-    assert all(step.attempt <= 1 for step in operation.steps.all())
-    daemon.start()
-    site.wait_ended(operation, 90)
-    assert operation.state == "succeeded"
-    with site.login(project):
-        pass
-    site.check_exactly(project)
+    with site.fault("dockerd away while a database is asked for") as run:
+        daemon.stop()
+        site.worker()
+        project = site.create()
+        site.wait_status(project, "not_available", 20)
+        assert project.status_detail
+        operation = site.operation(project)
+        time.sleep(8)
+        operation.refresh_from_db()
+        assert operation.live
+        assert operation.attempt == 1
+        assert all(step.attempt <= 1 for step in operation.steps.all())
+        daemon.start()
+        run.recovering()
+        site.wait_ended(operation, 90)
+        assert operation.state == "succeeded"
+        run.ended()
+        with site.login(project):
+            pass
+        site.check_exactly(project)
 
 
 @pytest.mark.parametrize(
@@ -83,44 +86,57 @@ def test_stopped_while_provisioning(site, daemon, how, step):
     site.worker()
     while not operation.steps.filter(name=step).exclude(state="pending").exists():
         time.sleep(0.005)
-    daemon.stop(how)
-    time.sleep(3)
-    project.refresh_from_db()
-    assert project.status in {"not_available", "provisioning"}, project.status
-    daemon.start()
-    site.wait_ended(operation, 90)
-    assert operation.state == "succeeded", (operation.error, list(operation.events.values_list("message", flat=True)))
-    with site.login(project):
-        pass
-    site.check_exactly(project)
+    with site.fault(f"dockerd {how.name} while provisioning", point=step) as run:
+        daemon.stop(how)
+        time.sleep(3)
+        project.refresh_from_db()
+        assert project.status in {"not_available", "provisioning"}, project.status
+        daemon.start()
+        run.recovering()
+        site.wait_ended(operation, 90)
+        assert operation.state == "succeeded", (
+            operation.error,
+            list(operation.events.values_list("message", flat=True)),
+        )
+        run.ended()
+        with site.login(project):
+            pass
+        site.check_exactly(project)
 
 
 @pytest.mark.parametrize("how", HOW if ALL else [signal.SIGTERM])
 def test_stopped_while_running(site, daemon, how):
     project = site.ready()
     site.worker()
-    daemon.stop(how)
-    site.wait_status(project, "not_available", 20)
-    daemon.start()
-    wait_rows(site, project, 1000)
-    site.check_exactly(project)
-    site.stop_workers()
-    operation = project_action(principal=site.alice, project=project, action="restart")
-    assert site.finish(operation).state == "succeeded"
+    with site.fault(f"dockerd {how.name} while running") as run:
+        daemon.stop(how)
+        site.wait_status(project, "not_available", 20)
+        daemon.start()
+        run.recovering()
+        wait_rows(site, project, 1000)
+        run.ended()
+        run.lost_rows = 0
+        site.check_exactly(project)
+        site.stop_workers()
+        operation = project_action(principal=site.alice, project=project, action="restart")
+        assert site.finish(operation).state == "succeeded"
 
 
 def test_deleted_while_it_is_away_it_is_deleted_when_it_is_back(site, daemon):
     project = site.ready()
     site.worker()
-    daemon.stop()
-    site.wait_status(project, "not_available", 20)
-    purge = project_purge(principal=site.alice, project=project, confirm=project.slug)
-    time.sleep(4)
-    project.refresh_from_db()
-    assert project.status == "deleting"
-    assert project.status_detail, "and why it takes long"
-    daemon.start()
-    site.wait_ended(purge, 90)
-    assert purge.state == "succeeded"
-    site.check_exactly()
-    assert not list(site.runtime.managed_data())
+    with site.fault("dockerd away while a database is purged") as run:
+        daemon.stop()
+        site.wait_status(project, "not_available", 20)
+        purge = project_purge(principal=site.alice, project=project, confirm=project.slug)
+        time.sleep(4)
+        project.refresh_from_db()
+        assert project.status == "deleting"
+        assert project.status_detail, "and why it takes long"
+        daemon.start()
+        run.recovering()
+        site.wait_ended(purge, 90)
+        assert purge.state == "succeeded"
+        run.ended()
+        site.check_exactly()
+        assert not list(site.runtime.managed_data())

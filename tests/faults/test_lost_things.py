@@ -36,39 +36,48 @@ def kill_server(project: Project) -> None:
 def test_a_killed_server_comes_back_by_itself_with_its_data(process_site):
     project = process_site.ready()
     process_site.worker()
-    kill_server(project)
-    deadline = time.monotonic() + 60
-    while not Operation.objects.filter(kind="recover").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process_site.wait_ended(Operation.objects.get(kind="recover"))
-    process_site.wait_status(project, "running")
-    assert process_site.rows_of(project) == 1000
-    process_site.check_exactly(project)
+    with process_site.fault("server killed") as run:
+        kill_server(project)
+        run.recovering()
+        deadline = time.monotonic() + 60
+        while not Operation.objects.filter(kind="recover").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process_site.wait_ended(Operation.objects.get(kind="recover"))
+        process_site.wait_status(project, "running")
+        run.ended()
+        assert process_site.rows_of(project) == 1000
+        run.lost_rows = 0
+        process_site.check_exactly(project)
 
 
 def test_data_that_was_removed_is_missing_and_never_made_anew(process_site):
     site = process_site
     project = site.ready()
-    kill_server(project)
-    time.sleep(1)
-    shutil.rmtree(folder_of(site, project))
-    site.worker()
-    site.wait_status(project, "failed")
-    assert project.failure["code"] == "data_missing"
-    time.sleep(3)
-    assert not folder_of(site, project).exists(), "no new, empty server in its place"
-    assert Operation.objects.filter(kind="recover").count() == 1
-    site.finish(project_action(principal=site.alice, project=project, action="start"))
-    project.refresh_from_db()
-    assert project.failure["code"] == "data_missing"
-    assert not folder_of(site, project).exists()
+    with site.fault("server and its data removed by hand") as run:
+        kill_server(project)
+        time.sleep(1)
+        shutil.rmtree(folder_of(site, project))
+        site.worker()
+        run.recovering()
+        site.wait_status(project, "failed")
+        run.ended()
+        assert project.failure["code"] == "data_missing"
+        time.sleep(3)
+        assert not folder_of(site, project).exists(), "no new, empty server in its place"
+        assert Operation.objects.filter(kind="recover").count() == 1
+        site.finish(project_action(principal=site.alice, project=project, action="start"))
+        project.refresh_from_db()
+        assert project.failure["code"] == "data_missing"
+        assert not folder_of(site, project).exists()
 
 
 def test_a_port_of_somebody_else_is_marked_and_the_next_one_taken(process_site):
     site = process_site
-    with listening(site.region.port_start):
+    with site.fault("host port taken before provisioning") as run, listening(site.region.port_start):
+        run.recovering()
         project = site.ready()
+        run.ended()
         first = site.region.port_start
         assert Endpoint.objects.get(project=project).port != first
         assert BlockedPort.objects.filter(port=first).exists()
@@ -114,17 +123,20 @@ def test_a_lost_connection_to_the_control_database_is_resumed(process_site, step
     operation = site.operation(project)
     from projects.operations import runner
 
-    assert runner.run(operation.pk)
-    operation.refresh_from_db()
-    assert operation.live
-    assert operation.lease_until is not None
-    site.expire_lease(operation)
-    assert site.finish(operation).state == "succeeded"
-    assert operation.steps.get(name=step).attempt == 1
-    assert operation.attempt == 1
-    with site.login(project):
-        pass
-    site.check_exactly(project)
+    with site.fault("control database drops a worker's connection", point=step) as run:
+        assert runner.run(operation.pk)
+        operation.refresh_from_db()
+        assert operation.live
+        assert operation.lease_until is not None
+        site.expire_lease(operation)
+        run.recovering()
+        assert site.finish(operation).state == "succeeded"
+        run.ended()
+        assert operation.steps.get(name=step).attempt == 1
+        assert operation.attempt == 1
+        with site.login(project):
+            pass
+        site.check_exactly(project)
 
 
 def test_many_at_once_with_several_workers(process_site):

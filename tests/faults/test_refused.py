@@ -4,6 +4,8 @@ cause is gone."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -263,6 +265,41 @@ def test_the_engine_has_no_address_left(
         assert (error["code"], error["retryable"]) == ("capacity_exhausted", True)
         assert "address" in error["detail"]
         daemon.cli("network", "rm", *(f"taken{n}" for n in range(taken)))
+        run.recovering()
+        works_after_retry(site, project)
+        run.ended()
+
+
+@pytest.fixture
+def small_daemon(small_disk: Path) -> Iterator[Daemon]:
+    """Its images and volumes are on a small disk of their own."""
+    subprocess.run(["mount", "-o", "remount,size=1400m", str(small_disk)], check=True)
+    try:
+        with own_daemon(IMAGE, bridge="nvsfull0", argv=("--data-root", str(small_disk))) as daemon:
+            yield daemon
+    finally:
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for place in reversed([m for m in mounts if m.startswith(f"{small_disk}/")]):
+            subprocess.run(["umount", "-l", place], capture_output=True, check=False)
+
+
+@everything
+@pytest.mark.docker
+@pytest.mark.parametrize("free_bytes", [100 << 10, 20 << 20])
+def test_the_engines_disk_is_full_while_provisioning(
+    docker_site: Site, small_daemon: Daemon, small_disk: Path, impatient: None, free_bytes: int
+) -> None:
+    """With room for nothing, and with room for the beginning of a database only."""
+    site = docker_site
+    site.region.config = {"base_url": small_daemon.url}
+    site.region.save()
+    with site.fault("disk full while provisioning", point=f"{free_bytes >> 10} KiB free") as run:
+        with (small_disk / "filler").open("wb") as filler:
+            os.posix_fallocate(filler.fileno(), 0, shutil.disk_usage(small_disk).free - free_bytes)
+        project = site.create()
+        error = failed(site, project, seconds=200)
+        assert (error["code"], error["retryable"]) == ("capacity_exhausted", True), error
+        (small_disk / "filler").unlink()
         run.recovering()
         works_after_retry(site, project)
         run.ended()

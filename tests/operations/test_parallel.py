@@ -19,6 +19,7 @@ from projects.operations import runner, wiring
 from projects.runtimes.memory import MemoryRuntime
 from projects.services import ProjectRequest, project_action, project_create, project_delete, project_update
 from tests.factories import Team, api_client, make_catalogue, make_project, make_team
+from tests.faults import ledger
 from tests.operations.conftest import drive, operation_of
 from tests.operations.paper import PaperPostgreSQL
 
@@ -90,11 +91,15 @@ def test_a_hundred_posts_with_one_key_make_one_project(team, runtime):
     def post() -> Any:
         return api_client(team.alice).post("/api/v1/projects/", {"name": "Once"}, format="json", headers=headers)
 
-    results = at_once(*[post for _ in range(100)])
-    answers = Counter(r.status_code for r in results)
-    assert set(answers) <= {201, 409, 429}, results
-    assert {r.json()["code"] for r in results if r.status_code == 409} <= {"conflict"}
-    assert Project.objects.count() == Operation.objects.count() == Endpoint.objects.count() == 1
+    with ledger.fault("100 parallel POSTs with one Idempotency-Key", engine="postgresql", runtime="memory") as run:
+        run.recovering()
+        results = at_once(*[post for _ in range(100)])
+        answers = Counter(r.status_code for r in results)
+        assert set(answers) <= {201, 409, 429}, results
+        assert {r.json()["code"] for r in results if r.status_code == 409} <= {"conflict"}
+        run.orphans = Project.objects.count() - 1
+        assert Project.objects.count() == Operation.objects.count() == Endpoint.objects.count() == 1
+        run.ended()
     replay = post()
     assert replay.status_code == 201 and replay["Idempotency-Replayed"] == "true"
     assert {r.json()["id"] for r in results if r.status_code == 201} == {replay.json()["id"]}
