@@ -115,6 +115,7 @@ def test_stopped_and_started_again(process_site: Site, any_stack: Stack, moment:
         assert stack.all_alive()
 
 
+@everything
 def test_a_broker_that_hangs_holds_nobody_up(process_site: Site, redis_stack: Stack) -> None:
     site, stack = process_site, redis_stack
     assert isinstance(stack.broker, Redis)
@@ -202,7 +203,7 @@ def test_two_beats_and_two_reconcilers(process_site: Site, redis_stack: Stack) -
         run.lost_rows = 0
         second = site.create("Second")
         each_step_once(site.wait_ended(site.operation(second), 60))
-        time.sleep(11)  # two ticks of each
+        time.sleep(6)  # a tick of each
         assert Operation.objects.filter(kind="recover").count() == 1
         assert not OperationStep.objects.filter(crashes__gt=0).exists()
         assert not DatabaseServer.objects.filter(recoveries__gt=1).exists()

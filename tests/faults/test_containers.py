@@ -117,6 +117,7 @@ def test_a_query_that_takes_too_much_memory_is_said(docker_site: Site) -> None:
     wait_for(lambda: eyes.project_answer(site, project)["status_detail"] == "", 20, "forgiveness")
 
 
+@everything
 def test_a_server_whose_first_process_is_killed_for_memory(docker_site: Site) -> None:
     """PID 1 itself: the engine starts the container again at once, and the reason must not be lost."""
     site = docker_site

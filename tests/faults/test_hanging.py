@@ -21,14 +21,14 @@ from projects.operations import wiring
 from projects.services import ProjectRequest, project_action, project_create
 from tests.dockerd import Daemon, own_daemon
 from tests.faults import eyes
-from tests.faults.conftest import ALL, VERSION, Site
+from tests.faults.conftest import ALL, VERSION, Site, everything
 from tests.faults.stack import FileBroker, Stack, database_url, wait_for
 from tests.faults.test_dockerd import IMAGE
 from tests.faults.test_dockerd import site as site_on_own_daemon
 from tests.faults.test_lost_things import kill_server
 
 pytestmark = pytest.mark.docker
-HANGS_SECONDS = 90 if ALL else 20
+HANGS_SECONDS = 90 if ALL else 16
 SLOW_SECONDS = 3.0 if ALL else 1.0
 MOMENTS = ("", "server", "ready", "secure", "limits") if ALL else ("server",)
 
@@ -184,6 +184,7 @@ def test_a_daemon_that_hangs(site: Site, stack: Stack, daemon: Daemon, moment: s
             daemon.process.send_signal(signal.SIGCONT)
 
 
+@everything
 def test_a_daemon_that_answers_slowly(site: Site, daemon: Daemon, stack: Stack) -> None:
     """From the first call to the last: a database is made, stopped and started through it."""
     proxy = SlowProxy(daemon.folder, daemon.folder / "docker.sock", SLOW_SECONDS)

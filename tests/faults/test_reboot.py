@@ -124,6 +124,7 @@ def test_a_docker_host_is_powered_off_while_provisioning(site: Site, daemon: Dae
         site.check_exactly(*ran, project)
 
 
+@everything
 @pytest.mark.process
 def test_a_host_of_processes_is_powered_off(process_site: Site) -> None:
     site = process_site

@@ -100,6 +100,7 @@ def port_taken_while_stopped(site: Site) -> None:
         site.check_exactly(project)
 
 
+@everything
 @pytest.mark.docker
 def test_a_port_that_was_taken_while_the_server_was_stopped(docker_site: Site, impatient: None) -> None:
     port_taken_while_stopped(docker_site)
@@ -143,7 +144,7 @@ def test_while_it_waits_for_its_next_try_the_status_says_why(process_site: Site)
 
 # --- images -------------------------------------------------------------------------------------------------------------
 
-MODES = ("500", "404", "hangs", "stalls", "cuts") if ALL else ("hangs",)
+MODES = ("500", "404", "hangs", "stalls", "cuts") if ALL else ("500",)
 
 
 @pytest.mark.docker
@@ -171,6 +172,7 @@ def test_an_image_that_can_not_be_pulled(
         server.close()
 
 
+@everything
 @pytest.mark.docker
 def test_an_image_that_is_nowhere(docker_site: Site, impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     site = docker_site
@@ -186,6 +188,7 @@ def test_an_image_that_is_nowhere(docker_site: Site, impatient: None, monkeypatc
         run.ended()
 
 
+@everything
 @pytest.mark.docker
 def test_a_pinned_image_that_was_removed_is_never_replaced(
     docker_site: Site, impatient: None, monkeypatch: pytest.MonkeyPatch
@@ -249,6 +252,7 @@ def daemon() -> Iterator[Daemon]:
 own_site = pytest.fixture(site_on_own_daemon.__wrapped__, name="own_site")
 
 
+@everything
 @pytest.mark.docker
 def test_the_engine_has_no_address_left(
     own_site: Site, daemon: Daemon, impatient: None, request: pytest.FixtureRequest
