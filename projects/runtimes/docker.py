@@ -42,7 +42,7 @@ from projects.domain import (
 from projects.runtimes import docker_logs, docker_spec
 from projects.runtimes.base import MAX_LOG_BYTES, MAX_LOG_LINES, Runtime
 from projects.runtimes.docker_client import DockerClients, mapped
-from projects.runtimes.docker_containers import Container, Containers, is_up, wanted_limits
+from projects.runtimes.docker_containers import Container, Containers, NameInUse, is_up, wanted_limits
 from projects.runtimes.docker_images import Images
 from projects.runtimes.docker_observe import Observer
 from projects.runtimes.docker_tools import Tool
@@ -50,6 +50,7 @@ from projects.runtimes.docker_usage import UsageReader
 
 _DESTROY_GRACE_SECONDS = 10.0
 _PARALLEL = 8
+_NAME_TRIES = 3
 
 
 class DockerRuntime(Runtime):
@@ -110,6 +111,14 @@ class DockerRuntime(Runtime):
 
     # --- servers ------------------------------------------------------------------------------------------------------
     def ensure(self, spec: ServerSpec, *, data: DataPolicy) -> Handle:
+        for _ in range(_NAME_TRIES):
+            try:
+                return self._ensure(spec, data)
+            except NameInUse:  # an engine that hung may still do what it was asked before: look again
+                time.sleep(0.5)
+        return self._ensure(spec, data)
+
+    def _ensure(self, spec: ServerSpec, data: DataPolicy) -> Handle:
         self._check_volume(spec, data)
         existing = self._find(spec.handle)
         if existing is not None and self._is_as_described(existing, spec):
@@ -387,7 +396,10 @@ class DockerRuntime(Runtime):
                 made = self._clients.get().create_volume(
                     docker_spec.volume_name(spec.handle), driver="local", labels=labels
                 )
-            ours = (made.get("Labels") or {}).get(docker_spec.NONCE) == nonce
+            # Or of an earlier request of ours, which an engine that hung did only now: nobody has used it.
+            ours = (made.get("Labels") or {}).get(docker_spec.NONCE) == nonce or self._is_ours(
+                made.get("Labels"), "data", spec.handle
+            )
         if not ours:
             raise DataExists("a volume of this name exists and was not made for this server")
 

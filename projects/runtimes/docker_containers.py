@@ -132,6 +132,10 @@ class Containers:
                 )
             except docker.errors.ImageNotFound as error:
                 raise ImageMissing(f"the server's image {spec.image} is not on the host any more") from error
+            except docker.errors.APIError as error:
+                if error.status_code == 409:
+                    raise NameInUse("a container of this name was just made") from error
+                raise
         return made
 
     def put_init_files(self, container: Container, spec: ServerSpec) -> None:
@@ -222,6 +226,10 @@ def wanted_limits(spec: ServerSpec) -> tuple[int, int]:
 def is_up(container: Container) -> bool:
     state = container["State"]
     return bool(state.get("Running")) and not state.get("Restarting") and not state.get("Paused")
+
+
+class NameInUse(NovaStackRuntimeError):
+    """Between looking and making somebody else made it."""
 
 
 class _Conflict(Exception):
