@@ -27,6 +27,8 @@ FAILURE = {"code": "x", "detail": "It broke."}
     ("changes", "expected", "detail"),
     [
         ({}, "running", ""),
+        ({"observed_detail": "One of its processes was killed."}, "running", "One of its processes was killed."),
+        (AT_WORK | {"operation_detail": "Start: its port is taken"}, "starting", "Start: its port is taken"),
         ({"health": "unhealthy", "health_detail": "No login."}, "unhealthy", "No login."),
         ({"health": "unknown"}, "starting", "The server runs; waiting for a login."),
         ({"observed": "stopped", "observed_detail": "Killed: out of memory."}, "unhealthy", "Killed: out of memory."),
