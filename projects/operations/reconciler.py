@@ -333,7 +333,7 @@ def _take(server: DatabaseServer, seen: domain.Observation) -> bool:
     detail = _describe(seen)
     before = (server.observed_state, server.observed_detail, server.started_at)
     started = seen.started_at if seen.state == domain.ServerState.RUNNING else None
-    if started is not None and server.started_at is not None and _close(started, server.started_at):
+    if started is not None and server.started_at is not None and _same_start(started, server.started_at):
         started = server.started_at
     if seen.state == domain.ServerState.STARTING and server.observed_state == ObservedState.RUNNING:
         return False
@@ -345,9 +345,10 @@ def _take(server: DatabaseServer, seen: domain.Observation) -> bool:
     return True
 
 
-def _close(one: datetime, other: datetime) -> bool:
-    """The same start: our own note of it and the runtime's differ by the time until the first login."""
-    return abs((one - other).total_seconds()) < 120
+def _same_start(seen: datetime, noted: datetime) -> bool:
+    """Our own note of a start is later than the runtime's by the time until the first login. One that the runtime saw
+    after our note is another start, however soon: only a login makes it "running" again."""
+    return timedelta(seconds=-120) < seen - noted <= timedelta(seconds=2)
 
 
 def _describe(seen: domain.Observation) -> str:

@@ -10,10 +10,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from novastack.common.clock import now
 from projects.models import DatabaseServer, Operation, Project
 from projects.runtimes.process_table import ProcessRef, family
 from projects.services import project_action
@@ -63,9 +65,11 @@ def processes() -> Iterator[tuple[int, str, int]]:
                 yield int(folder.name), argv, int((folder / "stat").read_text().rpartition(")")[2].split()[1])
 
 
-def back(site: Site, ran: list[Project], stopped: Project) -> int:
+def back(site: Site, ran: list[Project], stopped: Project, since: datetime) -> int:
     """Waits for what is desired; returns how many rows are missing."""
     for project in ran:
+        seen = DatabaseServer.objects.filter(project_uuid=project.pk, started_at__gt=since)
+        wait_for(seen.exists, 60, "a look at it since the machine is back")
         site.wait_status(project, "running", 90)
     lost = sum(1000 - site.rows_of(project) for project in ran)
     time.sleep(4)
@@ -82,12 +86,13 @@ def test_a_docker_host_is_powered_off(site: Site, daemon: Daemon) -> None:
     site.worker()
     time.sleep(3)
     with site.fault("machine rebooted", point="idle") as run:
+        since = now()
         site.stop_workers()
         powered_off(daemon)
         daemon.start()
         run.recovering()
         site.worker()
-        run.lost_rows = back(site, ran, stopped)
+        run.lost_rows = back(site, ran, stopped, since)
         run.ended()
         assert run.lost_rows == 0
         site.check_exactly(*ran, stopped)
@@ -134,6 +139,7 @@ def test_a_host_of_processes_is_powered_off(process_site: Site) -> None:
     site.worker()
     time.sleep(3)
     with site.fault("machine rebooted", point="idle") as run:
+        since = now()
         site.stop_workers()
         for server in DatabaseServer.objects.exclude(runtime_ref=""):
             ref = ProcessRef.parse(server.runtime_ref)
@@ -143,7 +149,7 @@ def test_a_host_of_processes_is_powered_off(process_site: Site) -> None:
                     os.kill(each.pid, signal.SIGKILL)
         run.recovering()
         site.worker()
-        run.lost_rows = back(site, ran, stopped)
+        run.lost_rows = back(site, ran, stopped, since)
         run.ended()
         assert run.lost_rows == 0
         assert Operation.objects.filter(kind="recover").count() == 2
