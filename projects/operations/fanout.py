@@ -20,6 +20,9 @@ T = TypeVar("T")
 PATIENCE_SECONDS = 4.0
 AWAY_PATIENCE_SECONDS = 1.0  # for a region that did not answer before: it may, but nobody waits for it
 
+SLOWEST_SECONDS = 45.0
+
+_took: dict[tuple[str, UUID], float] = {}  # seconds, the last time that it answered
 _open: dict[tuple[str, UUID], float] = {}
 _lock = threading.Lock()
 
@@ -41,7 +44,7 @@ def ask(
         if since is not None:
             yield pk, _silent(began - since)
             continue
-        waiting[pk] = began + patience.get(pk, PATIENCE_SECONDS)
+        waiting[pk] = began + _grown(patience.get(pk, PATIENCE_SECONDS), _took.get(key))
         threading.Thread(target=_run, args=(key, question, answers), name=f"{what}-{pk.hex[:8]}", daemon=True).start()
     while waiting:
         try:
@@ -73,14 +76,21 @@ def patience(regions: Mapping[UUID, Region], seconds: float = PATIENCE_SECONDS) 
 
 def _run(key: tuple[str, UUID], question: Callable[[], Any], answers: queue.SimpleQueue[Any]) -> None:
     answer: Any
+    began = time.monotonic()
     try:
         answer = question()
+        _took[key] = time.monotonic() - began
     except Exception as error:  # it is the answer
         answer = error
     finally:
         with _lock:
             _open.pop(key, None)
     answers.put((key[1], answer))
+
+
+def _grown(patience: float, took: float | None) -> float:
+    """More of it for one that answered, but late: what is slow is not away."""
+    return patience if took is None else max(patience, min(SLOWEST_SECONDS, 1.5 * took + 0.5))
 
 
 def _silent(seconds: float) -> RuntimeUnreachable:

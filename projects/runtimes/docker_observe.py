@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from projects.runtimes.docker_client import DockerClients, mapped
 # between two looks can't be missed as long as they are closer together than this.
 _TRUST_SECONDS = 45.0
 _KILLS_MATTER_SECONDS = 3600
+_CLOCK_MATTERS_SECONDS = 300
 _OOM = json.dumps({"type": ["container"], "event": ["oom"]})
 _HOPELESS = 4  # restarts by the daemon after which a server that ends at once counts as stopped
 
@@ -30,6 +32,8 @@ class Observer:
         self._clients = clients
         self._kept: dict[str, tuple[str, float, Observation]] = {}
         self._lock = threading.Lock()
+        self._ahead = 0.0  # the engine's clock before ours; seconds
+        self._ahead_at = -math.inf
         self._heard = 0  # the engine's clock when it was last asked; seconds since 1970
         self._kills: dict[str, int] = {}  # container → when one of its processes was last killed for memory
 
@@ -38,7 +42,9 @@ class Observer:
         started again by the engine before anybody looks: nothing else tells. One short call, whatever the number."""
         client: Any = self._clients.get()
         with mapped():
-            now = _clock_of(client)
+            if time.monotonic() - self._ahead_at > _CLOCK_MATTERS_SECONDS:
+                self._ahead, self._ahead_at = _clock_of(client) - time.time(), time.monotonic()
+            now = int(time.time() + self._ahead)
             since = self._heard or now - _KILLS_MATTER_SECONDS
             answer = client._get(
                 client._url("/events"), params={"since": since, "until": now, "filters": _OOM}, timeout=client.timeout
@@ -98,11 +104,12 @@ class Observer:
 
 
 def _clock_of(client: Any) -> int:
-    """The engine's own clock: of a machine whose clock is another than ours. Whole seconds, never ahead of it."""
+    """The engine's own clock, which may be another than ours. Whole seconds, rounded down: an engine that is asked for
+    what is still to come waits for it."""
     answer = client._get(client._url("/_ping"), timeout=client.timeout)
     client._raise_for_status(answer)
     date = answer.headers.get("Date")
-    return int(parsedate_to_datetime(date).timestamp()) if date else int(time.time()) - 1
+    return int(parsedate_to_datetime(date).timestamp()) if date else int(time.time()) - 60
 
 
 def describe(inspected: Mapping[str, Any]) -> Observation:
