@@ -70,6 +70,7 @@ def back(site: Site, ran: list[Project], stopped: Project, since: datetime) -> i
     for project in ran:
         seen = DatabaseServer.objects.filter(project_uuid=project.pk, started_at__gt=since)
         wait_for(seen.exists, 60, "a look at it since the machine is back")
+        time.sleep(1)  # from here on the status is the truth: what it says running takes logins
         site.wait_status(project, "running", 90)
     lost = sum(1000 - site.rows_of(project) for project in ran)
     time.sleep(4)
