@@ -291,7 +291,7 @@ def small_daemon(small_disk: Path) -> Iterator[Daemon]:
 @pytest.mark.docker
 @pytest.mark.parametrize("free_bytes", [100 << 10, 20 << 20])
 def test_the_engines_disk_is_full_while_provisioning(
-    docker_site: Site, small_daemon: Daemon, small_disk: Path, impatient: None, free_bytes: int
+    small_daemon: Daemon, docker_site: Site, small_disk: Path, impatient: None, free_bytes: int
 ) -> None:
     """With room for nothing, and with room for the beginning of a database only."""
     site = docker_site
