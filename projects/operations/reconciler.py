@@ -50,6 +50,7 @@ HINT_EVERY_SECONDS = 5
 ABILITIES_EVERY_SECONDS = 60
 ORPHAN_EVERY_SECONDS = 60
 EPOCH_EVERY_SECONDS = 30
+OTHER_ENGINE = "another engine answers at its address: nothing of this install is there, and its servers should be"
 OBSERVE_SECONDS = 10.0  # after a worker's start every server is inspected once
 SELDOM_SECONDS = 15.0  # registries are asked
 MAX_NEW_ORPHANS = 3
@@ -96,6 +97,7 @@ class _Seen:
 
     observations: Mapping[domain.Handle, domain.Observation]
     epoch: str | domain.NovaStackRuntimeError | None
+    elsewhere: bool = False  # nothing of this install is there, and its servers should be
 
 
 def reconcile() -> Report:
@@ -114,7 +116,9 @@ def reconcile() -> Report:
     pings = {pk: look.runtime.ping for pk, look in looks.items()}
     for pk, pong in fanout.ask("ping", pings, fanout.patience(regions)):
         with _broken_alone(regions[pk], report):
-            if _answered(looks[pk].region, pong, report):
+            if isinstance(pong, Exception):
+                _away(regions[pk], pong, report)
+            else:
                 look = well[pk] = looks[pk]
                 look.servers = _servers(look.region)
                 look.epoch_due = _due(_epoch_name(look.region, install), EPOCH_EVERY_SECONDS)
@@ -123,8 +127,14 @@ def reconcile() -> Report:
     for pk, seen in fanout.ask("observe", questions, fanout.patience(regions, OBSERVE_SECONDS)):
         with _broken_alone(regions[pk], report):
             if isinstance(seen, Exception):
-                _answered(well[pk].region, seen, report)
-            elif _region(well[pk], seen, install, report):
+                _away(regions[pk], seen, report)
+                continue
+            if seen.elsewhere:
+                _looked.pop(_epoch_name(regions[pk], install), None)
+                _away(regions[pk], domain.RuntimeUnreachable(OTHER_ENGINE), report)
+                continue
+            status.set_reachable(regions[pk], True, "")
+            if _region(well[pk], seen, install, report):
                 done[pk] = well[pk]
     _seldom(done, install, report)
     return report
@@ -146,20 +156,16 @@ def _runtime(region: Region, report: Report) -> Runtime | None:
     try:
         return wiring.runtime_of(region)
     except domain.NovaStackRuntimeError as error:
-        _answered(region, error, report)
+        _away(region, error, report)
         return None
 
 
-def _answered(region: Region, answer: object, report: Report) -> bool:
-    """Put down whether the region can be reached. Raises what is neither an answer nor a runtime's error."""
-    if isinstance(answer, domain.NovaStackRuntimeError):
-        report.unreachable.append(region.slug)
-        status.set_reachable(region, False, str(answer))
-        return False
-    if isinstance(answer, Exception):
-        raise answer
-    status.set_reachable(region, True, "")
-    return True
+def _away(region: Region, error: Exception, report: Report) -> None:
+    """Put down that the region can't be reached. Raises what is no runtime's error."""
+    if not isinstance(error, domain.NovaStackRuntimeError):
+        raise error
+    report.unreachable.append(region.slug)
+    status.set_reachable(region, False, str(error))
 
 
 def _see(look: _Look) -> _Seen:
@@ -170,7 +176,15 @@ def _see(look: _Look) -> _Seen:
             epoch = look.runtime.read_epoch()
         except domain.NovaStackRuntimeError as error:
             epoch = error
-    return _Seen(look.runtime.observe([server.handle for server in look.servers]), epoch)
+    elsewhere = False
+    if epoch == "" and _moved(look.region, look.servers):
+        elsewhere = not _inventory(look.runtime)
+    return _Seen(look.runtime.observe([server.handle for server in look.servers]), epoch, elsewhere)
+
+
+def _moved(region: Region, servers: list[DatabaseServer]) -> bool:
+    """Whether another engine than the servers' could be at the region's address: it was typed, and may have been changed."""
+    return bool(region.endpoint_url) and any(server.initialised_at for server in servers)
 
 
 def _seldom(looks: dict[UUID, _Look], install: Install, report: Report) -> None:
@@ -310,11 +324,12 @@ def claim_epochs() -> None:
     for region in Region.objects.filter(enabled=True, reachable=True).exclude(runtime=""):
         with contextlib.suppress(domain.NovaStackRuntimeError):  # the next tick tries again
             runtime = wiring.runtime_of(region)
-            fanout.ask_one("epoch", region, functools.partial(_claim, runtime, str(install.epoch)))
+            claim = functools.partial(_claim, runtime, str(install.epoch), _moved(region, _servers(region)))
+            fanout.ask_one("epoch", region, claim)
 
 
-def _claim(runtime: Runtime, epoch: str) -> None:
-    if not runtime.read_epoch():
+def _claim(runtime: Runtime, epoch: str, moved: bool) -> None:
+    if not runtime.read_epoch() and not (moved and not _inventory(runtime)):
         runtime.write_epoch(epoch)
 
 

@@ -291,3 +291,33 @@ def test_a_region_that_hangs_costs_the_others_nothing(team: Team, monkeypatch: p
             thread.join(5)
     assert reconciler.reconcile().unreachable == []
     assert Region.objects.get(slug="far").reachable
+
+
+def test_another_engine_at_the_address_is_left_alone(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all of its servers would be taken for lost, and the strange engine for ours."""
+    monkeypatch.setattr(registry, "_built", {})
+    monkeypatch.setattr(reconciler, "_looked", {})
+    project = make_project(team.alice, team.organization)
+    region = project.region
+    old = wiring.runtime_of(region)
+    reconciler.reconcile()
+    assert old.read_epoch()
+    Region.objects.update(endpoint_url="unix:///other.sock")
+    region.refresh_from_db()
+    monkeypatch.setattr(reconciler, "_looked", {})
+    other = wiring.runtime_of(region)
+    assert other is not old
+    for _ in range(2):
+        reconciler.claim_epochs()
+        assert reconciler.reconcile().unreachable == ["local"]
+    assert other.read_epoch() == ""
+    region.refresh_from_db()
+    assert "another engine" in region.reason
+    project.refresh_from_db()
+    assert project.status == "not_available"
+    assert "another engine" not in project.status_detail
+    Region.objects.update(endpoint_url="")
+    region.refresh_from_db()
+    monkeypatch.setitem(registry.RUNTIMES, "memory", lambda *_: old)
+    report = reconciler.reconcile()
+    assert (report.unreachable, report.started) == ([], 0)
