@@ -43,10 +43,10 @@ def read_on(server: DatabaseServer, *, cursor: str = "", tail: int = 200) -> Log
         return LogText([], cursor, failure=UNREACHABLE)  # its own words name hosts and paths: they are the operators'
     except domain.NovaStackRuntimeError as error:
         return LogText([], cursor, failure=str(error) or UNREACHABLE)
-    return LogText([_text(line) for line in part.lines], part.cursor, part.gap, part.running)
+    return LogText([text_of(line) for line in part.lines], part.cursor, part.gap, part.running)
 
 
-def _text(line: bytes) -> str:
+def text_of(line: bytes) -> str:
     """PostgreSQL and Docker both carry bytes that are no text; NUL and other controls are not for JSON or pages."""
     return "".join(c if c.isprintable() or c == "\t" else "�" for c in line.decode("utf-8", "replace"))
 
@@ -57,7 +57,7 @@ def log_lines(server: DatabaseServer, tail: int) -> tuple[list[str], str]:
     size = 0
     try:
         for line in wiring.runtime_of(server.region).logs(server.handle, tail=tail):
-            text = _text(line)
+            text = text_of(line)
             size += len(text)
             if size > MAX_BYTES:
                 break

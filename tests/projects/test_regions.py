@@ -8,7 +8,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import Client
 from django.urls import reverse
@@ -22,6 +22,7 @@ from projects.models import Region
 from projects.operations import fanout, reconciler, region_check, wiring
 from projects.runtimes.docker import DockerRuntime
 from projects.runtimes.memory import MemoryRuntime
+from tests.contracts.runtime_contract import spec_maker
 from tests.factories import Team, UserFactory, make_catalogue, make_project
 
 CA = pki.make_authority("Engines", at=now())
@@ -321,3 +322,22 @@ def test_another_engine_at_the_address_is_left_alone(team: Team, monkeypatch: py
     monkeypatch.setitem(registry.RUNTIMES, "memory", lambda *_: old)
     report = reconciler.reconcile()
     assert (report.unreachable, report.started) == ([], 0)
+
+
+def test_a_log_at_the_console(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_built", {})
+    project = make_project(team.alice, team.organization, "Shop")
+    runtime = wiring.runtime_of(project.region)
+    assert isinstance(runtime, MemoryRuntime)
+    handle = project.databases.get().server.handle
+    runtime.ensure(spec_maker("17", domain.ImageRef("postgres:17"), "secret")(handle), data=domain.DataPolicy.CREATE)
+    said = StringIO()
+    timer = threading.Timer(0.7, runtime.write_log, [handle, b"while it \x1b[31mfollows"])
+    timer.start()
+    call_command("logs", "shop", tail=5, follow=True, seconds=2, stdout=said)
+    assert said.getvalue().splitlines()[-1] == "while it �[31mfollows"
+    alone = StringIO()
+    call_command("logs", str(project.pk), tail=1, stdout=alone)
+    assert alone.getvalue().splitlines() == ["while it �[31mfollows"]
+    with pytest.raises(CommandError, match="no such project"):
+        call_command("logs", "nosuch")
