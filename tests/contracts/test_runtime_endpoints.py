@@ -175,7 +175,10 @@ def test_a_server_lives_over_the_network(papers, engine, sshd, way):
         spec = spec_maker("17", runtime.resolve_image(ENGINE.name, "17", "postgres"), "secret")()
         handle = runtime.ensure(spec, data=DataPolicy.CREATE)
         assert runtime.observe([handle])[handle].state is ServerState.RUNNING
-        assert runtime.usage([handle])[handle].memory_bytes
+        used = runtime.usage([handle])[handle]
+        assert used.memory_bytes
+        assert used.cpu_percent is not None
+        assert used.memory_limit_bytes == spec.limits.memory_bytes
         deadline = time.monotonic() + 30
         while not any(b"ready to accept" in line for line in runtime.logs(handle)):
             assert time.monotonic() < deadline
