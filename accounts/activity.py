@@ -75,13 +75,7 @@ WORDS = {
     "auth.address_confirmed": "Confirmed an address",
     "profile.updated": "Changed profile",
 }
-ENGINES = {
-    "postgresql": "PostgreSQL",
-    "mysql": "MySQL",
-    "mariadb": "MariaDB",
-    "mongodb": "MongoDB",
-    "ferretdb": "FerretDB",
-}
+ENGINES: dict[str, str] = {}  # name → title; filled by `projects`, which knows them
 # What the filter offers → the actions' beginnings
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "projects": ("Projects", ("project.", "operation.")),

@@ -74,7 +74,7 @@ MANAGEABLE_ROLES: Mapping[str, frozenset[str]] = {
 
 
 # What an operator may do to any project in the Django admin: run it and bin it, never read it (rule 46).
-OPERATOR_CAPABILITIES = frozenset({C.PROJECT_VIEW, C.PROJECT_ACT, C.PROJECT_DELETE})
+OPERATOR_CAPABILITIES = frozenset({C.PROJECT_VIEW, C.PROJECT_CHANGE, C.PROJECT_ACT, C.PROJECT_DELETE})
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from novastack.common.clock import now
 from novastack.common.errors import Problem
 from novastack.common.secrets import Sealed
 from projects import connectors, registry
-from projects.forms import RegionForm
+from projects.forms import LimitsForm, RegionForm
 from projects.models import (
     ApiKey,
     BlockedPort,
@@ -48,6 +48,7 @@ from projects.models import (
     Region,
     ServiceConnector,
     StandbyTarget,
+    TableSnapshot,
 )
 from projects.services import (
     operation_cancel,
@@ -55,6 +56,7 @@ from projects.services import (
     project_action,
     project_delete,
     project_forget,
+    project_update,
     region_check,
     region_declare_gone,
     region_remove,
@@ -313,6 +315,31 @@ def forget(model_admin: Any, request: HttpRequest, rows: QuerySet[Any]) -> HttpR
     return None
 
 
+@admin.action(description="Change limits…")
+def change_limits(model_admin: Any, request: HttpRequest, rows: QuerySet[Any]) -> HttpResponse | None:
+    """Asks for memory and CPU first; then changes them as their owners would, within plan and engine."""
+    projects = list(rows.select_related("organization", "plan"))
+    form = LimitsForm(
+        request.POST if "confirmed" in request.POST else None,
+        initial=LimitsForm.values_of(projects[0]) if len(projects) == 1 else None,
+    )
+    if not form.is_valid():
+        context = {**model_admin.admin_site.each_context(request), "opts": model_admin.model._meta,
+                   "title": "Change limits", "projects": projects, "form": form}  # fmt: skip
+        return TemplateResponse(request, "projects/admin_limits.html", context)
+
+    def act(operator: OperatorPrincipal, project: Project) -> None:
+        _, operation = project_update(principal=operator, project=project, changes={"limits": form.as_limits()})
+        record(
+            operator, "operator.acted", organization=project.organization, project_id=project.pk,
+            project_name=project.name, target=project.slug,
+            data={"action": "resize", "operation": str(operation.pk) if operation else ""},
+        )  # fmt: skip
+
+    act_on(request, rows.select_related("organization"), act, "Limits changed")
+    return None
+
+
 @admin.register(Project)
 class ProjectAdmin(ReadOnlyAdmin):
     list_display = ["name", "organization", "engine", "version", "status", "desired_status", "health", "region", "plan",
@@ -345,6 +372,7 @@ class ProjectAdmin(ReadOnlyAdmin):
         project_acts("stop", "Stop"),
         project_acts("restart", "Restart"),
         project_acts("rotate_password", "Rotate the password"),
+        change_limits,
         project_acts("retry", "Retry what failed"),
         project_acts("delete", "Delete into the recycle bin"),
         project_acts("undelete", "Undelete"),
@@ -610,3 +638,16 @@ class MetricRollupAdmin(ReadOnlyAdmin):
     search_fields = ["project__name", "project__slug"]
     date_hierarchy = "at"
     show_full_result_count = False
+
+
+@admin.register(TableSnapshot)
+class TableSnapshotAdmin(ReadOnlyAdmin):
+    """When, not what: names of tables are the tenant's."""
+
+    list_display = ["project", "total", "at", "tried_at"]
+    list_filter = ["project__engine"]
+    list_select_related = ["project"]
+    search_fields = ["project__name", "project__slug"]
+    date_hierarchy = "tried_at"
+    show_full_result_count = False
+    fields: ClassVar[Any] = ["project", "total", "at", "tried_at"]

@@ -9,7 +9,9 @@ class ProjectsConfig(AppConfig):
 
     def ready(self) -> None:
         # Other apps add kinds and steps in their own ready() (rule 6).
-        from projects import checks  # noqa: F401
+        from accounts import activity
+        from projects import checks, registry  # noqa: F401
         from projects.operations import register_all
 
+        activity.ENGINES.update({engine.name: engine.title for engine in registry.engines().values()})
         register_all()

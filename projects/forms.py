@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from decimal import Decimal
 from typing import Any, ClassVar
 
 from django import forms
@@ -74,8 +73,8 @@ class ProjectSettingsForm(forms.Form):
 class LimitsForm(forms.Form):
     """Memory in MB and CPU in cores, up to the plan's."""
 
-    memory_mb = forms.IntegerField(label="Memory, MB", min_value=128)
-    cpus = forms.DecimalField(label="CPU, cores", min_value=Decimal("0.1"), max_digits=5, decimal_places=2)
+    memory_mb = forms.IntegerField(label="Memory, MB", min_value=1, max_value=1 << 30)
+    cpus = forms.DecimalField(label="CPU, cores", max_digits=5, decimal_places=2)
 
     @staticmethod
     def values_of(project: Project) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from projects.operations import (
     janitor,
     logs,
     metrics,
+    parallel,
     reconciler,
     region_check,
     registration,
@@ -56,7 +57,9 @@ def pulse(queue: str) -> None:
 
 @shared_task(name="projects.check_health")
 def check_health() -> None:
-    watch.check_health()
+    with parallel.alone("health", seconds=60) as mine:
+        if mine:
+            watch.check_health()
 
 
 @shared_task(name="projects.collect_usage")
@@ -71,7 +74,9 @@ def guard_disks() -> None:
         disks.measure()
     finally:  # after the look, which is to see the disk as full as it got; even without a control database
         disks.keep_ballast(settings.NOVASTACK_BALLAST_FOLDER, settings.NOVASTACK_BALLAST_BYTES)
-    fences.keep()
+    with parallel.alone("fences", seconds=60) as mine:
+        if mine:
+            fences.keep()
 
 
 @shared_task(name="projects.read_logs")

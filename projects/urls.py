@@ -35,6 +35,7 @@ urlpatterns = [
     path("operator/versions/", operator.versions, name="operator-versions"),
     path(_one, detail.project_detail, name="detail"),
     path(_one + "live/", detail.project_live, name="live"),
+    path(_one + "tables/", detail.project_tables, name="tables"),
     path(_one + "logs/", logs.project_logs, name="logs"),
     path(_one + "activity/", activity.project_activity, name="activity"),
     path(_one + "keys/", keys.project_keys, name="keys"),

@@ -15,7 +15,7 @@ _SECRET = re.compile(r"password|secret|token|authorization|cookie|api_key|verifi
 _SLASH = r"(?:/|%(?:25)*2[Ff])"
 _SECRET_PATH = re.compile(
     rf"({_SLASH}(?:invitations|password{_SLASH}reset{_SLASH}key|confirm-email){_SLASH})"
-    r"(?!accept\b|(?:[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12})(?![\w-]))"
+    r"(?!(?:accept|[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12})(?![\w-]))"
     r"(?:[^/\s?&#\"'%]|%(?!(?:25)*2[Ff]))+"
 )
 _SECRET_QUERY = re.compile(
@@ -23,6 +23,18 @@ _SECRET_QUERY = re.compile(
     r"(?:=|%(?:25)*3D))[^&\s#\"']+",
     re.IGNORECASE,
 )
+
+# What names places of a host: absolute paths, sockets, addresses with or without a port.
+_HOST_PLACE = re.compile(
+    r"\b(?:unix|tcp|npipe|ssh|https?)://[^\s\"',;)\]]+"
+    r"|(?<![\w/.:@-])/(?:[\w.@+-]+/)*[\w.@+-]+(?:/(?=[\s\"',;:)\]]|$))?"
+    r"|(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?(?![\w.])"
+)
+
+
+def without_places(text: str) -> str:
+    """What a runtime said, for people who may not see its host: no path, socket or address in it."""
+    return _HOST_PLACE.sub("[…]", text)
 
 
 def mask_paths(text: str) -> str:

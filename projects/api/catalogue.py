@@ -60,6 +60,7 @@ def _describe(versions: Versions, regions: list[Region], *, operator: bool) -> d
         "runtimes": sorted({region.runtime for rows in able.values() for region in rows}),
         "limitations": list(engine.limitations),
         "minimum_memory_bytes": engine.minimum_memory_bytes,
+        "resize": engine.resize_words,
         "available": not reason,
         "reason": reason,
     }  # fmt: skip

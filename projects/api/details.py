@@ -29,6 +29,7 @@ from projects.api.outputs import (
     LogsOutput,
     MetricsOutput,
     StatusOutput,
+    TablesOutput,
     live_operations,
     operation_brief,
     write_fence_of,
@@ -45,6 +46,7 @@ from projects.services.readings import (
     logs_read,
     metrics_of,
     status_of,
+    tables_of,
 )
 
 
@@ -115,6 +117,21 @@ class MetricsView(DetailView):
         body = {"next": None, "previous": None, "range": range_, "bucket_seconds": series.bucket_seconds,
                 "results": series.points}  # fmt: skip
         return Response(MetricsOutput(body).data)
+
+
+@extend_schema(tags=["projects"])
+class TablesView(ProjectScoped, generics.GenericAPIView[Any]):
+    queryset = Project.objects.none()
+    serializer_class = TablesOutput
+    filter_backends: list[Any] = []
+
+    @extend_schema(operation_id="projects_tables", responses={200: TablesOutput, **problems(404)})
+    def get(self, request: Request, pk: UUID) -> Response:
+        """Tables (or collections) with rows and size, as the engine estimates them. The 200 largest are listed."""
+        tables = tables_of(self.project())
+        answer = self.get_paginated_response(self.paginate_queryset(tables.rows))  # type: ignore[arg-type]
+        answer.data |= {"total": tables.total, "estimated": True, "measured_at": tables.measured_at}
+        return Response(TablesOutput(answer.data).data)
 
 
 @extend_schema(tags=["projects"])

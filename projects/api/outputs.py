@@ -170,6 +170,7 @@ class EngineOutput(serializers.Serializer[Any]):
     runtimes = serializers.ListField(child=serializers.CharField(), help_text="That regions offer for it now.")
     limitations = serializers.ListField(child=serializers.CharField(), help_text="What it can't do.")
     minimum_memory_bytes = serializers.IntegerField(help_text="A plan or limit below is refused.")
+    resize = serializers.CharField(help_text="What of new limits waits for a restart.")
     available = serializers.BooleanField(help_text="A project of this engine would be made at once.")
     reason = serializers.CharField(help_text="Why not.")
 
@@ -182,9 +183,22 @@ class ServerOutput(serializers.Serializer[Any]):
     cpu_percent = serializers.FloatField(allow_null=True, help_text="100 is one full core.")
     memory_bytes = serializers.IntegerField(allow_null=True)
     memory_limit_bytes = serializers.IntegerField()
+    restart_pending = serializers.BooleanField(
+        help_text="Its own sizes are still those of other limits; a restart makes them anew. See `resize` of its engine."
+    )
     connections = serializers.IntegerField(allow_null=True)
     connections_limit = serializers.IntegerField(allow_null=True)
     size_bytes = serializers.IntegerField(allow_null=True)
+    transactions_per_second = serializers.FloatField(
+        allow_null=True,
+        help_text="Since the look before; NovaStack's own are in it. Null where the engine counts none.",
+    )
+    queries_per_second = serializers.FloatField(allow_null=True, help_text="As above: statements or commands.")
+    cache_hit_percent = serializers.FloatField(
+        allow_null=True,
+        help_text="Of the pages that the engine asked for since the look before; null if it asked for none.",
+    )
+    version = serializers.CharField(help_text="As the server says; empty before the first look.")
     measured_at = serializers.DateTimeField(
         allow_null=True, help_text="The last reading. CPU, memory and connections are null when it is not of now."
     )
@@ -242,6 +256,11 @@ class Sample(serializers.Serializer[Any]):
     size_bytes = serializers.IntegerField(allow_null=True)
     connections = serializers.IntegerField(allow_null=True)
     connections_max = serializers.IntegerField(allow_null=True)
+    transactions_per_second = serializers.FloatField(allow_null=True)
+    transactions_per_second_max = serializers.FloatField(allow_null=True)
+    queries_per_second = serializers.FloatField(allow_null=True)
+    queries_per_second_max = serializers.FloatField(allow_null=True)
+    cache_hit_percent = serializers.FloatField(allow_null=True)
 
 
 class MetricsOutput(serializers.Serializer[Any]):
@@ -250,6 +269,26 @@ class MetricsOutput(serializers.Serializer[Any]):
     range = serializers.CharField()
     bucket_seconds = serializers.IntegerField()
     results = Sample(many=True)
+
+
+class TableOutput(serializers.Serializer[Any]):
+    """The engine's estimates: no row was read for them. Null where it can't tell."""
+
+    name = serializers.CharField(help_text="With its schema, if that is not `public`.")
+    rows = serializers.IntegerField(allow_null=True)
+    size_bytes = serializers.IntegerField(allow_null=True, help_text="With its indexes.")
+
+
+class TablesOutput(serializers.Serializer[Any]):
+    """Largest first; at most the 200 largest."""
+
+    count = serializers.IntegerField(help_text="Of those that are listed here.")
+    next = serializers.URLField(allow_null=True)
+    previous = serializers.URLField(allow_null=True)
+    total = serializers.IntegerField(help_text="How many the database has.")
+    estimated = serializers.BooleanField(help_text="Always true.")
+    measured_at = serializers.DateTimeField(allow_null=True, help_text="Every five minutes while it runs; null before.")
+    results = TableOutput(many=True)
 
 
 class LogLine(serializers.Serializer[Any]):

@@ -22,6 +22,14 @@ class FleetCollector:
         yield _counts("novastack_operations", "Operations on record", ["kind", "state"], figures["operations"])
         yield GaugeMetricFamily("novastack_database_size_bytes", "All databases", value=figures["size_bytes"])
         yield GaugeMetricFamily("novastack_connections", "Sessions on all databases", value=figures["connections"])
+        told = "Of all running databases, where the engine counts them"
+        for name, text, key in (
+            ("novastack_transactions_per_second", told, "transactions"),
+            ("novastack_queries_per_second", told, "queries"),
+            ("novastack_cache_hit_ratio", "Mean over databases", "hits"),
+        ):  # fmt: skip
+            values = {(engine,): value for engine, value in figures["rates"][key].items()}
+            yield _counts(name, text, ["engine"], values)
         regions = {(slug,): int(reachable) for slug, reachable in figures["regions"].items()}
         yield _counts("novastack_region_reachable", "1 when the runtime answers", ["region"], regions)
         disks = {(slug,): used / 100 for slug, used in figures["disks"].items()}

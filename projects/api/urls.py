@@ -10,6 +10,7 @@ project = [
     path("connection/", details.ConnectionView.as_view(), name="project-connection"),
     path("status/", details.StatusView.as_view(), name="project-status"),
     path("metrics/", details.MetricsView.as_view(), name="project-metrics"),
+    path("tables/", details.TablesView.as_view(), name="project-tables"),
     path("logs/", details.LogsView.as_view(), name="project-logs"),
     path("activity/", details.ActivityView.as_view(), name="project-activity"),
     path("api-keys/", keys.KeyListView.as_view(), name="project-api-keys"),

@@ -5,18 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from projects.domain import (
     Capability,
     ConnectionInfo,
     Credentials,
     Endpoint,
+    Limits,
     ServerRequest,
     ServerSpec,
     ServerStats,
+    TableCounts,
     TenantNames,
 )
+
+TABLES_MOST = 200
+TABLES_SECONDS = 2.0
 
 # What people expect of a database: said in words of the engines that can't.
 EXPECTED: Mapping[Capability, str] = {
@@ -92,10 +97,20 @@ class EngineAdmin(ABC):
     def end_sessions(self, username: str) -> int:
         """End the login's sessions; returns how many. Engines without END_SESSIONS raise."""
 
+    def resize(self, limits: Limits) -> bool:
+        """Fit the server's own sizes to new limits while it runs. True: done, as far as they matter; False: this product
+        (or this server) takes them at its next start only. Raises when it can't tell."""
+        return False
+
     @abstractmethod
     def stats(self, database: str) -> ServerStats:
         """Size, connections and limit of one database, and whether its writers are fenced. May say what it said a moment
         ago where measuring is dear."""
+
+    @abstractmethod
+    def table_counts(self, database: str, *, limit: int = TABLES_MOST) -> TableCounts:
+        """Tables of one database, with estimates that cost no reading of rows: no cast, view or operator of the tenant's
+        runs (rule 18). It waits for no lock and takes two seconds at most, or raises."""
 
     def reload_tls(self, *, required: bool) -> None:
         """Take certificate and key from the server's files again, and refuse plain connections or not, without ending
@@ -119,9 +134,14 @@ class Engine(ABC):
     client_program: ClassVar[str]  # the command line of the `cli` snippet
     lift_fence_sql: ClassVar[str] = ""  # what a fenced tenant says to write all the same; empty: nothing helps
     shrink_words: ClassVar[str]  # how a fenced tenant frees space
+    hard_shrink_words: ClassVar[str] = (
+        ""  # the same while its sessions are ended in the middle of writing; empty: they aren't
+    )
     minimum_memory_bytes: ClassVar[int] = 128 << 20  # below, a server does not start or dies of its first work
     max_username_length: ClassVar[int] = 63
     tls_relaxes_at_start: ClassVar[bool] = False  # plain connections are allowed again only by the next start
+    resize_words: ClassVar[str]  # what of new limits waits for a restart
+    tables_title: ClassVar[str] = "Tables"
     warnings: ClassVar[tuple[str, ...]] = ()  # what else one must know before choosing it
 
     @property
@@ -139,11 +159,19 @@ class Engine(ABC):
     def server_spec(self, request: ServerRequest) -> ServerSpec:
         """Image and process argv, env, mount path, resources. Pure: the same request gives the same spec."""
 
+    def spec(self, request: ServerRequest, **own: Any) -> ServerSpec:
+        """A spec with what every engine passes on as it was asked; `own` is the rest."""
+        return ServerSpec(
+            handle=request.handle, engine=self.name, version=request.version, image=request.image, port=self.default_port,
+            publish=request.publish, limits=request.limits, labels=request.labels, burst=request.burst, **own,
+        )  # fmt: skip
+
     @abstractmethod
     def admin(
-        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5
+        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5, statement_seconds: float = 15
     ) -> AbstractContextManager[EngineAdmin]:
-        """An administrative session. `credentials.database` empty: the maintenance database."""
+        """An administrative session. `credentials.database` empty: the maintenance database. Who answers a login within
+        `timeout_seconds` and then no statement within `statement_seconds` (about) is `ServerNotReady`."""
 
     @abstractmethod
     def probe(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 3) -> None:
@@ -166,6 +194,10 @@ class Engine(ABC):
     @abstractmethod
     def validate_identifier(self, value: str) -> str:
         """A database or user name as given by a user: returned unchanged, or `ValueError` that says what to do."""
+
+    def fixed_memory_bytes(self, memory_bytes: int) -> int:
+        """Of a server that was started for so much memory: what it holds until its next start, whatever its limit."""
+        return 0
 
     def validate_username(self, value: str) -> str:
         """As `validate_identifier`, for a login: some products take shorter ones."""

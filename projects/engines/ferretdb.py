@@ -19,14 +19,18 @@ from typing import Any, ClassVar
 
 from projects.domain import (
     Capability,
+    Counters,
     EngineError,
     ProcessProgram,
     ServerRequest,
     ServerSpec,
     ServerStats,
+    TableCount,
+    TableCounts,
     TenantNames,
 )
 from projects.engines import trust
+from projects.engines.base import TABLES_MOST, TABLES_SECONDS
 from projects.engines.mongodb import DATA, MIB, SECRET, MongoDB
 from projects.engines.mongodb_admin import MongoDBAdmin
 from projects.engines.mongodb_session import ADMIN, Session
@@ -37,6 +41,9 @@ ITERATIONS = 15_000
 MECHANISM = "SCRAM-SHA-256"
 _SIZE_EVERY = 20  # times as long as measuring took
 _LOCKED = "novastack_locked"
+COUNTED_BYTES = 32 << 20  # a fifth of a second
+_HANDSHAKE = {"hello", "ismaster", "isMaster", "saslStart", "saslContinue", "ping", "endSessions", "buildInfo", "buildinfo",
+              "connectionStatus", "serverStatus", "listDatabases", "whatsmyuri", "getParameter"}  # fmt: skip
 
 # What a plain process does before its first real start: the same as the image's entrypoint. The password is in the
 # environment of that one process, of the server's own account, and is replaced right after.
@@ -142,8 +149,22 @@ class FerretDBAdmin(MongoDBAdmin):
         status = self._session.run(ADMIN, {"serverStatus": 1})
         return ServerStats(
             size_bytes=self._size(f"{status['host']}/{status['pid']}", database),
-            connections=None, connections_limit=None, version=version_of(status),
+            connections=None, connections_limit=None, version=version_of(status), counters=_counters(status),
         )  # fmt: skip
+
+    def table_counts(self, database: str, *, limit: int = TABLES_MOST) -> TableCounts:
+        """Counting analyses the whole database, under a lock: done for small ones, of larger ones only names are known."""
+        counted = self._size(self._server(), database) <= COUNTED_BYTES
+        names = self._collections(database)
+        until, found = time.monotonic() + TABLES_SECONDS, []
+        for name in names[:limit]:
+            counted = counted and time.monotonic() < until
+            found.append(self._count(database, name) if counted else TableCount(name, None, None))
+        return TableCounts(tuple(sorted(found, key=lambda t: t.size_bytes or 0, reverse=True)), len(names))
+
+    def _server(self) -> str:
+        status = self._session.run(ADMIN, {"serverStatus": 1})
+        return f"{status['host']}/{status['pid']}"
 
     def _size(self, server: str, database: str) -> int:
         """Of the file. Not `dbStats`, which analyses every table anew, under a lock."""
@@ -169,6 +190,13 @@ def _verifier(password: str) -> dict[str, Any]:
     return {MECHANISM: scram_sha_256(password, secrets.token_bytes(28))}
 
 
+def _counters(status: Mapping[str, Any]) -> Counters:
+    """Commands that did something; not those by which drivers say hello. It does not tell about its cache."""
+    commands = status.get("metrics", {}).get("commands", {})
+    done = sum(int(each["total"]) for name, each in commands.items() if name not in _HANDSHAKE)
+    return Counters(queries=done, uptime_seconds=status.get("uptime"), server_wide=True)
+
+
 def version_of(status: Mapping[str, Any]) -> str:
     return str(status["ferretdbVersion"]).removeprefix("v")
 
@@ -185,6 +213,7 @@ class FerretDB(MongoDB):
     official_image: ClassVar[str] = "novastack-ferretdb"
     server_program: ClassVar[str] = "ferretdb"
     minimum_memory_bytes: ClassVar[int] = 128 << 20
+    resize_words: ClassVar[str] = "How much memory its garbage collector allows itself changes at the next restart."
     warnings: ClassVar[tuple[str, ...]] = (
         "It has no rights: whoever logs in may do everything on this server, to NovaStack's own login too.",
         "It speaks TLS only, and is restarted once a year for a new certificate, unless it was within the weeks before.",
@@ -193,14 +222,8 @@ class FerretDB(MongoDB):
 
     def server_spec(self, request: ServerRequest) -> ServerSpec:
         data = f"{MOUNT}/{DATA}"
-        return ServerSpec(
-            handle=request.handle,
-            engine=self.name,
-            version=request.version,
-            image=request.image,
-            port=self.default_port,
-            publish=request.publish,
-            limits=request.limits,
+        return self.spec(
+            request,
             mount_path=MOUNT,
             data_subdir=DATA,
             # The image's entrypoint makes the data elsewhere and moves it here whole.
@@ -219,7 +242,6 @@ class FerretDB(MongoDB):
             files={trust.PAIR: request.tls.pem} if request.tls else {},
             user="ferretdb",
             tmpfs={"/tmp": "mode=1777,size=64m"},  # noqa: S108 - the container's
-            labels=request.labels,
             process=ProcessProgram(
                 binary="ferretdb",
                 init=(
@@ -229,8 +251,11 @@ class FerretDB(MongoDB):
                 run=("ferretdb", *_options("{data}"), *_listen(request, "{host}:{port}", f"{{file:{trust.PAIR}}}")),
                 reserved_bytes=256 * MIB,
             ),
-            burst=request.burst,
         )  # fmt: skip
+
+    def fixed_memory_bytes(self, memory_bytes: int) -> int:
+        """Its collector begins late, and gives back."""
+        return 0
 
     def check_rights(self, session: Session, names: TenantNames) -> bool:
         """There are no rights here. The login must be the tenant's own."""

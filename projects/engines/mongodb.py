@@ -54,21 +54,17 @@ class MongoDB(Engine):
     official_image: ClassVar[str] = "mongo"
     server_program: ClassVar[str] = "mongod"
     client_program: ClassVar[str] = "mongosh"
+    resize_words: ClassVar[str] = "Its cache changes at the next restart."
+    tables_title: ClassVar[str] = "Collections"
     shrink_words: ClassVar[str] = "drop, or deleteMany followed by compact"
     minimum_memory_bytes: ClassVar[int] = 512 << 20
     admin_class: ClassVar[type[MongoDBAdmin]] = MongoDBAdmin
 
     def server_spec(self, request: ServerRequest) -> ServerSpec:
         data = f"{MOUNT}/{DATA}"
-        cache = max(256, (request.limits.memory_bytes // MIB - 256) // 2)
-        return ServerSpec(
-            handle=request.handle,
-            engine=self.name,
-            version=request.version,
-            image=request.image,
-            port=self.default_port,
-            publish=request.publish,
-            limits=request.limits,
+        cache = _cache_mib(request.limits.memory_bytes)
+        return self.spec(
+            request,
             mount_path=MOUNT,
             data_subdir=DATA,
             initialised_file="WiredTiger",
@@ -90,15 +86,18 @@ class MongoDB(Engine):
             files=_files(request.tls) if request.tls else {},
             user="mongodb",
             tmpfs={"/tmp": "mode=1777,size=64m"},  # noqa: S108 - the container's
-            labels=request.labels,
-            burst=request.burst,
         )  # fmt: skip
+
+    def fixed_memory_bytes(self, memory_bytes: int) -> int:
+        return _cache_mib(memory_bytes) * MIB
 
     @contextlib.contextmanager
     def admin(
-        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5
+        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5, statement_seconds: float = 15
     ) -> Iterator[EngineAdmin]:
-        with connect(endpoint, credentials, timeout_seconds=timeout_seconds) as session:
+        with connect(
+            endpoint, credentials, timeout_seconds=timeout_seconds, statement_seconds=statement_seconds
+        ) as session:
             yield self.admin_class(session)
 
     def probe(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 3) -> None:
@@ -158,6 +157,10 @@ def _files(tls: Tls) -> Mapping[str, bytes]:
         "    disabledProtocols: TLS1_0,TLS1_1\n"
     )
     return {trust.PAIR: tls.pem, CONFIG: config.encode()}
+
+
+def _cache_mib(memory_bytes: int) -> int:
+    return max(256, (memory_bytes // MIB - 256) // 2)
 
 
 def _write_and_read(session: Session, database: str) -> None:

@@ -6,11 +6,12 @@ anew for each command, so locks and fences hold for open sessions at once.
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import Any, ClassVar
 
-from projects.domain import EngineError, ServerStats, TenantNames
-from projects.engines.base import EngineAdmin
+from projects.domain import Counters, EngineError, ServerStats, TableCount, TableCounts, TenantNames
+from projects.engines.base import TABLES_MOST, TABLES_SECONDS, EngineAdmin
 from projects.engines.mongodb_session import ADMIN, NOT_FOUND, CommandFailed, Session
 
 PLATFORM = "novastack"
@@ -20,6 +21,7 @@ CONTROL = "nvs_control"  # the same, in the tenant's database
 FENCED = "nvs_fenced"  # what a fenced tenant may still do
 _NOWHERE = ["240.0.0.1"]  # an address that no client has
 _ROLE_NOT_FOUND = 31
+_OPERATIONS = ("insert", "query", "update", "delete", "getmore", "command")
 
 
 def tenant_roles(database: str, *, fenced: bool) -> list[dict[str, str]]:
@@ -73,7 +75,9 @@ class MongoDBAdmin(EngineAdmin):
     def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
         database = names.database
         self._role(database, CONTROL, [
-            {"resource": {"db": database, "collection": ""}, "actions": ["dbStats", "collStats", "viewUser"]},
+            {"resource": {"db": database, "collection": ""}, "actions": [
+                "dbStats", "collStats", "viewUser", "listCollections",
+            ]},
         ])  # fmt: skip
         self._role(database, FENCED, [
             {"resource": {"db": database, "collection": ""}, "actions": [
@@ -121,7 +125,31 @@ class MongoDBAdmin(EngineAdmin):
             connections_limit=int(connections["current"]) + int(connections["available"]),
             version=str(server["version"]),
             fenced=bool(logins) and all(FENCED in _role_names(user) for user in logins.values()),
+            counters=_counters(server),
         )
+
+    def table_counts(self, database: str, *, limit: int = TABLES_MOST) -> TableCounts:
+        """From the collections' own figures, which cost no reading. In the order of their names, as far as two seconds go:
+        the product does not sort by size. A control login of before these figures may not list: then it raises."""
+        until = time.monotonic() + TABLES_SECONDS
+        names = self._collections(database)
+        found = []
+        for name in names[:limit]:
+            if time.monotonic() > until:
+                break
+            found.append(self._count(database, name))
+        return TableCounts(tuple(sorted(found, key=lambda t: t.size_bytes or 0, reverse=True)), len(names))
+
+    def _collections(self, database: str) -> list[str]:
+        answer = self._session.run(
+            database, {"listCollections": 1, "nameOnly": True, "cursor": {"batchSize": 10_000}, "maxTimeMS": 1000}
+        )
+        rows = answer["cursor"]["firstBatch"]
+        return sorted(str(row["name"]) for row in rows if row.get("type", "collection") != "view")
+
+    def _count(self, database: str, name: str) -> TableCount:
+        figures = self._session.run(database, {"collStats": name, "maxTimeMS": 1000})
+        return TableCount(name, int(figures["count"]), int(figures["storageSize"]) + int(figures["totalIndexSize"]))
 
     # --- parts --------------------------------------------------------------------------------------------------------
     def _connections(self, database: str, logins: set[str]) -> int:
@@ -167,6 +195,17 @@ class MongoDBAdmin(EngineAdmin):
             if error.number != _ROLE_NOT_FOUND:
                 raise
             self._session.run(database, {"createRole": name, "privileges": privileges, "roles": []})
+
+
+def _counters(server: dict[str, Any]) -> Counters:
+    """The server's. Operations of clients; pages of WiredTiger's cache."""
+    cache = server.get("wiredTiger", {}).get("cache", {})
+    asked, missed = cache.get("pages requested from the cache"), cache.get("pages read into cache")
+    return Counters(
+        queries=sum(int(server["opcounters"].get(kind, 0)) for kind in _OPERATIONS) if "opcounters" in server else None,
+        cache_hits=None if asked is None or missed is None else max(0, int(asked) - int(missed)),
+        cache_misses=None if missed is None else int(missed), uptime_seconds=server.get("uptime"), server_wide=True,
+    )  # fmt: skip
 
 
 def _role_names(user: dict[str, Any]) -> set[str]:

@@ -90,8 +90,14 @@ class Session:
 
 
 @contextlib.contextmanager
-def connect(endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float) -> Iterator[Session]:
-    """A session. `timeout_seconds` is for the login; each command may take `STATEMENT_SECONDS`."""
+def connect(
+    endpoint: Endpoint,
+    credentials: Credentials,
+    *,
+    timeout_seconds: float,
+    statement_seconds: float = STATEMENT_SECONDS,
+) -> Iterator[Session]:
+    """A session. `timeout_seconds` is for the login; each command may take `statement_seconds`."""
     began = time.monotonic()
     knock(endpoint, timeout_seconds)
     left = max(0.2, timeout_seconds - (time.monotonic() - began))
@@ -101,7 +107,7 @@ def connect(endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: fl
         endpoint.host, endpoint.port, username=credentials.username, password=credentials.password,
         authSource=database, authMechanism="SCRAM-SHA-256", directConnection=True, maxPoolSize=1, appname="novastack",
         serverSelectionTimeoutMS=int(left * 1000), connectTimeoutMS=int(left * 1000),
-        socketTimeoutMS=int(STATEMENT_SECONDS * 1000), retryReads=False, retryWrites=False, uuidRepresentation="standard",
+        socketTimeoutMS=int(statement_seconds * 1000), retryReads=False, retryWrites=False, uuidRepresentation="standard",
         connect=False, **secure,
     )  # fmt: skip
     try:

@@ -52,6 +52,8 @@ class MySQL(MySQLFamily):
             "persisted_globals_load": "OFF",
             "loose-innodb_numa_interleave": "OFF",
             "loose-container_aware": "ON",  # 9.7: else it sizes itself by the host's memory
+            # In what steps the buffer pool changes while it runs; a thousand of them at most.
+            "innodb_buffer_pool_chunk_size": "16M" if memory < 16 * 1024 else "128M",
             "temptable_max_ram": f"{max(16, memory // 16)}M",
             "innodb_redo_log_capacity": "100M" if memory < 1024 else "512M",
         }

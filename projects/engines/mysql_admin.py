@@ -18,9 +18,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
-from projects.domain import EngineError, ServerStats, TenantNames
+from projects.domain import Counters, EngineError, Limits, ServerStats, TableCount, TableCounts, TenantNames
 from projects.engines import mysql_tls
-from projects.engines.base import EngineAdmin
+from projects.engines.base import TABLES_MOST, TABLES_SECONDS, EngineAdmin
 from projects.engines.mysql_session import Session, name, pattern
 
 CONTROL_CONNECTIONS = 5
@@ -38,6 +38,8 @@ _WRITING = (
 )
 _LATE_LOGIN_SECONDS = 0.05
 _END_SECONDS = 5.0
+_RESIZE_SECONDS = 6.0
+_NOT_NOW = ("(1231)", "(1238)", "(1232)")  # the value is refused; the variable is read-only here
 
 _STATS = """
 CREATE PROCEDURE novastack.tenant_stats(IN wanted VARCHAR(64)) READS SQL DATA SQL SECURITY DEFINER
@@ -185,13 +187,61 @@ class MySQLFamilyAdmin(EngineAdmin):
         )
         return sum(self._kill(int(number)) for (number,) in found)
 
+    def resize(self, limits: Limits) -> bool:
+        wanted = buffer_pool_bytes(limits.memory_bytes)
+        self._session.bound(_RESIZE_SECONDS)
+        try:
+            self._session.do(f"SET GLOBAL innodb_buffer_pool_size = {wanted:d}")
+        except EngineError as error:
+            if not any(code in str(error) for code in _NOT_NOW):
+                raise
+            return False  # a server that was started before it could grow, say
+        until = time.monotonic() + _RESIZE_SECONDS
+        while self._pool_bytes() != wanted or self._resizing():
+            if time.monotonic() > until:
+                return False  # rounded up to the steps of this server, or still at it
+            time.sleep(0.05)
+        return True
+
+    def _pool_bytes(self) -> int:
+        return int(self._session.value("SELECT @@GLOBAL.innodb_buffer_pool_size"))
+
+    def _resizing(self) -> bool:
+        """MySQL does it in the background, and says so; MariaDB has done it when it answers."""
+        rows = self._session.rows("SHOW GLOBAL STATUS LIKE 'Innodb_buffer_pool_resize_status_code'")
+        return bool(rows) and str(rows[0][1]) not in {"0", ""}
+
     def stats(self, database: str) -> ServerStats:
         rows = self._session.rows("CALL novastack.tenant_stats(%s)", database)
         exists, size, connections, limit, server_limit, fenced = rows[0]
         if not exists:
             raise EngineError("the database does not exist")
         version = self._session.server_version.partition("-")[0]
-        return ServerStats(int(size), int(connections), int(limit or server_limit), version, bool(fenced))
+        limit = int(limit or server_limit)
+        return ServerStats(int(size), int(connections), limit, version, bool(fenced), self._counters())
+
+    def table_counts(self, database: str, *, limit: int = TABLES_MOST) -> TableCounts:
+        """Rows: what InnoDB estimates from samples of its pages, often some ten percent off."""
+        self._session.short(TABLES_SECONDS)
+        of_database = "FROM information_schema.tables WHERE table_schema = %s AND table_type NOT LIKE '%%VIEW'"
+        total = self._session.value(f"SELECT COUNT(*) {of_database}", database)
+        rows = self._session.rows(
+            f"SELECT table_name, table_rows, data_length + index_length {of_database} ORDER BY 3 DESC, 1 LIMIT %s",
+            database, limit,
+        )  # fmt: skip
+        tables = (TableCount(str(name), _whole(count), _whole(size)) for name, count, size in rows)
+        return TableCounts(tuple(tables), int(total or 0))
+
+    def _counters(self) -> Counters:
+        """Any login may read them; they are the server's. Statements that clients sent; pages of InnoDB's cache."""
+        wanted = ("Questions", "Innodb_buffer_pool_read_requests", "Innodb_buffer_pool_reads", "Uptime")
+        rows = self._session.rows("SHOW GLOBAL STATUS WHERE Variable_name IN %s", wanted)
+        found = {str(name): int(value) for name, value in rows}
+        asked, missed = found.get("Innodb_buffer_pool_read_requests"), found.get("Innodb_buffer_pool_reads")
+        return Counters(
+            queries=found.get("Questions"), cache_hits=None if asked is None else max(0, asked - (missed or 0)),
+            cache_misses=missed, uptime_seconds=found.get("Uptime"), server_wide=True,
+        )  # fmt: skip
 
     # --- parts --------------------------------------------------------------------------------------------------------
     def _platform_schema(self) -> None:
@@ -276,3 +326,14 @@ class MySQLFamilyAdmin(EngineAdmin):
             if time.monotonic() > deadline:
                 raise EngineError("sessions of the tenant did not end in time")
             time.sleep(0.05)
+
+
+def buffer_pool_bytes(memory_bytes: int) -> int:
+    """What a server with so much memory gives InnoDB's pages, in steps of 16 MiB."""
+    mib = memory_bytes >> 20
+    pool = max(16, mib // (4 if mib < 1024 else 2))
+    return max(16, pool - pool % 16) << 20
+
+
+def _whole(value: object) -> int | None:
+    return None if value is None else int(str(value))

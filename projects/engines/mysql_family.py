@@ -20,7 +20,7 @@ from projects.domain import (
 )
 from projects.engines import mysql_names, mysql_snippets, mysql_tls
 from projects.engines.base import Engine, EngineAdmin
-from projects.engines.mysql_admin import IDENTITY, PLATFORM, MySQLFamilyAdmin
+from projects.engines.mysql_admin import IDENTITY, PLATFORM, MySQLFamilyAdmin, buffer_pool_bytes
 from projects.engines.mysql_session import LoginFull, Session, connect, pattern
 
 MIB = 1024**2
@@ -44,6 +44,10 @@ class MySQLFamily(Engine):
     bootstrap_username: ClassVar[str] = "root"
     max_username_length: ClassVar[int] = 32
     shrink_words: ClassVar[str] = "DROP, TRUNCATE, or DELETE"
+    hard_shrink_words: ClassVar[str] = (
+        "DROP and TRUNCATE always work, and DELETE in batches of a few seconds; a long DELETE may be cut off"
+    )
+    resize_words: ClassVar[str] = "The buffer pool follows while it runs; smaller buffers change at the next restart."
 
     admin_class: ClassVar[type[MySQLFamilyAdmin]]
     dialect: ClassVar[mysql_snippets.Dialect]
@@ -69,15 +73,12 @@ class MySQLFamily(Engine):
         in_memory = {"/tmp": "mode=1777,size=64m", "/run/mysqld": "mode=3777,size=1m"}  # noqa: S108 - the container's
         options, secure = self._tls(request, f"{MOUNT}/.novastack/files/{{}}", "extra-file")
         only, secure_process = self._tls(request, "{file:{}}", "file")
-        contained = {"tmpdir": f"{MOUNT}/tmp", "socket": "/run/mysqld/mysqld.sock"}  # noqa: S108 - on the volume
-        return ServerSpec(
-            handle=request.handle,
-            engine=self.name,
-            version=request.version,
-            image=request.image,
-            port=self.default_port,
-            publish=request.publish,
-            limits=request.limits,
+        # Only address space, of which a process has a limit of its own, a container none.
+        room = max(16 << 30, 2 * buffer_pool_bytes(request.limits.memory_bytes))
+        contained = {"loose-innodb_buffer_pool_size_max": str(room)}  # MariaDB: how far it can grow while it runs
+        contained |= {"tmpdir": f"{MOUNT}/tmp", "socket": "/run/mysqld/mysqld.sock"}  # noqa: S108 - on the volume
+        return self.spec(
+            request,
             mount_path=MOUNT,
             data_subdir=DATA,
             initialised_file="ibdata1",
@@ -96,7 +97,6 @@ class MySQLFamily(Engine):
             files=mysql_tls.files(request.tls) if request.tls else {},
             user="mysql",
             tmpfs=in_memory,
-            labels=request.labels,
             process=ProcessProgram(
                 binary=self.server_program,
                 init=self.process_init(),
@@ -106,7 +106,6 @@ class MySQLFamily(Engine):
                 ),
                 reserved_bytes=THREAD_BYTES,
             ),
-            burst=request.burst,
             locks_itself=True,  # InnoDB (and Aria): the kernel's locks on its files, not a file with a process id
         )  # fmt: skip
 
@@ -133,10 +132,10 @@ class MySQLFamily(Engine):
 
     @contextlib.contextmanager
     def admin(
-        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5
+        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5, statement_seconds: float = 15
     ) -> Iterator[EngineAdmin]:
         with connect(endpoint, credentials, timeout_seconds=timeout_seconds) as session:
-            session.bound(10)
+            session.bound(min(10, statement_seconds))
             yield self.admin_class(session, self.identified)
 
     def probe(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 3) -> None:
@@ -213,7 +212,7 @@ def _settings(request: ServerRequest) -> dict[str, str]:
         "binlog_expire_logs_seconds": str(3 * 86400),
         "max_binlog_size": "64M",
         "log_bin_trust_function_creators": "ON",  # else tenants can't make triggers and functions
-        "innodb_buffer_pool_size": f"{max(16, memory // (4 if memory < 1024 else 2))}M",
+        "innodb_buffer_pool_size": f"{buffer_pool_bytes(request.limits.memory_bytes) // MIB}M",
         "innodb_log_buffer_size": "8M",
         "key_buffer_size": "8M",
         "performance_schema": "ON" if memory >= 1024 else "OFF",  # 140 MB of MySQL's memory, 40 of MariaDB's

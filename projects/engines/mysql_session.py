@@ -120,6 +120,11 @@ class Session:
         # Public only as an argument of the constructor; it is read anew at each answer.
         self._connection._read_timeout = seconds  # type: ignore[attr-defined]
 
+    def short(self, seconds: float) -> None:
+        """From here on nothing waits for a lock, and a statement ends after that time."""
+        limit = f"max_statement_time = {seconds}" if self.is_mariadb else f"max_execution_time = {int(seconds * 1000)}"
+        self.do(f"SET SESSION {limit}, lock_wait_timeout = 1")
+
     def close(self) -> None:
         with contextlib.suppress(pymysql.MySQLError, OSError):
             self._connection.close()

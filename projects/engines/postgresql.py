@@ -58,6 +58,12 @@ class PostgreSQL(Engine):
     server_program: ClassVar[str] = "postgres"
     client_program: ClassVar[str] = "psql"
     lift_fence_sql: ClassVar[str] = "SET default_transaction_read_only = off;"
+    hard_shrink_words: ClassVar[str] = (
+        "DROP and TRUNCATE always work, and DELETE in batches of a few seconds; a long DELETE or a VACUUM FULL may be cut off"
+    )
+    resize_words: ClassVar[str] = (
+        "Shared buffers and the other sizes that follow from memory change at the next restart."
+    )
     shrink_words: ClassVar[str] = "DROP, TRUNCATE, or DELETE followed by VACUUM FULL"
 
     def server_spec(self, request: ServerRequest) -> ServerSpec:
@@ -70,14 +76,8 @@ class PostgreSQL(Engine):
         settings = _arguments(_settings(request, major))
         secure = _arguments(postgresql_tls.settings(f"{mount}/.novastack/files/{{}}")) if request.tls else ()
         secure_process = _arguments(postgresql_tls.settings("{file:{}}")) if request.tls else ()
-        return ServerSpec(
-            handle=request.handle,
-            engine=self.name,
-            version=request.version,
-            image=request.image,
-            port=self.default_port,
-            publish=request.publish,
-            limits=request.limits,
+        return self.spec(
+            request,
             mount_path=mount,
             data_subdir=sub,
             initialised_file="PG_VERSION",
@@ -99,7 +99,6 @@ class PostgreSQL(Engine):
             tmpfs={"/tmp": "mode=1777,size=64m", "/run/postgresql": "mode=3777,size=1m"},  # noqa: S108
             shm_bytes=max(64 * MIB, request.limits.memory_bytes // 4),
             stop_signal="SIGINT",  # fast shutdown: sessions are ended, nothing is lost
-            labels=request.labels,
             process=ProcessProgram(
                 binary="postgres",
                 init=(
@@ -112,19 +111,21 @@ class PostgreSQL(Engine):
                 run=("postgres", "-D", "{data}", "-p", "{port}", "-h", "{host}", "-k", "", *settings, *secure_process),
                 tls_argv=("-C", "ssl_library", "-D", ".", "-c", "config_file=/dev/null"),  # "OpenSSL", or nothing
             ),
-            burst=request.burst,
         )
+
+    def fixed_memory_bytes(self, memory_bytes: int) -> int:
+        return _shared_buffers(memory_bytes) * MIB
 
     @contextlib.contextmanager
     def admin(
-        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5
+        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5, statement_seconds: float = 15
     ) -> Iterator[EngineAdmin]:
         with connect(endpoint, credentials, timeout_seconds=timeout_seconds) as connection:
             # CREATE and DROP DATABASE copy and remove files: they get more time than the login.
-            connection.bound_seconds = 16
+            connection.bound_seconds = statement_seconds + 1
             admin = PostgreSQLAdmin(connection, endpoint, credentials)
             with translated():
-                connection.execute("SET statement_timeout = '15s'")
+                connection.execute(f"SET statement_timeout = {int(statement_seconds * 1000)}")  # type: ignore[arg-type]
             yield admin
 
     def probe(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 3) -> None:
@@ -200,6 +201,10 @@ def _arguments(settings: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(word for pair in settings.items() for word in ("-c", "=".join(pair)))
 
 
+def _shared_buffers(memory_bytes: int) -> int:
+    return max(16, memory_bytes // MIB // 4)
+
+
 def _settings(request: ServerRequest, major: int) -> dict[str, str]:
     """Settings by command line: no tenant and no file in the volume overrides them. Sizes follow the memory limit."""
     memory = request.limits.memory_bytes // MIB
@@ -208,7 +213,7 @@ def _settings(request: ServerRequest, major: int) -> dict[str, str]:
     settings = {
         "max_connections": str(connections),
         "superuser_reserved_connections": str(SUPERUSER_CONNECTIONS + RESERVED_CONNECTIONS - reserved),
-        "shared_buffers": f"{max(16, memory // 4)}MB",
+        "shared_buffers": f"{_shared_buffers(request.limits.memory_bytes)}MB",
         "effective_cache_size": f"{max(64, memory * 6 // 10)}MB",
         "work_mem": f"{min(64, max(1, memory // (4 * connections)))}MB",
         "maintenance_work_mem": f"{min(512, max(16, memory // 16))}MB",

@@ -13,8 +13,18 @@ from dataclasses import replace
 
 from psycopg import sql
 
-from projects.domain import Credentials, Endpoint, EngineError, ServerStats, TenantNames
-from projects.engines.base import EngineAdmin
+from projects.domain import (
+    Counters,
+    Credentials,
+    Endpoint,
+    EngineError,
+    ServerNotReady,
+    ServerStats,
+    TableCount,
+    TableCounts,
+    TenantNames,
+)
+from projects.engines.base import TABLES_MOST, TABLES_SECONDS, EngineAdmin
 from projects.engines.postgresql_session import BoundedConnection, Row, connect, translated
 
 SUPERUSER_CONNECTIONS = 3
@@ -27,6 +37,26 @@ _INVALID = -2  # an interrupted DROP DATABASE leaves this
 # The fence on a database: the mode of its new sessions, and a mark that says it is ours (`SHOW novastack.write_fence`).
 _READ_ONLY, _FENCE_MARK = "default_transaction_read_only", "novastack.write_fence"
 _END_SECONDS = 5.0
+# Ordinary tables and materialized views; of partitions each one. Nothing here but catalogs and their own functions.
+_TABLES = """FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND n.nspname <> 'information_schema'
+   AND n.nspname !~ '^pg_'"""
+_COUNTS = f"""
+WITH largest AS (
+    SELECT c.oid, n.nspname, c.relname, c.reltuples, c.relpages, c.reltoastrelid {_TABLES}
+     ORDER BY c.relpages DESC, pg_stat_get_live_tuples(c.oid) DESC, c.oid LIMIT %(limit)s
+)
+SELECT CASE WHEN nspname = 'public' THEN relname::text ELSE nspname || '.' || relname END,
+       CASE WHEN pg_stat_get_live_tuples(oid) > 0 OR pg_stat_get_tuples_inserted(oid) > 0
+                 THEN pg_stat_get_live_tuples(oid)
+            WHEN reltuples >= 0 THEN reltuples::bigint END,
+       {{size}}
+  FROM largest
+"""  # noqa: S608 - our own words only
+_MEASURED = "coalesce(pg_total_relation_size(oid), 0)"  # waits for whoever holds the table for himself
+_GUESSED = """(relpages + coalesce((SELECT sum(i.relpages) FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+    WHERE x.indrelid = largest.oid), 0) + coalesce((SELECT t.relpages FROM pg_class t WHERE t.oid = reltoastrelid), 0))
+    * current_setting('block_size')::bigint"""
 _LATE_LOGIN_SECONDS = 0.1  # a login that read the old settings may be seen this much later
 
 
@@ -208,7 +238,10 @@ class PostgreSQLAdmin(EngineAdmin):
                    current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,
                    split_part(current_setting('server_version'), ' ', 1),
                    EXISTS (SELECT FROM pg_db_role_setting s WHERE s.setdatabase = d.oid AND s.setrole = 0
-                              AND s.setconfig @> %(fence)s::text[])
+                              AND s.setconfig @> %(fence)s::text[]),
+                   pg_stat_get_db_xact_commit(d.oid) + pg_stat_get_db_xact_rollback(d.oid),
+                   pg_stat_get_db_blocks_hit(d.oid), pg_stat_get_db_blocks_fetched(d.oid),
+                   extract(epoch FROM clock_timestamp() - pg_stat_get_db_stat_reset_time(d.oid))::float
               FROM pg_database d WHERE d.datname = %(database)s
             """,
             database=database,
@@ -216,8 +249,37 @@ class PostgreSQLAdmin(EngineAdmin):
         )
         if not row:
             raise EngineError("the database does not exist")
-        size, connections, limit, server_limit, version, fenced = row[0]
-        return ServerStats(int(size), int(connections), int(limit or server_limit), str(version), bool(fenced))
+        size, connections, limit, server_limit, version, fenced, transactions, hits, fetched, counted = row[0]
+        counters = Counters(
+            transactions=int(transactions), cache_hits=int(hits), cache_misses=max(0, int(fetched) - int(hits)),
+            uptime_seconds=counted,
+        )  # fmt: skip
+        return ServerStats(
+            int(size), int(connections), int(limit or server_limit), str(version), bool(fenced), counters
+        )
+
+    def table_counts(self, database: str, *, limit: int = TABLES_MOST) -> TableCounts:
+        """Of the database of this session. Rows: what the statistics count, else what the last ANALYZE found. Sizes: those
+        of the files, or while somebody holds a table for himself (ALTER, VACUUM FULL) of the last ANALYZE, for all."""
+        if self._connection.info.dbname != database:
+            raise EngineError("the session is in another database")
+        with translated(), self._connection.transaction():
+            self._do(f"SET LOCAL statement_timeout = {int(TABLES_SECONDS * 900)}")
+            total = self._value(f"SELECT count(*) {_TABLES}")
+        found: Sequence[Row] = ()
+        for measured, seconds in ((_MEASURED, TABLES_SECONDS / 4), (_GUESSED, TABLES_SECONDS / 4)):
+            try:
+                with translated(), self._connection.transaction():
+                    self._do(f"SET LOCAL lock_timeout = 50; SET LOCAL statement_timeout = {int(seconds * 1000)}")
+                    found = self._rows(_COUNTS.format(size=measured), limit=limit)
+                break
+            except ServerNotReady:
+                raise
+            except EngineError:
+                if measured is _GUESSED:
+                    raise
+        tables = [TableCount(str(name), None if rows is None else int(rows), int(size)) for name, rows, size in found]
+        return TableCounts(tuple(sorted(tables, key=lambda t: t.size_bytes or 0, reverse=True)), int(str(total)))
 
     # --- parts --------------------------------------------------------------------------------------------------------
     def _make_roles(self, names: TenantNames, *, login_password: str, control_password: str) -> None:

@@ -25,7 +25,7 @@ from projects.models.choices import (
     WriteFence,
 )
 from projects.models.keys import ApiKey, KeyScope
-from projects.models.metrics import MetricRollup, MetricSample
+from projects.models.metrics import MetricRollup, MetricSample, TableSnapshot
 from projects.models.operations import Operation, OperationEvent, OperationLock, OperationStep
 from projects.models.projects import BlockedPort, Endpoint, Project
 from projects.models.servers import (
@@ -86,5 +86,6 @@ __all__ = [
     "ServiceType",
     "StandbyTarget",
     "StepState",
+    "TableSnapshot",
     "WriteFence",
 ]

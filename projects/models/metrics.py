@@ -17,6 +17,9 @@ class MetricSample(models.Model):
     memory_bytes = models.BigIntegerField(null=True)
     size_bytes = models.BigIntegerField(null=True)
     connections = models.PositiveIntegerField(null=True)
+    transactions_per_second = models.FloatField(null=True)
+    queries_per_second = models.FloatField(null=True)
+    cache_hit_percent = models.FloatField(null=True)
 
     class Meta:
         indexes = [
@@ -49,6 +52,15 @@ class MetricRollup(models.Model):
     connections_sum = models.BigIntegerField(default=0)
     connections_max = models.PositiveIntegerField(null=True)
     connections_count = models.PositiveIntegerField(default=0)
+    transactions_sum = models.FloatField(default=0)
+    transactions_max = models.FloatField(null=True)
+    transactions_count = models.PositiveIntegerField(default=0)
+    queries_sum = models.FloatField(default=0)
+    queries_max = models.FloatField(null=True)
+    queries_count = models.PositiveIntegerField(default=0)
+    cache_hit_sum = models.FloatField(default=0)
+    cache_hit_max = models.FloatField(null=True)
+    cache_hit_count = models.PositiveIntegerField(default=0)
     size_bytes = models.BigIntegerField(null=True, help_text="The largest.")
 
     class Meta:
@@ -57,3 +69,17 @@ class MetricRollup(models.Model):
 
     def __str__(self) -> str:
         return f"{self.project_id} {self.at} {self.step} s"
+
+
+class TableSnapshot(models.Model):
+    """The largest tables of a project's database, as estimated when last looked: `[name, rows, bytes]`, null where the
+    engine can't tell. The current state only."""
+
+    project = models.OneToOneField(Project, on_delete=models.CASCADE, primary_key=True, related_name="table_snapshot")
+    tried_at = models.DateTimeField()
+    at = models.DateTimeField(null=True, help_text="When it was last read; later tries failed.")
+    total = models.PositiveIntegerField(default=0)
+    tables = models.JSONField(default=list)
+
+    def __str__(self) -> str:
+        return f"{self.project_id} {self.total}"

@@ -12,6 +12,8 @@ from projects.models.catalogue import Plan, Region
 from projects.models.choices import DesiredStatus, Exposure, Health, Placement, ProjectStatus, WriteFence
 from projects.querysets import EndpointQuerySet, ProjectQuerySet
 
+HARD_FACTOR = 2  # above this many times its storage limit nothing is left of "soft"
+
 
 class Project(BaseModel):
     """One database of one engine, version, region and plan.
@@ -67,7 +69,12 @@ class Project(BaseModel):
     )
     write_fenced_at = models.DateTimeField(null=True, editable=False)
     write_fence_applied = models.BooleanField(default=False, editable=False, help_text="The engine was told so.")
-    stats_at = models.DateTimeField(null=True, editable=False, help_text="When size and connections were last read.")
+    stats_at = models.DateTimeField(null=True, editable=False, help_text="When the engine's figures were last read.")
+    server_version = models.CharField(max_length=40, blank=True, editable=False, help_text="As the server says.")
+    transactions_per_second = models.FloatField(null=True, editable=False)
+    queries_per_second = models.FloatField(null=True, editable=False)
+    cache_hit_percent = models.FloatField(null=True, editable=False)
+    counters = models.JSONField(default=dict, editable=False, help_text="The engine's own, as last read.")
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
@@ -113,6 +120,12 @@ class Project(BaseModel):
         if self.write_fence == WriteFence.STORAGE:
             return "The database is larger than its storage limit. Sessions are read-only by default until it is not."
         return ""
+
+    @property
+    def write_fence_hard(self) -> bool:
+        """So far above its storage limit that sessions are ended in the middle of writing."""
+        above = self.storage_bytes > 0 and (self.size_bytes or 0) > HARD_FACTOR * self.storage_bytes
+        return self.write_fence == WriteFence.STORAGE and above
 
     @property
     def recycled(self) -> bool:

@@ -48,6 +48,7 @@ class DatabaseServer(BaseModel):
     control_host = models.CharField(max_length=255, default="127.0.0.1")
     memory_bytes = models.BigIntegerField()
     cpus = models.DecimalField(max_digits=5, decimal_places=2)
+    sized_for_bytes = models.BigIntegerField(null=True, help_text="Memory that its own settings were last made for.")
     max_connections = models.PositiveSmallIntegerField(default=40)
     max_databases = models.PositiveSmallIntegerField(default=1)
 
@@ -104,6 +105,11 @@ class DatabaseServer(BaseModel):
     @property
     def handle(self) -> domain.Handle:
         return domain.Handle(str(self.id), self.incarnation, self.runtime_ref)
+
+    @property
+    def restart_pending(self) -> bool:
+        """Its limits have changed since it made its settings: a restart makes them anew."""
+        return self.sized_for_bytes not in {None, self.memory_bytes} and self.observed_state == ObservedState.RUNNING
 
     @property
     def control_endpoint(self) -> domain.Endpoint:

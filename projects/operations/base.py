@@ -31,11 +31,12 @@ class Wait(Exception):
 
 
 class StepFailed(Exception):
-    """The step failed. `code` is stable; `detail` is for people and holds no secret."""
+    """The step failed. `code` is stable; `detail` is for people and holds no secret. `raw`: what is for operators only,
+    where that says more."""
 
-    def __init__(self, code: str, detail: str, *, retryable: bool = True) -> None:
+    def __init__(self, code: str, detail: str, *, retryable: bool = True, raw: str = "") -> None:
         super().__init__(detail)
-        self.code, self.detail, self.retryable = code, detail, retryable
+        self.code, self.detail, self.retryable, self.raw = code, detail, retryable, raw
 
 
 class CancelRequested(Exception):

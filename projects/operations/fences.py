@@ -7,8 +7,6 @@ So a worker that dies anywhere in between, a restored control database or a late
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -32,18 +30,22 @@ from projects.models import (
     Region,
     WriteFence,
 )
-from projects.operations import wiring
+from projects.operations import parallel, wiring
 from projects.querysets import ProjectQuerySet
 
 log = structlog.get_logger(__name__)
 PARALLEL = 8
+PARALLEL_ILL = 2  # those that failed the last time
+TICK_SECONDS = 4.0  # nothing is begun later than this into a tick
+ANSWER_SECONDS = 3.0
+STATEMENT_SECONDS = 8.0  # ending sessions may take five
 DECIDE_BATCH = 500
 ACT_BATCH = 64
 HOLD_EVERY_SECONDS = 20
 LIFT_AT_PERCENT = 95  # of the storage limit
-HARD_FACTOR = 2  # above this many times its storage limit nothing is left of "soft"
 _UNFENCED = [e.name for e in registry.engines().values() if domain.Capability.WRITE_FENCE not in e.capabilities]
 _acted: dict[tuple[UUID, bool, bool], float] = {}
+_failed: set[UUID] = set()
 
 
 def keep() -> None:
@@ -143,20 +145,29 @@ def converge() -> int:
     targets = _targets()
     if not targets or Install.load().read_only:  # rule 11
         return 0
-    with ThreadPoolExecutor(PARALLEL, thread_name_prefix="fence") as pool:
-        failures = list(pool.map(_act, targets))
-    told = [
-        target
-        for target, failure in zip(targets, failures, strict=True)
-        if not failure and target.fenced != target.applied
+    moment = time.monotonic()
+    well, ill = [t for t in targets if t.project_id not in _failed], [t for t in targets if t.project_id in _failed]
+    lanes = [
+        parallel.start("fence", _act, _broken, some, threads=threads, seconds=TICK_SECONDS)
+        for some, threads in ((well, PARALLEL), (ill, PARALLEL_ILL))
+        if some
     ]
+    return sum(_put_down(lane.collect(), moment) for lane in lanes)
+
+
+def _put_down(done: list[tuple[_Target, str]], moment: float) -> int:
+    """What was told, in the rows; which of them failed, for the next tick. Those that were not come to are due still."""
+    _acted.update((target.key, moment) for target, _ in done)
+    told = [target for target, failure in done if not failure and target.fenced != target.applied]
     for fenced in (True, False):
         # What was done, whatever is wanted by now: if that has changed, the next tick sees the difference.
         ids = [target.project_id for target in told if target.fenced == fenced]
         if ids:
             Project.objects.filter(pk__in=ids).update(write_fence_applied=fenced)
-    for target, failure in zip(targets, failures, strict=True):
+    for target, failure in done:
+        _failed.discard(target.project_id)
         if failure:
+            _failed.add(target.project_id)
             log.warning("writers' fence not applied", project=target.slug, fenced=target.fenced, error=failure)
     return len(told)
 
@@ -177,29 +188,30 @@ def _targets() -> list[_Target]:
     due = [target for target in found if moment - _acted.get(target.key, -HOLD_EVERY_SECONDS) >= HOLD_EVERY_SECONDS]
     due = sorted(due, key=lambda target: _acted.get(target.key, 0.0))[:ACT_BATCH]
     _forget({target.key for target in found})
-    _acted.update((target.key, moment) for target in due)
     return due
 
 
-def _forget(known: Iterable[tuple[UUID, bool, bool]]) -> None:
-    for key in _acted.keys() - set(known):
+def _forget(known: set[tuple[UUID, bool, bool]]) -> None:
+    for key in _acted.keys() - known:
         del _acted[key]
+    _failed.intersection_update({project_id for project_id, _, _ in known})
 
 
 def _target(row: Database) -> _Target:
     project = row.project
-    beyond = project.size_bytes is not None and 0 < project.storage_bytes * HARD_FACTOR < project.size_bytes
     return _Target(
         project.pk, project.slug, registry.engine(row.server.engine), row.server, wiring.tenant_names(row),
         fenced=bool(project.write_fence), applied=project.write_fence_applied,
-        hard=project.write_fence == WriteFence.DISK or beyond,
+        hard=project.write_fence == WriteFence.DISK or project.write_fence_hard,
     )  # fmt: skip
 
 
 def _act(target: _Target) -> str:
     """Runs in a thread: no ORM here. Returns why it failed, or nothing."""
     try:
-        with wiring.admin_session(target.engine, target.server) as admin:
+        with wiring.admin_session(
+            target.engine, target.server, timeout_seconds=ANSWER_SECONDS, statement_seconds=STATEMENT_SECONDS
+        ) as admin:
             if target.fenced != target.applied:
                 admin.fence_writers(target.names, fenced=target.fenced)
             elif target.fenced:
@@ -207,6 +219,10 @@ def _act(target: _Target) -> str:
     except domain.EngineError as error:
         return str(error) or error.code
     return ""
+
+
+def _broken(error: Exception) -> str:
+    return f"unexpected: {type(error).__name__}"
 
 
 def seen(project: Project, fenced: bool) -> bool:

@@ -27,12 +27,21 @@ EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # every bucket begins a multiple of it
 _LOCK = 0x6D6574726963  # "metric": one thins at a time
 
 _RAW, _ROLLUP = MetricSample._meta.db_table, MetricRollup._meta.db_table
-_FIGURES = """cpu_sum, cpu_max, cpu_count, memory_sum, memory_max, memory_count,
-    connections_sum, connections_max, connections_count, size_bytes"""
-_OF_RAW = """coalesce(cpu_percent, 0) AS cpu_sum, cpu_percent AS cpu_max, (cpu_percent IS NOT NULL)::int AS cpu_count,
-    coalesce(memory_bytes, 0) AS memory_sum, memory_bytes AS memory_max, (memory_bytes IS NOT NULL)::int AS memory_count,
-    coalesce(connections, 0) AS connections_sum, connections AS connections_max,
-    (connections IS NOT NULL)::int AS connections_count, size_bytes"""
+# What is averaged: its name in rollups, and in samples. The size is the largest.
+_AVERAGED = {
+    "cpu": "cpu_percent", "memory": "memory_bytes", "connections": "connections",
+    "transactions": "transactions_per_second", "queries": "queries_per_second", "cache_hit": "cache_hit_percent",
+}  # fmt: skip
+
+
+def _each(pattern: str, joint: str = ", ") -> str:
+    return joint.join(pattern.format(n=name, raw=raw, t=_ROLLUP) for name, raw in _AVERAGED.items())
+
+
+_FIGURES = _each("{n}_sum, {n}_max, {n}_count") + ", size_bytes"
+_OF_RAW = (
+    _each("coalesce({raw}, 0) AS {n}_sum, {raw} AS {n}_max, ({raw} IS NOT NULL)::int AS {n}_count") + ", size_bytes"
+)
 # Rows that somebody else is deleting right now (a project is purged) are left to them. What belongs to no project any
 # more ends here.
 _MOVE = f"""
@@ -43,20 +52,13 @@ WITH moved AS (
 ), became AS (
   INSERT INTO {_ROLLUP} (project_id, step, at, {_FIGURES})
   SELECT project_id, %(step)s, date_bin(%(width)s, at, %(epoch)s),
-    sum(cpu_sum), max(cpu_max), sum(cpu_count), sum(memory_sum), max(memory_max), sum(memory_count),
-    sum(connections_sum), max(connections_max), sum(connections_count), max(size_bytes)
+    {_each("sum({n}_sum), max({n}_max), sum({n}_count)")}, max(size_bytes)
   FROM moved WHERE EXISTS (SELECT FROM projects_project WHERE projects_project.id = moved.project_id)
   GROUP BY 1, 3
   ON CONFLICT (project_id, at, step) DO UPDATE SET
-    cpu_sum = {_ROLLUP}.cpu_sum + excluded.cpu_sum,
-    cpu_max = greatest({_ROLLUP}.cpu_max, excluded.cpu_max),
-    cpu_count = {_ROLLUP}.cpu_count + excluded.cpu_count,
-    memory_sum = {_ROLLUP}.memory_sum + excluded.memory_sum,
-    memory_max = greatest({_ROLLUP}.memory_max, excluded.memory_max),
-    memory_count = {_ROLLUP}.memory_count + excluded.memory_count,
-    connections_sum = {_ROLLUP}.connections_sum + excluded.connections_sum,
-    connections_max = greatest({_ROLLUP}.connections_max, excluded.connections_max),
-    connections_count = {_ROLLUP}.connections_count + excluded.connections_count,
+    {_each("{n}_sum = {t}.{n}_sum + excluded.{n}_sum")},
+    {_each("{n}_max = greatest({t}.{n}_max, excluded.{n}_max)")},
+    {_each("{n}_count = {t}.{n}_count + excluded.{n}_count")},
     size_bytes = greatest({_ROLLUP}.size_bytes, excluded.size_bytes)
 )
 SELECT count(*) FROM moved
@@ -65,10 +67,7 @@ _RAW_TO_FINE = _MOVE.format(table=_RAW, of="", figures=_OF_RAW)
 _FINE_TO_COARSE = _MOVE.format(table=_ROLLUP, of="step = 300 AND", figures=_FIGURES)
 _SERIES = f"""
 SELECT date_bin(%(width)s, at, %(epoch)s) AS bucket,
-  sum(cpu_sum) / nullif(sum(cpu_count), 0), max(cpu_max),
-  sum(memory_sum) / nullif(sum(memory_count), 0), max(memory_max),
-  sum(connections_sum)::float / nullif(sum(connections_count), 0), max(connections_max),
-  max(size_bytes)
+  {_each("sum({n}_sum)::float / nullif(sum({n}_count), 0), max({n}_max)")}, max(size_bytes)
 FROM (
   SELECT at, {_OF_RAW} FROM {_RAW} WHERE project_id = %(project)s AND at >= %(since)s
   UNION ALL
@@ -121,8 +120,8 @@ def width_for(length: timedelta, wanted: timedelta) -> timedelta:
 
 
 def series(project_id: UUID, *, since: datetime, width: timedelta) -> list[tuple[Any, ...]]:
-    """Per bucket that holds a reading, oldest first: (at, CPU mean, peak, memory mean, peak, connections mean, peak,
-    largest size)."""
+    """Per bucket that holds a reading, oldest first: (at, then mean and peak of CPU, memory, connections, transactions and
+    queries per second and cache hits in percent, then the largest size)."""
     with connection.cursor() as cursor:
         asked: dict[str, Any] = {"project": project_id, "since": since, "width": width, "epoch": EPOCH}
         cursor.execute(_SERIES, asked)

@@ -14,6 +14,7 @@ from django.db import Error as DatabaseError
 from django.db import connection, transaction
 
 from novastack.common.clock import DatabaseNow, now
+from novastack.common.logs import without_places
 from projects import domain
 from projects.models import OnGiveUp, Operation, OperationState, OperationStep, Project, Region, StepState
 from projects.models.catalogue import UNREACHABLE
@@ -193,6 +194,9 @@ class _Run:
     def _failed(self, definition: Definition, step: Step, row: OperationStep, failure: StepFailed) -> bool:
         log.warning("step failed", step=row.name, attempt=row.attempt, code=failure.code, detail=failure.detail)
         row.error_code, row.detail = failure.code, failure.detail[:500]
+        if failure.raw:
+            log.warning("what the runtime said", step=row.name, raw=failure.raw)
+            row.data = {**row.data, "raw": failure.raw[:1000]}  # operators see it in the admin
         forward = definition.on_give_up == OnGiveUp.ROLL_FORWARD
         if failure.retryable and self._start_again(step, row, failure):
             return False
@@ -435,10 +439,15 @@ def _error(failure: StepFailed) -> dict[str, object]:
 
 
 def _as_failure(error: Exception) -> StepFailed:
-    """What people see of an exception: drivers' own texts are fit for them, all others are logged and named only."""
+    """What people see of an exception: drivers' own texts are fit for them, but for places of the runtime's host; all
+    others are logged and named only."""
     if isinstance(error, StepFailed):
         return error
-    if isinstance(error, domain.NovaStackRuntimeError | domain.EngineError):
+    if isinstance(error, domain.NovaStackRuntimeError):
+        said = str(error)[:500]
+        shown = without_places(said)
+        return StepFailed(error.code, shown, retryable=error.retryable, raw=said if shown != said else "")
+    if isinstance(error, domain.EngineError):
         return StepFailed(error.code, str(error)[:500], retryable=error.retryable)
     log.error("unexpected error in a step", error=type(error).__name__, exc_info=error)
     return StepFailed("internal_error", f"Something broke on our side ({type(error).__name__}); see the worker's log.")

@@ -100,8 +100,9 @@ def _ensure(ctx: Context, request: domain.ServerRequest, data: domain.DataPolicy
     ctx.server.runtime_ref = handle.ref
     ctx.server.desired_state = ServerDesired.RUNNING
     ctx.server.tls_enabled = request.tls is not None
+    ctx.server.sized_for_bytes = request.limits.memory_bytes
     try:
-        ctx.save_server("runtime_ref", "tls_enabled", *fields)
+        ctx.save_server("runtime_ref", "tls_enabled", "sized_for_bytes", *fields)
     except LeaseLost:
         _take_back(ctx, handle)
         raise

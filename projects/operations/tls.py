@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from django.db import transaction
 
@@ -94,17 +95,23 @@ _STEPS = (
 _LIMITS = Step("limits", "Apply the limits", lifecycle.resize, retry=SERVER_RETRY, deadline_seconds=60)
 
 
-def _kind(kind: str, title: str, *steps: Step) -> None:
+def _kind(kind: str, title: str, *steps: Step, **extra: Any) -> None:
     register(
         Definition(
-            kind=kind, title=title, steps=steps, on_give_up=OnGiveUp.ROLL_FORWARD, while_running=None, yields=True
+            kind=kind,
+            title=title,
+            steps=steps,
+            on_give_up=OnGiveUp.ROLL_FORWARD,
+            while_running=None,
+            yields=True,
+            **extra,
         )
     )
 
 
 _kind("renew_certificate", "Renew certificate", *_STEPS)
 _kind("change_tls", "Change TLS", *_STEPS)
-_kind("reconfigure", "Change limits and TLS", _LIMITS, *_STEPS)
+_kind("reconfigure", "Change limits and TLS", _LIMITS, *_STEPS, on_failure=lifecycle.not_resized)
 
 
 # --- in time ----------------------------------------------------------------------------------------------------------

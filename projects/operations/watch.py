@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import time
 from collections import defaultdict
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -18,6 +16,7 @@ from django.db.models import F, Q
 
 from novastack.common.clock import now
 from projects import domain, registry
+from projects.engines.base import EngineAdmin
 from projects.models import (
     Database,
     DatabaseRole,
@@ -30,20 +29,26 @@ from projects.models import (
     Region,
     RoleKind,
     ServerKind,
+    TableSnapshot,
 )
-from projects.operations import fanout, fences, status, wiring
+from projects.operations import fanout, fences, parallel, status, wiring
+from projects.operations.rates import rates_between
 from projects.querysets import ProjectQuerySet
 
 log = structlog.get_logger(__name__)
 PARALLEL = 8
+PARALLEL_ILL = 4  # those that were ill at the last look have threads of their own, and delay nobody else
+TICK_SECONDS = 4.0  # no look begins later than this into a tick
+LOOK_SECONDS = 3.0  # for a login, and for each answer
+TABLES_EVERY = timedelta(minutes=5)
 HEALTH_EVERY_SECONDS = 30
 RETRY_EVERY_SECONDS = 4
 STARTING_SECONDS = 120
-HEALTH_BATCH = 200  # of each region
-PASS_SECONDS = 10.0
+HEALTH_BATCH = 250  # of each region
 USAGE_SECONDS = 25.0  # below the 30 between two readings
 WELL_FOR_SECONDS = 600
 SAMPLE_EVERY_SECONDS = 30  # usage by beat's schedule, statistics with each look at a healthy server
+COUNTED = ("connections", "transactions_per_second", "queries_per_second", "cache_hit_percent")
 CURRENT = timedelta(seconds=2 * SAMPLE_EVERY_SECONDS)  # an older reading says nothing about now
 
 
@@ -55,6 +60,8 @@ class _Target:
     endpoint: domain.Endpoint
     control: domain.Credentials
     fence_applied: bool
+    pooled: bool
+    count_tables: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,50 +70,54 @@ class _Result:
     detail: str
     stats: domain.ServerStats | None = None
     fence_applied: bool = False  # what the row said before the look
+    pooled: bool = False
+    tried_tables: bool = False
+    tables: domain.TableCounts | None = None
 
 
 def check_health() -> int:
-    """Log in to every running database that is due, as the platform's own role of that project (rule 19)."""
+    """Log in to every running database that is due, as the platform's own role of that project (rule 19); one session each
+    for health, figures and tables. Ends within TICK_SECONDS and the time of one look: those that it did not come to are
+    first in the next tick."""
     moment = now()
     healthy_due = Q(health=Health.HEALTHY, health_checked_at__lt=moment - timedelta(seconds=HEALTH_EVERY_SECONDS))
     other_due = ~Q(health=Health.HEALTHY) & Q(health_checked_at__lt=moment - timedelta(seconds=RETRY_EVERY_SECONDS))
     wanted = Q(health_checked_at=None) | healthy_due | other_due
     # Of each region so many, or one whose logins hang would always be the first in the row.
-    due = {
-        pk: checked_at
+    rows = {
+        pk: (checked_at, health == Health.UNHEALTHY)
         for region in Region.objects.filter(reachable=True).values_list("pk", flat=True)
-        for pk, checked_at in _running()
+        for pk, checked_at, health in _running()
         .filter(wanted, region=region)
         .order_by(F("health_checked_at").asc(nulls_first=True))
-        .values_list("pk", "health_checked_at")[:HEALTH_BATCH]
+        .values_list("pk", "health_checked_at", "health")[:HEALTH_BATCH]
     }
-    if not due:
+    if not rows:
         return 0
-    results = _look_at(_targets(list(due)))
-    changed, well = _record(results, due)
-    status.refresh(changed)
-    _forgive(well)
-    return len(results)
+    due = {pk: checked_at for pk, (checked_at, _) in rows.items()}
+    looked = 0
+    # The healthy ones are put down before the others are waited for.
+    for lane in _begin(_targets(list(rows), moment), {pk for pk, (_, ill) in rows.items() if ill}):
+        results = {target.project_id: result for target, result in lane.collect()}
+        changed, well = _record(results, due)
+        status.refresh(changed)
+        _forgive(well)
+        looked += len(results)
+    return looked
 
 
-def _look_at(targets: dict[UUID, _Target]) -> dict[UUID, _Result]:
-    """Each region has its own threads: where logins hang, those of the others go on. What was not begun when the time of a
-    pass is over stays due, and is the first of the next one."""
-    by_region: dict[UUID, dict[UUID, _Target]] = defaultdict(dict)
+def _begin(targets: dict[UUID, _Target], ill: set[UUID]) -> list[parallel.Lane[_Target, _Result]]:
+    """Each region has threads of its own for those that were well and for those that were not: where logins hang, the
+    others go on."""
+    lanes: dict[tuple[bool, UUID], list[_Target]] = defaultdict(list)
     for pk, target in targets.items():
-        by_region[target.region_id][pk] = target
-    until = time.monotonic() + PASS_SECONDS
-    results: dict[UUID, _Result] = {}
-    with contextlib.ExitStack() as stack:
-        begun: list[tuple[UUID, Future[_Result]]] = []
-        for some in by_region.values():
-            pool = stack.enter_context(ThreadPoolExecutor(PARALLEL, thread_name_prefix="health"))
-            begun += [(pk, pool.submit(_look, target)) for pk, target in some.items()]
-        for pk, future in begun:
-            if time.monotonic() > until and future.cancel():
-                continue
-            results[pk] = future.result()
-    return results
+        lanes[pk in ill, target.region_id].append(target)
+    return [
+        parallel.start(
+            "health", _look, _broken, some, threads=PARALLEL_ILL if was_ill else PARALLEL, seconds=TICK_SECONDS
+        )
+        for (was_ill, _), some in sorted(lanes.items(), key=lambda lane: lane[0])
+    ]
 
 
 def _running() -> ProjectQuerySet:
@@ -131,7 +142,12 @@ def _record(results: dict[UUID, _Result], due: dict[UUID, datetime | None]) -> t
             project.health_detail, project.health_checked_at = result.detail[:500], moment
             if result.stats is not None:
                 project.size_bytes, project.connections = result.stats.size_bytes, result.stats.connections
-                project.connections_limit, project.stats_at = result.stats.connections_limit, moment
+                project.connections_limit, project.server_version = (
+                    result.stats.connections_limit,
+                    result.stats.version[:40],
+                )
+                _put_rates(project, result, moment)
+                project.stats_at = moment
                 if project.write_fence_applied == result.fence_applied:
                     project.write_fence_applied = fences.seen(project, result.stats.fenced)
             rows.append(project)
@@ -141,11 +157,42 @@ def _record(results: dict[UUID, _Result], due: dict[UUID, datetime | None]) -> t
             rows,
             [
                 "health", "health_detail", "health_checked_at", "size_bytes", "connections", "connections_limit",
-                "stats_at", "write_fence_applied",
+                "stats_at", "write_fence_applied", "server_version", "counters", "transactions_per_second",
+                "queries_per_second", "cache_hit_percent",
             ],
             batch_size=500,
         )  # fmt: skip
+        _put_tables({project.pk: results[project.pk] for project in rows}, moment)
     return changed, [p.pk for p in rows if p.health == Health.HEALTHY]
+
+
+def _put_rates(project: Project, result: _Result, moment: datetime) -> None:
+    """What was done since the look before. Figures of a whole pool are no tenant's."""
+    counters = result.stats.counters if result.stats is not None else None
+    if counters is not None and counters.server_wide and result.pooled:
+        counters = None
+    rates, kept = rates_between(project.counters, counters, moment)
+    project.counters, project.cache_hit_percent = kept, rates.cache_hit_percent
+    project.transactions_per_second = rates.transactions_per_second
+    project.queries_per_second = rates.queries_per_second
+
+
+def _put_tables(results: dict[UUID, _Result], moment: datetime) -> None:
+    """Two statements at most. What could not be read this time stays as it was."""
+    read, failed = [], []
+    for pk, result in results.items():
+        if result.tables is not None:
+            rows = [[t.name.replace("\0", "\ufffd"), t.rows, t.size_bytes] for t in result.tables.tables]
+            read.append(
+                TableSnapshot(project_id=pk, tried_at=moment, at=moment, total=result.tables.total, tables=rows)
+            )
+        elif result.tried_tables:
+            failed.append(TableSnapshot(project_id=pk, tried_at=moment))
+    for snapshots, fields in ((read, ["tried_at", "at", "total", "tables"]), (failed, ["tried_at"])):
+        if snapshots:
+            TableSnapshot.objects.bulk_create(
+                snapshots, update_conflicts=True, unique_fields=["project"], update_fields=fields, batch_size=200
+            )
 
 
 def _judge(project: Project, result: _Result, moment: datetime) -> str:
@@ -157,21 +204,25 @@ def _judge(project: Project, result: _Result, moment: datetime) -> str:
     return Health.UNKNOWN if project.health == Health.UNKNOWN and young else Health.UNHEALTHY
 
 
-def _targets(project_ids: list[UUID]) -> dict[UUID, _Target]:
+def _targets(project_ids: list[UUID], moment: datetime | None = None) -> dict[UUID, _Target]:
+    """Two queries. Without a moment no tables are counted."""
     found = {}
+    recent: set[UUID] = set()
+    if moment is not None:
+        fresh = TableSnapshot.objects.filter(project_id__in=project_ids, tried_at__gt=moment - TABLES_EVERY)
+        recent = set(fresh.values_list("project_id", flat=True))
     roles = DatabaseRole.objects.filter(
         kind=RoleKind.CONTROL, database__project_id__in=project_ids, database__slot=DatabaseSlot.CURRENT
     ).select_related("database__project", "server")
     for role in roles:
         if role.secret is not None:
-            found[role.database.project_id] = _Target(
-                role.database.project_id,
-                role.server.region_id,
-                role.server.engine,
-                role.server.control_endpoint,
+            pk = role.database.project_id
+            found[pk] = _Target(
+                pk, role.server.region_id, role.server.engine, role.server.control_endpoint,
                 domain.Credentials(role.name, role.secret.open(), role.database.name),
-                role.database.project.write_fence_applied,
-            )
+                role.database.project.write_fence_applied, role.server.kind == ServerKind.POOL,
+                moment is not None and pk not in recent,
+            )  # fmt: skip
     return found
 
 
@@ -179,9 +230,15 @@ def _look(target: _Target) -> _Result:
     """Runs in a thread: no ORM here."""
     engine = registry.engine(target.engine)
     try:
-        with engine.admin(target.endpoint, target.control, timeout_seconds=4) as session:
+        with engine.admin(
+            target.endpoint, target.control, timeout_seconds=LOOK_SECONDS, statement_seconds=LOOK_SECONDS
+        ) as session:
             session.ping()
-            return _Result(True, "", session.stats(target.control.database), target.fence_applied)
+            stats = session.stats(target.control.database)
+            return _Result(
+                True, "", stats, target.fence_applied, target.pooled, target.count_tables,
+                _count_tables(session, target) if target.count_tables else None,
+            )  # fmt: skip
     except domain.LoginRefused:
         return _Result(False, "The server answers, but refuses NovaStack's own login.")
     except domain.ServerNotReady as error:
@@ -190,6 +247,20 @@ def _look(target: _Target) -> _Result:
         return _Result(False, f"Not trusted: {error}")
     except domain.EngineError as error:
         return _Result(True, f"Logged in; statistics failed: {error}")
+
+
+def _count_tables(session: EngineAdmin, target: _Target) -> domain.TableCounts | None:
+    """The server was well a moment ago: what goes wrong here says nothing about its health."""
+    try:
+        return session.table_counts(target.control.database)
+    except Exception as error:
+        log.info("tables not counted", project=str(target.project_id), error=str(error)[:200])
+        return None
+
+
+def _broken(error: Exception) -> _Result:
+    """Nobody expected it: a driver that breaks on what a server sent, say."""
+    return _Result(False, f"NovaStack could not look at it ({type(error).__name__}); see the worker's log.")
 
 
 def _forgive(project_ids: list[UUID]) -> None:
@@ -237,17 +308,22 @@ def _keep_usage(servers: list[DatabaseServer], usage: Mapping[domain.Handle, dom
     moment, samples = now(), []
     rows = Database.objects.filter(server__in=servers, slot=DatabaseSlot.CURRENT).select_related("project")
     projects: dict[UUID, Project] = {row.server_id: row.project for row in rows}
+    read = []
     for server in servers:
         seen = usage.get(server.handle, domain.Usage())
-        server.cpu_percent, server.memory_used_bytes, server.usage_at = seen.cpu_percent, seen.memory_bytes, moment
+        if seen != domain.Usage():  # who was not come to this time keeps what was read before, with its time
+            server.cpu_percent, server.memory_used_bytes, server.usage_at = seen.cpu_percent, seen.memory_bytes, moment
+            read.append(server)
         if project := projects.get(server.pk):
+            counted: dict[str, Any] = (
+                {name: getattr(project, name) for name in COUNTED} if is_current(project.stats_at, moment) else {}
+            )
             samples.append(
                 MetricSample(
                     project=project, at=moment, cpu_percent=seen.cpu_percent, memory_bytes=seen.memory_bytes,
-                    size_bytes=project.size_bytes,
-                    connections=project.connections if is_current(project.stats_at, moment) else None,
+                    size_bytes=project.size_bytes, **counted,
                 )
             )  # fmt: skip
-    DatabaseServer.objects.bulk_update(servers, ["cpu_percent", "memory_used_bytes", "usage_at"], batch_size=500)
+    DatabaseServer.objects.bulk_update(read, ["cpu_percent", "memory_used_bytes", "usage_at"], batch_size=500)
     MetricSample.objects.bulk_create(samples, batch_size=1000)
     return len(samples)

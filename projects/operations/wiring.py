@@ -79,12 +79,12 @@ def admin_candidates(server: DatabaseServer) -> list[domain.Credentials]:
     return [domain.Credentials(server.admin_username, secret) for secret in secrets]
 
 
-def admin_credentials(engine: Engine, server: DatabaseServer) -> domain.Credentials:
+def admin_credentials(engine: Engine, server: DatabaseServer, *, timeout_seconds: float = 3) -> domain.Credentials:
     """Our own login with whichever stored password works. Raises as `Engine.probe` does."""
     candidates = admin_candidates(server)
     for credentials in candidates[:-1]:
         try:
-            engine.probe(server.control_endpoint, credentials)
+            engine.probe(server.control_endpoint, credentials, timeout_seconds=timeout_seconds)
         except domain.LoginRefused:
             continue
         return credentials
@@ -92,10 +92,13 @@ def admin_credentials(engine: Engine, server: DatabaseServer) -> domain.Credenti
 
 
 def admin_session(
-    engine: Engine, server: DatabaseServer, *, timeout_seconds: float = 5
+    engine: Engine, server: DatabaseServer, *, timeout_seconds: float = 5, statement_seconds: float = 15
 ) -> AbstractContextManager[EngineAdmin]:
-    """An admin session with whichever stored password works. Raises as `Engine.admin` does."""
-    return engine.admin(server.control_endpoint, admin_credentials(engine, server), timeout_seconds=timeout_seconds)
+    """An admin session with whichever stored password works. Times and errors are those of `Engine.admin`."""
+    return engine.admin(
+        server.control_endpoint, admin_credentials(engine, server, timeout_seconds=min(3, timeout_seconds)),
+        timeout_seconds=timeout_seconds, statement_seconds=statement_seconds,
+    )  # fmt: skip
 
 
 def role_candidates(role: DatabaseRole) -> list[str]:

@@ -97,7 +97,8 @@ class Runtime(ABC):
 
     @abstractmethod
     def update(self, handle: Handle, limits: Limits) -> None:
-        """Change limits on the running server without a restart, as far as the runtime can."""
+        """Change limits on the running server without a restart, as far as the runtime can. `LimitTooSmall` when it sees
+        that the server uses more memory: then its limits are as they were."""
 
     @abstractmethod
     def put_files(self, handle: Handle, files: Mapping[str, bytes]) -> None:

@@ -18,6 +18,7 @@ import urllib3.exceptions
 from projects.domain import (
     CapacityExhausted,
     ImageMissing,
+    LimitTooSmall,
     NovaStackRuntimeError,
     PortTaken,
     RuntimeEndpoint,
@@ -44,6 +45,9 @@ _CAPACITY = re.compile(
 )
 _NO_SWARM = re.compile(
     r"not a swarm manager|swarm does not have a leader|swarm is encrypted and needs to be unlocked", re.I
+)
+_BUSY = re.compile(
+    r"memory\.(?:limit_in_bytes|memsw\.limit_in_bytes|max).*device or resource busy|unable to set memory limit"
 )
 _IMAGE = re.compile(r"No such image|manifest unknown|pull access denied|repository .* not found|not found: manifest")
 
@@ -183,6 +187,8 @@ def meaning_of(text: str) -> NovaStackRuntimeError:
         return PortTaken("its port is taken by another program of the host")
     if _CAPACITY.search(text):
         return CapacityExhausted(text[:300])
+    if _BUSY.search(text):
+        return LimitTooSmall("the server uses more memory than that")
     if _IMAGE.search(text):
         return ImageMissing(text[:300])
     return NovaStackRuntimeError(text[:300])

@@ -32,6 +32,7 @@ from projects.domain import (
     ImageMissing,
     ImageRef,
     Limits,
+    LimitTooSmall,
     LogPart,
     NovaStackRuntimeError,
     Observation,
@@ -336,8 +337,16 @@ class ProcessRuntime(Runtime):
         volume = Volume(self.root, handle)
         with volume.held():
             plan = self._must_match(volume, handle)
-            volume.write("spec.json", plan | {"limits": asdict(limits)})
+            before = volume.limits()
             self._groups.set(volume.name, limits)
+            holds = self._groups.memory_limit(volume.name)
+            last = volume.last_ref()
+            if last and last.alive():
+                if holds is not None and holds > limits.memory_bytes:
+                    self._groups.set(volume.name, before)
+                    raise LimitTooSmall("the server uses more memory than that")
+                process_start.allow(last, limits.memory_bytes + int(plan.get("reserved", 0)))
+            volume.write("spec.json", plan | {"limits": asdict(limits)})
 
     @_honest
     def put_files(self, handle: Handle, files: Mapping[str, bytes]) -> None:

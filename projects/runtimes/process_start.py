@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -29,7 +31,7 @@ from projects.runtimes.process_binaries import Found
 from projects.runtimes.process_launch import LaunchFailed, LaunchLocked, launch
 from projects.runtimes.process_limits import ControlGroups
 from projects.runtimes.process_logs import cut_log
-from projects.runtimes.process_table import ProcessRef, listens, stop_family
+from projects.runtimes.process_table import ProcessRef, family, listens, stop_family
 from projects.runtimes.process_volume import Volume
 
 INIT_SECONDS = 60
@@ -108,6 +110,13 @@ def run(volume: Volume, account: Account, groups: ControlGroups) -> Handle:
     return with_ref(volume.handle, ref)
 
 
+def allow(ref: ProcessRef, data_bytes: int) -> None:
+    """How much private memory each process of a running server may have; what it starts later inherits it."""
+    for stat in family([ref.pid])[ref.pid]:
+        with contextlib.suppress(OSError):  # it ended meanwhile; or we are not root, and it grows at its next start
+            resource.prlimit(stat.pid, resource.RLIMIT_DATA, (data_bytes, data_bytes))
+
+
 def _wait_listening(volume: Volume, plan: Mapping[str, Any], ref: ProcessRef) -> None:
     deadline = time.monotonic() + LISTEN_SECONDS
     while time.monotonic() < deadline:
@@ -160,8 +169,8 @@ def with_ref(handle: Handle, ref: ProcessRef) -> Handle:
 
 def port_is_free(host: str, port: int) -> bool:
     """Whether a server could listen there now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(kind, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -9,14 +9,18 @@ from django.db import transaction
 from accounts.models import Organization
 from accounts.permissions import Capability, Principal, require
 from accounts.services import audit
+from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, Invalid, NameTaken
 from projects import domain, registry
-from projects.models import DatabaseServer, DatabaseSlot, DesiredStatus, Operation, Project
+from projects.engines.base import Engine
+from projects.models import DatabaseServer, DatabaseSlot, DesiredStatus, ObservedState, Operation, Project
 from projects.operations import certificates
 from projects.operations.queue import operation_create
+from projects.operations.watch import is_current
 from projects.services import quotas, validation
-from projects.services.creation import clean_limits, name_is_free
+from projects.services.creation import MIB, clean_limits, name_is_free
 
+HEADROOM_BYTES = 48 * MIB  # for sessions, beside what a server set aside at its start
 CHANGEABLE = {"name", "description", "labels", "limits", "tls_required", "deletion_protection"}
 # (new limits, TLS) → the kind of operation that applies it
 KINDS = {(True, False): "resize", (False, True): "change_tls", (True, True): "reconfigure"}
@@ -117,12 +121,33 @@ def _tls(project: Project, required: Any) -> list[str]:
     return _set(project, tls_required=required)
 
 
+def too_small_while_running(project: Project, engine: Engine, memory_bytes: int) -> str:
+    """Why the running server can't get along with so little memory, as far as it is known; empty if it can. The operation
+    looks once more."""
+    server = DatabaseServer.objects.filter(databases__project=project, databases__slot=DatabaseSlot.CURRENT).first()
+    if server is None or server.observed_state != ObservedState.RUNNING:
+        return ""
+    fixed = engine.fixed_memory_bytes(server.sized_for_bytes or server.memory_bytes)
+    stop = "Stop the project first; the new limit then holds from its next start."
+    if fixed and fixed + HEADROOM_BYTES > memory_bytes:
+        least = -(-(fixed + HEADROOM_BYTES) // MIB)
+        kept = f"While it runs, {engine.title} keeps {fixed // MIB} MiB that it set aside at its start"
+        return f"{kept}: at least {least} MiB. {stop}"
+    used = server.memory_used_bytes if is_current(server.usage_at, now()) else None
+    if used is not None and used > memory_bytes:
+        return f"The server uses {used // MIB + 1} MiB now. {stop}"
+    return ""
+
+
 def _limits(project: Project, organization: Organization, limits: Any) -> list[str]:
     if not isinstance(limits, dict):
         raise Invalid.field("limits", "invalid", "Give an object with `memory_bytes` and `cpus`.")
     if project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}:
         raise ActionNotAllowed("The project is deleted; undelete it before changing its limits.")
     given = {"memory_bytes": project.memory_bytes, "cpus": project.cpus, **limits}
-    memory, cpus = clean_limits(given, project.plan, registry.engine(project.engine))
+    engine = registry.engine(project.engine)
+    memory, cpus = clean_limits(given, project.plan, engine)
+    if memory < project.memory_bytes and (reason := too_small_while_running(project, engine, memory)):
+        raise Invalid.field("limits.memory_bytes", "too_small_while_running", reason)
     quotas.check(organization, memory_bytes=max(0, memory - project.memory_bytes))
     return _set(project, memory_bytes=memory, cpus=cpus)

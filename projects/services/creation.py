@@ -41,6 +41,7 @@ from projects.operations.queue import operation_create
 from projects.operations.registration import new_generation
 from projects.services import keys, quotas, validation
 
+MIB = 1 << 20
 MIN_CPUS = Decimal("0.1")
 
 
@@ -106,14 +107,19 @@ def clean_limits(limits: dict[str, Any], plan: Plan, engine: Engine) -> tuple[in
     if plan.memory_bytes < least:
         raise Invalid.field("plan", "too_small", f"{engine.title} needs at least {least // 2**20} MiB of memory.")
     if not least <= memory <= plan.memory_bytes:
-        bounds = f"Between {least}, which {engine.title} needs, and the plan's {plan.memory_bytes} bytes."
+        bounds = (
+            f"Between {least // MIB} MiB ({least} bytes), which {engine.title} needs, and the {plan.memory_bytes // MIB} MiB"
+            f" ({plan.memory_bytes} bytes) of the plan {plan.name}."
+        )
         raise Invalid.field("limits.memory_bytes", "out_of_range", bounds)
     try:
         cores = Decimal(str(cpus)).quantize(Decimal("0.01"))
     except (InvalidOperation, ValueError):
         raise Invalid.field("limits.cpus", "invalid", "Give a number of cores, such as 0.5.") from None
     if not MIN_CPUS <= cores <= plan.cpus:
-        raise Invalid.field("limits.cpus", "out_of_range", f"Between {MIN_CPUS} and the plan's {plan.cpus} cores.")
+        raise Invalid.field(
+            "limits.cpus", "out_of_range", f"Between {MIN_CPUS} and the {plan.cpus} cores of the plan {plan.name}."
+        )
     return memory, cores
 
 

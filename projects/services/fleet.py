@@ -11,9 +11,10 @@ from typing import Any
 
 from celery import current_app
 from django.conf import settings
-from django.db.models import Count, Q, Sum
+from django.db.models import Avg, Count, Q, Sum
 
 from novastack.common import health
+from novastack.common.clock import now
 from novastack.common.models import Heartbeat, Install
 from projects import registry
 from projects.models import (
@@ -29,6 +30,7 @@ from projects.models import (
 )
 from projects.operations import disks
 from projects.operations.standby_upkeep import Standing, standings
+from projects.operations.watch import CURRENT
 
 QUEUES = ("provisioning", "monitoring", "maintenance", "backups")
 ENGINES = tuple(registry.engines())
@@ -146,6 +148,7 @@ def figures() -> dict[str, Any]:
         "operations": _grouped(Operation, "kind", "state"),
         "size_bytes": sums["size"] or 0,
         "connections": sums["connections"] or 0,
+        "rates": _rates(),
         "regions": {region.slug: region.available and region.reachable for region in regions},
         "disks": {r.slug: r.disk_used_percent for r in regions if r.disk_used_percent is not None},
         "fenced": dict(
@@ -166,6 +169,26 @@ def standbys() -> list[Standing]:
         "admin_secret", "admin_pending_secret", "tls_key"
     )
     return standings(targets, list(rows)) if targets else []
+
+
+def _rates() -> dict[str, dict[str, float]]:
+    """Per engine: sums of what its databases do now, and the mean of their cache hits (a part of one)."""
+    rows: Any = (
+        Project.objects.order_by()
+        .filter(stats_at__gt=now() - CURRENT, status=ProjectStatus.RUNNING)
+        .values("engine")
+        .annotate(
+            transactions=Sum("transactions_per_second"),
+            queries=Sum("queries_per_second"),
+            hits=Avg("cache_hit_percent"),
+        )
+    )
+    found: dict[str, dict[str, float]] = {"transactions": {}, "queries": {}, "hits": {}}
+    for row in rows:
+        for name, values in found.items():
+            if row[name] is not None:
+                values[row["engine"]] = row[name] / (100 if name == "hits" else 1)
+    return found
 
 
 def _grouped(model: Any, *fields: str) -> dict[tuple[str, ...], int]:

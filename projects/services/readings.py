@@ -17,7 +17,7 @@ from accounts.permissions import Capability, Principal, require
 from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, RuntimeNotAvailable, Throttled
 from projects import tasks
-from projects.models import Database, DatabaseServer, DatabaseSlot, ObservedState, Project
+from projects.models import Database, DatabaseServer, DatabaseSlot, ObservedState, Project, TableSnapshot
 from projects.operations import metrics
 from projects.operations.logs import LogText, read_on
 from projects.operations.watch import is_current
@@ -53,12 +53,16 @@ def server_of(project: Project) -> DatabaseServer | None:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Percent of one core, bytes, a count: what was measured just now. None where there is no reading of now: it does not
-    run, or nobody has looked for two sampling periods. `measured_at` is the last reading's time, however old."""
+    """Percent of one core, bytes, a count, and rates since the look before: what was measured just now. None where there is
+    no reading of now: it does not run, or nobody has looked for two sampling periods. `measured_at` is the last reading's
+    time, however old."""
 
     cpu_percent: float | None
     memory_bytes: int | None
     connections: int | None
+    transactions_per_second: float | None
+    queries_per_second: float | None
+    cache_hit_percent: float | None
     measured_at: datetime | None
 
 
@@ -67,12 +71,15 @@ def figures_of(project: Project, server: DatabaseServer | None) -> Figures:
     usage_at = server.usage_at if server else None
     last = max((at for at in (usage_at, project.stats_at) if at), default=None)
     if server is None or server.observed_state != ObservedState.RUNNING or not project.region.reachable:
-        return Figures(None, None, None, last)
+        return Figures(None, None, None, None, None, None, last)
     used, counted = is_current(usage_at, moment), is_current(project.stats_at, moment)
     return Figures(
         cpu_percent=server.cpu_percent if used else None,
         memory_bytes=server.memory_used_bytes if used else None,
         connections=project.connections if counted else None,
+        transactions_per_second=project.transactions_per_second if counted else None,
+        queries_per_second=project.queries_per_second if counted else None,
+        cache_hit_percent=project.cache_hit_percent if counted else None,
         measured_at=last,
     )
 
@@ -96,15 +103,37 @@ def status_of(project: Project) -> dict[str, Any]:
             "cpu_percent": figures.cpu_percent,
             "memory_bytes": figures.memory_bytes,
             "memory_limit_bytes": server.memory_bytes,
+            "restart_pending": server.restart_pending,
             "connections": figures.connections,
             "connections_limit": project.connections_limit,
             "size_bytes": project.size_bytes,
+            "transactions_per_second": _rounded(figures.transactions_per_second),
+            "queries_per_second": _rounded(figures.queries_per_second),
+            "cache_hit_percent": _rounded(figures.cache_hit_percent),
+            "version": project.server_version,
             "measured_at": figures.measured_at,
             "tls": server.tls_enabled,
             "tls_not_after": server.tls_not_after if server.tls_enabled else None,
             "tls_reason": server.tls_reason,
         },
     }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The largest tables, largest first, as estimated at `measured_at` (None: not yet); `total`: how many there are."""
+
+    rows: list[dict[str, Any]]
+    total: int
+    measured_at: datetime | None
+
+
+def tables_of(project: Project) -> Tables:
+    snapshot = TableSnapshot.objects.filter(project=project).first()
+    if snapshot is None or snapshot.at is None:
+        return Tables([], 0, None)
+    rows = [{"name": name, "rows": rows, "size_bytes": size} for name, rows, size in snapshot.tables]
+    return Tables(rows, snapshot.total, snapshot.at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +151,28 @@ def metrics_of(project: Project, range_: str) -> Series:
     points = [
         {
             "at": at,
-            "cpu_percent": _percent(cpu),
-            "cpu_percent_max": _percent(cpu_max),
+            "cpu_percent": _rounded(cpu),
+            "cpu_percent_max": _rounded(cpu_max),
             "memory_bytes": _whole(memory),
             "memory_bytes_max": memory_max,
             "size_bytes": size,
             "connections": _whole(sessions),
             "connections_max": sessions_max,
+            "transactions_per_second": _rounded(transactions),
+            "transactions_per_second_max": _rounded(transactions_max),
+            "queries_per_second": _rounded(queries),
+            "queries_per_second_max": _rounded(queries_max),
+            "cache_hit_percent": _rounded(hits),
         }
-        for at, cpu, cpu_max, memory, memory_max, sessions, sessions_max, size in rows
-    ]
+        for (
+            at, cpu, cpu_max, memory, memory_max, sessions, sessions_max, transactions, transactions_max, queries,
+            queries_max, hits, _, size,
+        ) in rows
+    ]  # fmt: skip
     return Series(int(width.total_seconds()), points)
 
 
-def _percent(value: float | None) -> float | None:
+def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 

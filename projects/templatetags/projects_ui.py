@@ -149,6 +149,20 @@ def took(operation: Operation) -> str:
 
 
 @register.filter
+def whole(number: int | None) -> str:
+    """12 345; a dash for what is not known."""
+    return "–" if number is None else f"{number:,}".replace(",", "\u202f")
+
+
+@register.filter
+def rate(value: float | None) -> str:
+    """Per second, with as many digits as say something."""
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}".replace(",", "\u202f")
+
+
+@register.filter
 def can(project: Project, capability: str) -> bool:
     """Whether the project's engine has that capability."""
     engine = registry.engines().get(project.engine)

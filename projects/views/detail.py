@@ -27,11 +27,12 @@ from projects.operations import base
 from projects.operations.catalogue import versions_of
 from projects.services.actions import allowed_actions
 from projects.services.connections import connection_masked
-from projects.services.readings import figures_of, metrics_of, server_of
-from projects.views.common import project_for
+from projects.services.readings import figures_of, metrics_of, server_of, tables_of
+from projects.views.common import page_of, project_for
 from projects.views.lists import percent
 
 LOG_LINES = 300
+THROUGHPUT = {"transactions_per_second": "Transactions per second", "queries_per_second": "Queries per second"}
 PATIENCE = timedelta(seconds=20)
 
 
@@ -61,6 +62,21 @@ def project_live(request: HttpRequest, project_id: UUID) -> HttpResponse:
     if ended or (request.GET.get("state", project.status) != project.status and not context["moving"]):
         return HttpResponse(status=204, headers={"HX-Refresh": "true"})  # it came to rest: the buttons change too
     return render(request, "projects/_live_provisioning.html" if making else "projects/_live.html", context)
+
+
+@login_required
+@require_GET
+def project_tables(request: HttpRequest, project_id: UUID) -> HttpResponse:
+    """The largest tables, as the engine estimates them."""
+    principal, project = project_for(request, project_id)
+    tables = tables_of(project)
+    page, numbers = page_of(request, tables.rows, 25)
+    engine = registry.engine(project.engine)
+    context = header_context(principal, project) | {
+        "tab": "tables", "tables": tables, "page": page, "pages": numbers, "query": "", "engine": engine,
+        "noun": engine.tables_title.lower(),
+    }  # fmt: skip
+    return render(request, "projects/tables.html", context)
 
 
 @login_required
@@ -151,6 +167,8 @@ def _overview(principal: Principal, project: Project) -> dict[str, Any]:
     start = end - charts.DAY
     release = versions_of(registry.engine(project.engine)).find(project.version)
     points = metrics_of(project, "24h").points
+    counted = any(p["transactions_per_second"] is not None for p in points)
+    rate = "transactions_per_second" if counted else "queries_per_second"
     connection = None
     if Capability.CONNECT in principal.capabilities_in(project.organization_id):
         with contextlib.suppress(Problem, LookupError):
@@ -165,6 +183,14 @@ def _overview(principal: Principal, project: Project) -> dict[str, Any]:
         "cpu_chart": charts.chart(
             ((p["at"], p["cpu_percent"]) for p in points), start=start, end=end, top=100.0 * float(project.cpus)
         ),
+        "throughput_chart": charts.chart(((p["at"], p[rate]) for p in points), start=start, end=end),
+        "throughput_label": THROUGHPUT[rate],
+        "cache_chart": charts.chart(
+            ((p["at"], p["cache_hit_percent"]) for p in points), start=start, end=end, top=100.0
+        )
+        if any(p["cache_hit_percent"] is not None for p in points)
+        else None,
+        "tables": tables_of(project),
         "chart_start": start,
         "chart_middle": start + charts.DAY / 2,
         "chart_end": end,

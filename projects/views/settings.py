@@ -17,6 +17,7 @@ from novastack.common.errors import NameTaken, PermissionDenied, Problem
 from projects.forms import LimitsForm, ProjectSettingsForm, ProtectionForm, TlsForm
 from projects.services import project_update
 from projects.services.changes import tls_fixed, tls_restarts, tls_unavailable
+from projects.services.readings import server_of
 from projects.views.common import add_problem, project_for
 from projects.views.detail import header_context
 
@@ -50,6 +51,7 @@ def project_settings(request: HttpRequest, project_id: UUID) -> HttpResponse:
         "tab": "settings", "general": general, "limits": limits, "protection": protection, "tls": tls,
         "tls_reason": tls_fixed(project) or tls_unavailable(project), "tls_fixed": bool(tls_fixed(project)),
         "tls_restarts": tls_restarts(project),
+        "server": server_of(project),
         "can_change": Capability.PROJECT_CHANGE in principal.capabilities_in(project.organization_id),
         "labels": sorted(project.labels.items()),
     }  # fmt: skip

@@ -22,12 +22,14 @@ from django.conf import settings
 from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
 
-from novastack.common.logs import mask_paths
+from novastack.common.logs import mask_paths, without_places
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "S3cretS3cretS3cretS3cretS3cretS3cretS3cr"
 CONFIRM = f"MQ:1tYxAb:{SECRET}"
 LINKS = [
+    f"/invitations/accept-{SECRET}/", f"/invitations/acceptance{SECRET}/",
+    f"/invitations/01980000-0000-7000-8000-0000000000aa-{SECRET}/",
     f"/invitations/{SECRET}/", f"/accounts/password/reset/key/1a-cqz7-{SECRET}/", f"/accounts/confirm-email/{CONFIRM}/",
     f"/accounts/confirm-email/{quote(CONFIRM, safe='')}/", f"/x?token={SECRET}", f"/x?a=1&reset_key={SECRET}&b=2",
 ]  # fmt: skip
@@ -146,3 +148,19 @@ def test_gunicorn_s_access_log() -> None:
     assert '"http://localhost/invitations/[masked]/"' in written
     assert len(re.findall(r'"GET /\S+ HTTP', written)) == 1 + len(LINKS)
     assert SECRET not in written
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("dial unix:///var/run/docker.sock: no such file", "dial […] no such file"),
+        ("open /var/lib/docker/overlay2/ab12/merged: permission denied", "open […]: permission denied"),
+        ("listen tcp4 10.0.0.5:20001: bind: address in use", "listen tcp4 […]: bind: address in use"),
+        ("postgres:18 could not be pulled: not found", "postgres:18 could not be pulled: not found"),
+        ("novastack-mysql:9.7, registry/db/mysql:9 of 15/17", "novastack-mysql:9.7, registry/db/mysql:9 of 15/17"),
+        ("needs 3/4 of 1.5 GiB, version 17.2.1", "needs 3/4 of 1.5 GiB, version 17.2.1"),
+        ("this machine refused: '/srv/x y/z'", "this machine refused: '[…] y/z'"),
+    ],
+)  # fmt: skip
+def test_a_hosts_places_are_not_for_tenants(said: str, shown: str) -> None:
+    assert without_places(said) == shown

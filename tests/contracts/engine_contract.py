@@ -19,6 +19,7 @@ from projects import registry
 from projects.domain import (
     Capability,
     ConnectionInfo,
+    Counters,
     Credentials,
     Endpoint,
     EngineError,
@@ -28,6 +29,7 @@ from projects.domain import (
     LoginRefused,
     ServerNotReady,
     ServerRequest,
+    TableCounts,
     TenantNames,
 )
 from projects.engines import catalogue
@@ -377,6 +379,59 @@ class EngineContract:
             assert stats.connections == 0
             assert stats.connections_limit == tenant.names.connection_limit
         assert stats.version[0].isdigit()
+
+    # --- figures ------------------------------------------------------------------------------------------------------
+    def fill(self, server: LiveServer, tenant: Tenant, table: str, rows: int) -> None:
+        """As the tenant: a new table of that name with so many rows, and read them."""
+        raise NotImplementedError("override it for this engine")
+
+    def table_counts(self, server: LiveServer, tenant: Tenant, *, limit: int = 200) -> TableCounts:
+        with self.engine.admin(server.endpoint, tenant.control, statement_seconds=3) as session:
+            return session.table_counts(tenant.names.database, limit=limit)
+
+    def test_counters_count_what_is_done(self, server: LiveServer, tenant: Tenant) -> None:
+        def read() -> Counters:
+            with self.engine.admin(server.endpoint, tenant.control) as session:
+                found = session.stats(tenant.names.database).counters
+            assert found is not None
+            return found
+
+        before = read()
+        assert before.transactions is not None or before.queries is not None
+        self.fill(server, tenant, "things", 50)
+        deadline = time.monotonic() + 10
+        while True:
+            after = read()
+            done = (after.transactions or after.queries or 0) - (before.transactions or before.queries or 0)
+            if done >= 50 or time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+        assert 50 <= done < 500
+        if after.cache_hits is not None and after.cache_misses is not None:
+            assert after.cache_hits > (before.cache_hits or 0)
+            assert after.cache_misses >= 0
+        assert after.uptime_seconds is None or after.uptime_seconds >= (before.uptime_seconds or 0)
+
+    def test_tables_with_estimates(self, server: LiveServer, tenant: Tenant) -> None:
+        assert self.table_counts(server, tenant) == TableCounts((), 0)
+        self.fill(server, tenant, "many", 2000)
+        self.fill(server, tenant, "few", 2)
+        deadline = time.monotonic() + 20
+        while True:
+            found = self.table_counts(server, tenant)
+            rows = {table.name: table.rows for table in found.tables}
+            if rows.get("many") not in {None, 0} or time.monotonic() > deadline:
+                break
+            time.sleep(0.3)
+        assert found.total == 2
+        assert rows.keys() == {"many", "few"}
+        assert 1000 <= (rows["many"] or 0) <= 4000
+        assert (rows["few"] or 0) <= 10
+        sizes = [table.size_bytes or 0 for table in found.tables]
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[0] >= 8192
+        capped = self.table_counts(server, tenant, limit=1)
+        assert (len(capped.tables), capped.total) == (1, 2)
 
     def test_what_the_product_cannot_do_is_said_and_never_pretended(self, server: LiveServer, tenant: Tenant) -> None:
         calls: dict[Capability, Callable[[EngineAdmin], object]] = {

@@ -17,12 +17,14 @@ from cryptography.exceptions import InvalidSignature
 
 from novastack.common import pki
 from projects.domain import (
+    Counters,
     Credentials,
     Endpoint,
     LoginRefused,
     ServerNotReady,
     ServerState,
     ServerStats,
+    TableCounts,
     TenantNames,
     TlsNotTrusted,
 )
@@ -60,6 +62,8 @@ class PaperPostgreSQL(PostgreSQL):
         self.diary: list[str] = []
         self.refuses_to_answer = False
         self.size_bytes = 8 << 20
+        self.counters: Counters | None = None
+        self.tables = TableCounts((), 0)
         self.fails: dict[str, list[Exception]] = {}
 
     def of(self, endpoint: Endpoint) -> PaperData:
@@ -123,7 +127,7 @@ class PaperPostgreSQL(PostgreSQL):
 
     @contextlib.contextmanager
     def admin(
-        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5
+        self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5, statement_seconds: float = 15
     ) -> Iterator[EngineAdmin]:
         self.probe(endpoint, credentials)
         yield PaperAdmin(self, self.of(endpoint))
@@ -185,4 +189,11 @@ class PaperAdmin(EngineAdmin):
         self.held.read_files(self.held.volume.files, tls=bool(self.held.shown))  # type: ignore[attr-defined]
 
     def stats(self, database: str) -> ServerStats:
-        return ServerStats(self.engine.size_bytes, 1, 20, fenced=database in self.held.fenced)
+        self.engine.act("stats")
+        return ServerStats(
+            self.engine.size_bytes, 1, 20, "18.0", database in self.held.fenced, counters=self.engine.counters
+        )
+
+    def table_counts(self, database: str, *, limit: int = 200) -> TableCounts:
+        self.engine.act("table_counts")
+        return self.engine.tables

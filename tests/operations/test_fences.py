@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 from django.db import connection
+from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from accounts import activity
 from accounts.models import AuditEvent
+from novastack.common.clock import now
 from novastack.common.models import Install
 from projects import domain
 from projects.models import Database, DatabaseServer, Project, Region
-from projects.operations import fences, watch
+from projects.operations import fences, parallel, watch
 from tests.factories import api_client, set_observed
 from tests.operations.conftest import begin, create, drive, operation_of
 
@@ -252,8 +254,16 @@ def test_a_look_that_began_before_the_fence_does_not_undo_it(ready, paper, monke
         Project.objects.filter(pk=ready.pk).update(write_fence="storage", write_fence_applied=True)
         return seen
 
-    # In this thread, so that the test's transaction is the look's too.
-    monkeypatch.setattr(watch, "_look_at", lambda targets: {pk: slow(target) for pk, target in targets.items()})
+    class Here:
+        """In this thread, so that the test's transaction is the look's too."""
+
+        def __init__(self, items):
+            self.done = [(item, slow(item)) for item in items]
+
+        def collect(self):
+            return self.done
+
+    monkeypatch.setattr(parallel, "start", lambda name, call, broken, items, **_: Here(items))
     look(ready)
     assert row(ready) == ("storage", True)
     assert name not in fenced_in(paper)
@@ -325,3 +335,16 @@ def test_the_api_and_the_page_say_why_and_what_to_do(client, team, ready, paper)
     page = client.get(f"/projects/{ready.pk}/live/").content.decode()
     assert "the disk of This machine is almost full" in page
     assert "SET default_transaction_read_only" not in page
+
+
+def test_far_above_the_limit_the_banner_says_what_works(ready, team):
+    """A long DELETE, or VACUUM FULL, would be ended in the middle of it every 20 s."""
+    browser = Client()
+    browser.force_login(team.alice)
+    for times, words in ((1.5, "DELETE followed by VACUUM FULL"), (2.5, "DELETE in batches of a few seconds")):
+        Project.objects.filter(pk=ready.pk).update(
+            size_bytes=int(times * ready.storage_bytes), write_fence="storage", write_fenced_at=now()
+        )
+        page = browser.get(f"/projects/{ready.pk}/").content.decode()
+        assert words in page
+        assert ("every 20 seconds" in page) == (times > 2)

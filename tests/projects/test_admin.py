@@ -32,6 +32,7 @@ from projects.models import (
     Region,
     ServiceConnector,
     StandbyTarget,
+    TableSnapshot,
 )
 from projects.services import key_create
 from tests.factories import Team, UserFactory, make_project
@@ -70,6 +71,7 @@ def project(team: Team) -> Project:
     key_create(principal=Principal.of(team.bob), project=project, name="web")
     MetricSample.objects.create(project=project, at=now(), cpu_percent=1)
     MetricRollup.objects.create(project=project, at=now(), step=300)
+    TableSnapshot.objects.create(project=project, tried_at=now(), at=now(), total=1, tables=[["salaries", 1, 1]])
     OperationEvent.objects.create(operation=operation, at=now(), message="hello")
     DataTombstone.objects.create(server_uuid=project.pk, incarnation=1, region=region, reason="purged", due_at=now())
     make_project(team.bob, team.organization, "Waiting", running=False)

@@ -16,7 +16,7 @@ from accounts.models import AuditEvent
 from accounts.permissions import Principal
 from novastack.common.clock import now
 from projects import domain
-from projects.models import DatabaseServer, MetricSample, Project, Region
+from projects.models import DatabaseServer, MetricSample, Project, Region, TableSnapshot
 from projects.operations import wiring
 from projects.services import readings as readings_service
 from tests.factories import (
@@ -86,7 +86,8 @@ def test_status(bob: APIClient, project: Project) -> None:
     assert body["observed_at"] and body["operation"] is None and body["detail"] == ""
     assert set(body["server"]) == {
         "runtime", "name", "image", "started_at", "cpu_percent", "memory_bytes", "memory_limit_bytes", "connections",
-        "connections_limit", "size_bytes", "measured_at", "tls", "tls_not_after", "tls_reason",
+        "connections_limit", "size_bytes", "measured_at", "transactions_per_second", "queries_per_second",
+        "cache_hit_percent", "version", "restart_pending", "tls", "tls_not_after", "tls_reason",
     }  # fmt: skip
     assert body["server"]["runtime"] == "memory" and body["server"]["memory_limit_bytes"] == project.memory_bytes
 
@@ -163,6 +164,66 @@ class TestMetrics:
     @pytest.mark.parametrize("range_", ["2h", "", "%00", "1h;drop"])
     def test_another_range_is_a_400(self, bob: APIClient, project: Project, range_: str) -> None:
         assert bob.get(url(project, f"metrics/?range={range_}")).status_code == 400
+
+
+class TestTables:
+    @pytest.fixture
+    def snapshot(self, project: Project) -> TableSnapshot:
+        rows = [[f"table_{n}", n, 9000 - n] for n in range(60)] + [["<b>odd</b>\n", None, None]]
+        return TableSnapshot.objects.create(project=project, tried_at=now(), at=now(), total=300, tables=rows)
+
+    def test_paged_and_said_to_be_estimates(self, bob: APIClient, project: Project, snapshot: TableSnapshot) -> None:
+        body = bob.get(url(project, "tables")).json()
+        assert (body["count"], body["total"], body["estimated"]) == (61, 300, True)
+        assert datetime.fromisoformat(body["measured_at"]) == snapshot.at
+        assert len(body["results"]) == 25
+        assert body["results"][1] == {"name": "table_1", "rows": 1, "size_bytes": 8999}
+        last = bob.get(url(project, "tables/?page=3")).json()
+        assert last["next"] is None and last["results"][-1] == {
+            "name": "<b>odd</b>\n",
+            "rows": None,
+            "size_bytes": None,
+        }
+
+    def test_before_the_first_look(self, bob: APIClient, project: Project) -> None:
+        body = bob.get(url(project, "tables")).json()
+        assert (body["count"], body["total"], body["measured_at"], body["results"]) == (0, 0, None, [])
+        TableSnapshot.objects.create(project=project, tried_at=now())
+        assert bob.get(url(project, "tables")).json()["measured_at"] is None
+
+    def test_not_for_outsiders(self, team: Team, project: Project, snapshot: TableSnapshot) -> None:
+        assert api_client(team.charlie).get(url(project, "tables")).status_code == 404
+        assert api_client(team.vera).get(url(project, "tables")).status_code == 200
+
+    def test_the_pages(self, team: Team, project: Project, snapshot: TableSnapshot) -> None:
+        browser = Client()
+        browser.force_login(team.bob)
+        page = browser.get(f"/projects/{project.pk}/tables/?page=3").content.decode()
+        assert "300 tables" in page and "The 61 largest are listed." in page
+        assert "&lt;b&gt;odd" in page and "<b>odd" not in page
+        overview = browser.get(f"/projects/{project.pk}/").content.decode()
+        assert "table_4" in overview and "table_5<" not in overview
+        snapshot.delete()
+        assert "Not read yet" in browser.get(f"/projects/{project.pk}/tables/").content.decode()
+
+
+class TestRates:
+    def test_in_status_metrics_and_prometheus(self, bob: APIClient, project: Project) -> None:
+        rates = {"transactions_per_second": 12.345, "queries_per_second": None, "cache_hit_percent": 99.0}
+        Project.objects.filter(pk=project.pk).update(stats_at=now(), server_version="18.1", **rates)
+        MetricSample.objects.create(project=project, at=now(), **rates)
+        server = bob.get(url(project, "status")).json()["server"]
+        assert (server["transactions_per_second"], server["queries_per_second"]) == (12.35, None)
+        assert (server["cache_hit_percent"], server["version"]) == (99.0, "18.1")
+        (point,) = bob.get(url(project, "metrics")).json()["results"]
+        assert (point["transactions_per_second"], point["transactions_per_second_max"]) == (12.35, 12.35)
+        assert (point["queries_per_second"], point["cache_hit_percent"]) == (None, 99.0)
+        text = Client().get("/metrics").content.decode()
+        assert 'novastack_transactions_per_second{engine="postgresql"} 12.345' in text
+        assert 'novastack_cache_hit_ratio{engine="postgresql"} 0.99' in text
+        Project.objects.filter(pk=project.pk).update(stats_at=now() - timedelta(minutes=3))
+        assert bob.get(url(project, "status")).json()["server"]["transactions_per_second"] is None
+        assert "novastack_transactions_per_second{" not in Client().get("/metrics").content.decode()
 
 
 class TestLogs:

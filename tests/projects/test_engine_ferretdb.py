@@ -17,7 +17,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
-from projects.domain import ConnectionInfo, Credentials, DataPolicy, EngineError, LoginRefused
+from projects.domain import ConnectionInfo, Credentials, DataPolicy, EngineError, LoginRefused, TableCount
 from projects.engines.ferretdb import FerretDB, FerretDBAdmin, scram_sha_256
 from projects.runtimes.process import ProcessRuntime
 from projects.runtimes.process_binaries import search_path
@@ -60,6 +60,23 @@ class FerretDBContract(EngineContract):
     version: ClassVar[str] = "1.24"
     empty_size_bytes = 0
     snippets = MONGODB_SNIPPETS
+
+    def fill(self, server: LiveServer, tenant: Tenant, table: str, rows: int) -> None:
+        with client(server, tenant.login) as session:
+            collection = session[tenant.names.database][table]
+            for number in range(min(rows, 60)):
+                collection.insert_one({"number": number})
+            if rows > 60:
+                collection.insert_many([{"number": number} for number in range(60, rows)])
+            collection.find().to_list()
+
+    def test_of_a_large_database_only_names_are_told(
+        self, server: LiveServer, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Counting would analyse all of it, under a lock."""
+        self.fill(server, tenant, "things", 100)
+        monkeypatch.setattr("projects.engines.ferretdb.COUNTED_BYTES", 1)
+        assert self.table_counts(server, tenant).tables == (TableCount("things", None, None),)
 
     # --- logins -------------------------------------------------------------------------------------------------------
     def test_nothing_without_a_login(self, server: LiveServer) -> None:

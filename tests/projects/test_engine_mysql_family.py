@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -101,6 +102,39 @@ class FamilyContract(EngineContract):
     def open_session(self, server: LiveServer, tenant: Tenant) -> Iterator[FamilySession]:
         with contextlib.closing(connect(server, tenant.login)) as connection:
             yield FamilySession(connection)
+
+    def fill(self, server: LiveServer, tenant: Tenant, table: str, rows: int) -> None:
+        with self.inside(server, tenant) as connection:
+            ask(connection, f"CREATE TABLE {table} (id INT AUTO_INCREMENT PRIMARY KEY, word VARCHAR(200))")
+            done = min(rows, 60)
+            for _ in range(done):
+                ask(connection, f"INSERT INTO {table} (word) VALUES ('word')")
+            while done < rows:
+                step = min(done, rows - done)
+                ask(connection, f"INSERT INTO {table} (word) SELECT word FROM {table} LIMIT {step}")
+                done += step
+            ask(connection, f"SELECT * FROM {table}")
+            ask(connection, f"ANALYZE TABLE {table}")
+
+    def test_a_table_that_somebody_holds_for_himself_is_not_waited_for(
+        self, server: LiveServer, tenant: Tenant
+    ) -> None:
+        self.fill(server, tenant, "things", 100)
+        with self.inside(server, tenant) as connection:
+            ask(connection, "LOCK TABLES things WRITE")
+            began = time.monotonic()
+            found = self.table_counts(server, tenant)
+            assert time.monotonic() - began < 2
+        assert [table.name for table in found.tables] == ["things"]
+
+    def test_views_are_no_tables_and_names_come_back_as_they_are(self, server: LiveServer, tenant: Tenant) -> None:
+        odd = 'it\'s "%s" ; ünïcode'
+        with self.inside(server, tenant) as connection:
+            ask(connection, "CREATE TABLE `" + odd + "` (id INT)")
+            ask(connection, "CREATE TABLE gone (id INT)")
+            ask(connection, "CREATE VIEW broken AS SELECT * FROM gone")
+            ask(connection, "DROP TABLE gone")
+        assert [table.name for table in self.table_counts(server, tenant).tables] == [odd]
 
     # --- what the server promises (rule 15) ---------------------------------------------------------------------------
     def test_settings_that_keep_data(self, server: LiveServer) -> None:

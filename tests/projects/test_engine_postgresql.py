@@ -408,6 +408,56 @@ class PostgreSQLContract(EngineContract):
         assert rows
         assert all(str(row[0]).startswith("SCRAM-SHA-256$") for row in rows)
 
+    # --- figures ------------------------------------------------------------------------------------------------------
+    def fill(self, server: LiveServer, tenant: Tenant, table: str, rows: int) -> None:
+        with connect(server, tenant.login) as connection:
+            connection.execute(f"CREATE TABLE {table} (id integer, word text)")
+            single = min(rows, 60)
+            for _ in range(single):
+                connection.execute(f"INSERT INTO {table} VALUES (1, 'word')")
+            connection.execute(f"INSERT INTO {table} SELECT n, 'word' FROM generate_series(1, {rows - single}) n")
+            connection.execute(f"SELECT * FROM {table}").fetchall()
+
+    def test_a_table_that_somebody_holds_for_himself_is_not_waited_for(
+        self, server: LiveServer, tenant: Tenant
+    ) -> None:
+        self.fill(server, tenant, "things", 3000)
+        with connect(server, tenant.login) as connection:
+            connection.execute("ANALYZE things")
+            connection.execute("BEGIN")
+            connection.execute("LOCK TABLE things IN ACCESS EXCLUSIVE MODE")
+            began = time.monotonic()
+            found = self.table_counts(server, tenant)
+            assert time.monotonic() - began < 1.5
+        assert [table.name for table in found.tables] == ["things"]
+        assert (found.tables[0].size_bytes or 0) > 50_000
+
+    def test_counting_runs_no_code_of_the_tenant(self, server: LiveServer, tenant: Tenant) -> None:
+        """Rule 18: whatever stands in `public` under the names of what our queries use."""
+        with connect(server, tenant.login) as connection:
+            connection.execute("CREATE TABLE seen (who text)")
+            note = "BEGIN INSERT INTO public.seen VALUES (session_user); RETURN {}; END"
+            for head, value in (
+                ("pg_total_relation_size(oid) RETURNS bigint", "1"), ("count(anyelement) RETURNS bigint", "1"),
+                ("pg_stat_get_live_tuples(oid) RETURNS bigint", "1"), ("differs(name, text) RETURNS boolean", "true"),
+                ("concatenated(name, text) RETURNS text", "'x'"),
+            ):  # fmt: skip
+                body = note.format(value)
+                connection.execute(f"CREATE FUNCTION public.{head} LANGUAGE plpgsql AS $$ {body} $$")  # type: ignore[arg-type]
+            connection.execute("CREATE OPERATOR public.!~ (LEFTARG = name, RIGHTARG = text, FUNCTION = public.differs)")
+            connection.execute(
+                "CREATE OPERATOR public.|| (LEFTARG = name, RIGHTARG = text, FUNCTION = public.concatenated)"
+            )
+            connection.execute("CREATE VIEW public.pg_class AS SELECT 'mine'::text AS relname")
+            login = tenant.names.login
+            connection.execute(f"SET ROLE NONE; ALTER ROLE {login} SET search_path = public, pg_catalog")
+            connection.execute('CREATE SCHEMA "odd; schema"')
+            connection.execute('CREATE TABLE "odd; schema"."it\'s ""quoted""\n" (id integer)')
+        found = self.table_counts(server, tenant)
+        with connect(server, tenant.login) as connection:
+            assert connection.execute("SELECT who FROM public.seen").fetchall() == []
+        assert {table.name for table in found.tables} == {"seen", 'odd; schema.it\'s "quoted"\n'}
+
 
 class TestPostgreSQL17(PostgreSQLContract):
     version = "17"
