@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import bson
 import pymongo
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
@@ -22,6 +24,9 @@ Document = dict[str, Any]
 _CODEC: CodecOptions[Document] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
 
 ADMIN = "admin"
+# OP_MSG (2013) with one section: https://www.mongodb.com/docs/manual/reference/mongodb-wire-protocol/
+_BODY = struct.pack("<IB", 0, 0) + bson.encode({"hello": 1, "$db": ADMIN})
+_HELLO = struct.pack("<iiii", 16 + len(_BODY), 1, 0, 2013) + _BODY
 STATEMENT_SECONDS = 15.0
 
 # https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
@@ -143,16 +148,24 @@ def _ask_for(client: MongoClient[Document], endpoint: Endpoint) -> None:
 
 
 def knock(endpoint: Endpoint, seconds: float) -> None:
-    """The driver tries again and again while nobody listens, or somebody else; we want to know at once, and why."""
+    """The driver waits for half a second before it asks again; we want to know at once who listens, and why nobody does.
+    That somebody accepts says nothing: a container engine's proxy does so before the server is there. So it must say a
+    first word, or prove itself by TLS."""
+    heard = b"certificate"
     try:
         with socket.create_connection((endpoint.host, endpoint.port), timeout=seconds) as plain:
             if endpoint.ca_pem:
                 name = endpoint.tls_name or endpoint.host
                 trust.context(endpoint.ca_pem).wrap_socket(plain, server_hostname=name).close()
+            else:
+                plain.sendall(_HELLO)
+                heard = plain.recv(16)
     except ssl.SSLCertVerificationError:
         raise TlsNotTrusted("the server does not show a valid certificate that this install made for it") from None
     except OSError as error:
         raise ServerNotReady(f"nobody answers: {error.strerror or type(error).__name__}") from None
+    if not heard:
+        raise ServerNotReady("nobody answers: the connection was closed")
 
 
 def _log_in(client: MongoClient[Document], database: str, seconds: float) -> None:
