@@ -147,17 +147,17 @@ def _ask_for(client: MongoClient[Document], endpoint: Endpoint) -> None:
         raise EngineError("the driver does not take whom to trust")
 
 
-def knock(endpoint: Endpoint, seconds: float) -> None:
+def knock(endpoint: Endpoint, seconds: float, *, first_word: bool = True) -> None:
     """The driver waits for half a second before it asks again; we want to know at once who listens, and why nobody does.
     That somebody accepts says nothing: a container engine's proxy does so before the server is there. So it must say a
-    first word, or prove itself by TLS."""
-    heard = b"certificate"
+    first word (unless that may be refused for want of TLS), or prove itself by TLS."""
+    heard = b"-"
     try:
         with socket.create_connection((endpoint.host, endpoint.port), timeout=seconds) as plain:
             if endpoint.ca_pem:
                 name = endpoint.tls_name or endpoint.host
                 trust.context(endpoint.ca_pem).wrap_socket(plain, server_hostname=name).close()
-            else:
+            elif first_word:
                 plain.sendall(_HELLO)
                 heard = plain.recv(16)
     except ssl.SSLCertVerificationError:

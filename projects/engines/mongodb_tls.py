@@ -18,7 +18,7 @@ def peer_certificate(endpoint: Endpoint, *, timeout_seconds: float) -> bytes:
 def accepts_plain(endpoint: Endpoint, *, timeout_seconds: float) -> bool:
     """Whether it answers to a stranger who says hello without TLS. One that does not, and is there, refuses."""
     bare = Endpoint(endpoint.host, endpoint.port)
-    knock(bare, timeout_seconds)
+    knock(bare, timeout_seconds, first_word=False)
     wait = int(min(timeout_seconds, 2) * 1000)
     client: MongoClient[Document] = MongoClient(
         bare.host, bare.port, directConnection=True, serverSelectionTimeoutMS=wait, connectTimeoutMS=wait,
