@@ -57,6 +57,7 @@ _MEASURED = "coalesce(pg_total_relation_size(oid), 0)"  # waits for whoever hold
 _GUESSED = """(relpages + coalesce((SELECT sum(i.relpages) FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
     WHERE x.indrelid = largest.oid), 0) + coalesce((SELECT t.relpages FROM pg_class t WHERE t.oid = reltoastrelid), 0))
     * current_setting('block_size')::bigint"""
+_WORKING = 0x6E6F7661_73746163  # an advisory lock: whoever of us changes roles or databases
 _LATE_LOGIN_SECONDS = 0.1  # a login that read the old settings may be seen this much later
 
 
@@ -65,6 +66,7 @@ class PostgreSQLAdmin(EngineAdmin):
         self._connection = connection
         self._endpoint = endpoint
         self._credentials = credentials
+        self._is_alone = False
 
     # --- the server ---------------------------------------------------------------------------------------------------
     def ping(self) -> None:
@@ -86,12 +88,14 @@ class PostgreSQLAdmin(EngineAdmin):
             self._do("REVOKE ALL ON DATABASE {} FROM PUBLIC", database)
 
     def set_password(self, username: str, password: str, *, keep_old: bool = False) -> None:
+        self._alone()
         self._do("ALTER ROLE {} PASSWORD {}", username, self._verifier(username, password))
         if username == self._credentials.username:
             self._credentials = replace(self._credentials, password=password)  # for sessions opened later by this one
 
     # --- tenants ------------------------------------------------------------------------------------------------------
     def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
+        self._alone()
         with translated(), self._connection.transaction():  # each commit waits for the disk: one instead of twenty
             self._make_roles(names, login_password=login_password, control_password=control_password)
             limit = self._limit_of(names.database)
@@ -112,6 +116,7 @@ class PostgreSQLAdmin(EngineAdmin):
             self._own_schema(names)
 
     def make_place(self) -> None:
+        self._alone()
         if self._limit_of(SPARE) != _NOT_YET:
             self._make_database(SPARE)
         self._do("REVOKE ALL ON DATABASE {} FROM PUBLIC", SPARE)
@@ -127,6 +132,7 @@ class PostgreSQLAdmin(EngineAdmin):
         self._do("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' CONNECTION LIMIT 0", database)
 
     def drop_tenant(self, names: TenantNames) -> None:
+        self._alone()
         self.lock_tenant(names, locked=True)
         if self._value("SELECT true FROM pg_database WHERE datname = %s", names.database):
             self._do("ALTER DATABASE {} IS_TEMPLATE false", names.database)
@@ -141,6 +147,7 @@ class PostgreSQLAdmin(EngineAdmin):
                 self._do("DROP ROLE IF EXISTS {}", role)
 
     def lock_tenant(self, names: TenantNames, *, locked: bool) -> None:
+        self._alone()
         logins = self._logins(names)
         for role in logins:
             self._do("ALTER ROLE {} NOLOGIN" if locked else "ALTER ROLE {} LOGIN", role)
@@ -160,6 +167,7 @@ class PostgreSQLAdmin(EngineAdmin):
     # The database's own setting, not its logins': it holds for every login, tenants can't change it, and what a tenant set
     # on its login stays the tenant's. It is in the catalog, so that restarts, rotations and renames keep it.
     def fence_writers(self, names: TenantNames, *, fenced: bool) -> int:
+        self._alone()
         with translated(), self._connection.transaction():
             for setting in (_READ_ONLY, _FENCE_MARK):
                 change = f"SET {setting} = 'on'" if fenced else f"RESET {setting}"
@@ -170,6 +178,7 @@ class PostgreSQLAdmin(EngineAdmin):
         return self._end_older(names, "backend_xid IS NULL")
 
     def hold_fence(self, names: TenantNames, *, hard: bool) -> int:
+        self._alone()
         ended = self._drop_overrides(names)
         if hard:
             ended += self._end_where(names, "backend_xid IS NOT NULL")
@@ -282,6 +291,14 @@ class PostgreSQLAdmin(EngineAdmin):
         return TableCounts(tuple(sorted(tables, key=lambda t: t.size_bytes or 0, reverse=True)), int(str(total)))
 
     # --- parts --------------------------------------------------------------------------------------------------------
+    def _alone(self) -> None:
+        """Wait until no other session of ours changes anything. The server goes on with the last statement of a worker that
+        was killed (CREATE DATABASE takes its time) and only then sees that nobody is there: what is not yet there for us
+        would be there a moment later."""
+        if not self._is_alone:
+            self._rows(f"SELECT pg_advisory_lock({_WORKING})")  # until this session ends
+            self._is_alone = True
+
     def _make_roles(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
         version = self._connection.info.server_version
         for role in (names.owner, names.group, names.login, names.control):

@@ -8,6 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -300,6 +301,25 @@ class EngineContract:
         self.engine.verify_tenant(server.endpoint, tenant.names, "again")
         with pytest.raises(LoginRefused):
             self.engine.probe(server.endpoint, tenant.login)
+
+    def test_several_workers_make_the_same_tenant(self, server: LiveServer) -> None:
+        """One was killed, and the server goes on with its last statement while the next one begins."""
+        tenant = Tenant(new_names(), uuid.uuid4().hex, uuid.uuid4().hex)
+        passwords = {"login_password": tenant.password, "control_password": tenant.control_password}
+
+        def make() -> None:
+            with self.engine.admin(server.endpoint, server.admin) as admin:
+                admin.create_tenant(tenant.names, **passwords)
+
+        try:
+            with self.engine.admin(server.endpoint, server.admin) as admin:
+                admin.harden()
+            with ThreadPoolExecutor(3) as pool:
+                for made in [pool.submit(make) for _ in range(3)]:
+                    made.result(30)
+            self.engine.verify_tenant(server.endpoint, tenant.names, tenant.password)
+        finally:
+            self.drop(server, tenant.names)
 
     def test_a_new_password_replaces_the_old_and_reaches_no_log(self, server: LiveServer, tenant: Tenant) -> None:
         with self.engine.admin(server.endpoint, server.admin) as admin:

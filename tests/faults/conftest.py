@@ -23,7 +23,7 @@ from django.db import connection
 from accounts.permissions import Principal
 from novastack.common.clock import DatabaseNow, now
 from projects import domain, registry
-from projects.models import DatabaseServer, Operation, Orphan, Project, Region
+from projects.models import DatabaseServer, Operation, Orphan, Project, Region, ServerKind
 from projects.operations import reconciler, runner, wiring
 from projects.runtimes.base import Runtime
 from projects.runtimes.process_binaries import find
@@ -182,8 +182,10 @@ class Site:
         return self.client.rows(project)
 
     def check_exactly(self, *projects: Project) -> None:
-        """One server and one volume per project and nothing else; the refs are the rows'; each in the state wanted."""
+        """One server and one volume per project, and standby, and nothing else; the refs are the rows'; each in the state
+        wanted."""
         servers = {DatabaseServer.objects.get(project_uuid=p.pk).handle for p in projects}
+        servers |= {server.handle for server in DatabaseServer.objects.filter(kind=ServerKind.STANDBY)}
         names = {h.name for h in servers}
         reconciler.find_orphans(self.region, self.runtime, reconciler.Install.load())
         running, kept = list(self.runtime.managed()), list(self.runtime.managed_data())

@@ -17,8 +17,8 @@ from django.db import transaction
 
 from novastack.common.clock import now
 from projects import domain, registry
-from projects.models import DatabaseServer, Endpoint, Operation, Project
-from projects.operations import removal
+from projects.models import DatabaseServer, Endpoint, Operation, Plan, Project, ServerKind, StandbyTarget
+from projects.operations import removal, standbys
 from projects.operations.queue import operation_create
 from projects.runtimes.process_binaries import find
 from projects.services import project_action, project_delete, project_purge, project_update
@@ -91,9 +91,28 @@ class Lane:
         while len(self.projects) > KEPT:
             self._drop(self.projects.pop(0))
 
+    def prepare_standby(self) -> None:
+        plan = Plan.objects.get()
+        target = StandbyTarget.objects.create(
+            region=self.site.region, engine=self.engine, version=self.site.version, plan=plan
+        )
+        with transaction.atomic():
+            operation = standbys.prepare_begin(target)
+        assert operation is not None
+        assert self.site.finish(operation).state == "succeeded", operation.error
+
+    def drop_standbys(self) -> None:
+        """Those that nobody claimed."""
+        for server in DatabaseServer.objects.filter(kind=ServerKind.STANDBY):
+            self._destroy(server)
+            server.delete()
+        StandbyTarget.objects.all().delete()
+
+    def _destroy(self, server: DatabaseServer) -> None:
+        self.site.runtime.destroy(domain.Handle(str(server.pk), server.incarnation), delete_data=True)
+
     def _drop(self, project: Project) -> None:
-        handle = server_of(project).handle
-        self.site.runtime.destroy(domain.Handle(handle.server_id, handle.incarnation), delete_data=True)
+        self._destroy(server_of(project))
         with transaction.atomic():
             removal.remove_rows(project.pk)
         Endpoint.objects.filter(project=None).delete()
@@ -131,6 +150,11 @@ def _act(action: str) -> Callable[[Lane], tuple[Project, Operation]]:
 def _provision(lane: Lane) -> tuple[Project, Operation]:
     project = lane.site.create(lane.name(), api_keys=KEYS, services=SERVICES)
     return project, lane.site.operation(project)
+
+
+def _claim(lane: Lane) -> tuple[Project, Operation]:
+    lane.prepare_standby()
+    return _provision(lane)
 
 
 def _start(lane: Lane) -> tuple[Project, Operation]:
@@ -174,10 +198,11 @@ def _renew(lane: Lane) -> tuple[Project, Operation]:
         return project, operation_create(project=project, kind="renew_certificate", created_by_label="certificates")
 
 
+KIND_OF = {"claim": "provision"}  # a provisioning that finds a standby
 BEGIN: dict[str, Callable[[Lane], tuple[Project, Operation]]] = {
     "provision": _provision, "purge": _purge, "stop": _act("stop"), "start": _start, "restart": _act("restart"),
     "rotate_password": _act("rotate_password"), "delete": _delete, "resize": _resize, "change_tls": _change_tls,
-    "renew_certificate": _renew,
+    "renew_certificate": _renew, "claim": _claim,
 }  # fmt: skip
 
 

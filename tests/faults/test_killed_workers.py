@@ -19,12 +19,22 @@ from django.core.cache import cache
 
 from novastack.common import pki
 from projects import domain, registry
-from projects.models import ApiKey, Database, DatabaseRole, DatabaseServer, Endpoint, OperationLock, Project
-from projects.operations import base, reconciler, register_all, wiring
+from projects.models import (
+    ApiKey,
+    Database,
+    DatabaseRole,
+    DatabaseServer,
+    Endpoint,
+    Operation,
+    OperationLock,
+    Project,
+    ServerKind,
+)
+from projects.operations import base, reconciler, register_all
 from projects.services import project_action
 from tests.faults.clients import ROWS, password_of, role_of, server_of
 from tests.faults.evidence import Witness
-from tests.faults.lanes import BEGIN, KEYS, LANES, Lane, Lanes, kinds_of
+from tests.faults.lanes import BEGIN, KEYS, KIND_OF, LANES, Lane, Lanes, kinds_of
 
 # The mark has the database made; whose rows those are is the lane's matter: they outlive a test.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -41,10 +51,14 @@ SEED = os.environ.get("NOVASTACK_FAULTS_SEED", datetime.datetime.now(datetime.UT
 ALL = os.environ.get("NOVASTACK_FAULTS") == "all"
 SAMPLE = int(os.environ.get("NOVASTACK_FAULTS_SAMPLE", "3"))
 PROMISE_SECONDS = 60
+NAMES = {"claim": "provision from a standby"}
 
 
 def points_of(kind: str) -> list[str]:
-    steps = [step.name for step in base.latest_definition(kind).steps]
+    """A claim differs from another provisioning in the steps from the server's to its limits."""
+    steps = [step.name for step in base.latest_definition(KIND_OF.get(kind, kind)).steps]
+    if kind == "claim":
+        steps = steps[steps.index("server") : steps.index("limits") + 1]
     return [f"{kind}:{name}:{when}" for name in steps for when in WHEN + (LONG if name in LONG_STEPS else ())]
 
 
@@ -111,17 +125,18 @@ def test_the_promise_of_sixty_seconds_without_any_help(lane: Lane, point: str) -
 
 def play(lane: Lane, point: str, *, help_it: bool = True) -> float:
     """Seconds from the successor's start to the operation's end, the dead one's lease included."""
-    kind = point.split(":")[0]
+    kind, rest = point.split(":", 1)
+    made = kind in {"provision", "claim"}
     site = lane.site
-    with site.fault(f"worker killed: {kind.replace('_', ' ')}", point=point) as run:
-        if kind != "provision":
+    with site.fault(f"worker killed: {NAMES.get(kind, kind.replace('_', ' '))}", point=point) as run:
+        if not made:
             lane.project()
         before = password_of(role_of(lane.project())) if kind == "rotate_password" else ""
         project, operation = BEGIN[kind](lane)
         port = project.endpoint.port
         witness = Witness(site, project)
         try:
-            site.die_at(point)
+            site.die_at(f"{KIND_OF.get(kind, kind)}:{rest}")
             then = witness.moment(kind)
             spared = site.expire_lease(operation) if help_it else 0
             run.recovering()
@@ -145,16 +160,17 @@ def play(lane: Lane, point: str, *, help_it: bool = True) -> float:
                     undo = "start" if wanted == "stopped" else "undelete"
                     site.finish(project_action(principal=site.alice, project=project, action=undo))
                     project.refresh_from_db()
-                if kind == "provision":
+                if made:
                     site.client.fill(project)
                 run.lost_rows = ROWS - site.rows_of(project)
                 assert run.lost_rows == 0
                 address = Endpoint.objects.get(project=project)
                 assert address.port == server_of(project).port
-                assert kind == "provision" or address.port == port, "its address is the one that it had"
+                assert made or address.port == port, "its address is the one that it had"
                 witness.check_things(kind, site.check_things(project), then)
                 CHECKS.get(kind, lambda *_: None)(lane, project, before)
-                if kind == "provision":
+                if made:
+                    lane.drop_standbys()
                     lane.keep(project)
         finally:
             witness.close()
@@ -209,7 +225,20 @@ def check_provisioned(lane: Lane, project: Project, _: str) -> None:
     assert [key.activated_at is not None for key in ApiKey.objects.filter(project=project)] == [True] * KEYS
 
 
+def check_claimed(lane: Lane, project: Project, _: str) -> None:
+    """One server is the project's; a standby that is not it is nobody's, still."""
+    check_provisioned(lane, project, _)
+    operation = Operation.objects.get(project_uuid=project.pk, kind="provision")
+    claimed = operation.steps.get(name="server").data.get("standby")
+    free = DatabaseServer.objects.filter(kind=ServerKind.STANDBY)
+    if claimed:
+        assert str(server_of(project).pk) == claimed
+        assert not free.exists()
+    else:
+        assert free.get().project_uuid is None
+
+
 CHECKS = {
-    "provision": check_provisioned,
+    "provision": check_provisioned, "claim": check_claimed,
     "rotate_password": check_rotated, "resize": check_resized, "change_tls": check_tls, "renew_certificate": check_tls,
 }  # fmt: skip
