@@ -106,9 +106,13 @@ class Witness:
             self._events.seek(0)
             seen = Counter(line.split(":")[0] for line in self._events.read().splitlines())
             told = (seen["start"], seen["die"], seen["destroy"] - self._never_started(seen))
-            assert told == (started, ended, removed), f"started, ended, removed: {dict(seen)}"
+            assert told == (started, ended, removed), f"started, ended, removed: {dict(seen)}; {self._last_lines()}"
         elif kind != "purge" and self.site.client.listening:
             assert self._starts_in_log() - self._listened == (1 if kind == "claim" else started)
+
+    def _last_lines(self) -> list[bytes]:
+        server = DatabaseServer.objects.filter(project_uuid=self.project.pk).first()
+        return list(self.site.runtime.logs(server.handle, tail=40)) if server else []
 
     def _never_started(self, seen: Counter[str]) -> int:
         """A container whose files were not all there when the worker died is made again before it ever ran."""
