@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import psycopg
 import pymysql
 from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 
 from projects.domain import Credentials
 from projects.models import DatabaseRole, DatabaseServer, Project, RoleKind
@@ -38,6 +39,7 @@ def password_of(role: DatabaseRole) -> str:
 class Client(ABC):
     engine: ClassVar[str]
     versions: ClassVar[Mapping[str, str]]  # runtime → what the tests' machines have
+    refusals: ClassVar[tuple[type[Exception], ...]]  # of the driver
     listening: ClassVar[str]  # what a server writes into its log whenever it starts; empty: nothing
     platform: ClassVar[frozenset[tuple[str, str]]]  # what each server has besides one project's things
 
@@ -51,6 +53,16 @@ class Client(ABC):
             tls=server_of(project).tls_enabled,
         ) as session:  # fmt: skip
             yield session
+
+    def gets_in_plainly(self, project: Project) -> bool:
+        """Whether the owner's login works without TLS."""
+        role = role_of(project)
+        credentials = Credentials(role.name, password_of(role), role.database.name)
+        try:
+            with self._owner(project.endpoint.host, project.endpoint.port, credentials, tls=False):
+                return True
+        except self.refusals:
+            return False
 
     @contextlib.contextmanager
     def administrator(self, project: Project, *, pending: bool = False) -> Iterator[Any]:
@@ -88,6 +100,7 @@ class Client(ABC):
 class PostgreSQL(Client):
     engine = "postgresql"
     versions = {"docker": "18", "process": "18"}
+    refusals = (psycopg.OperationalError,)
     listening = "database system is ready to accept connections"
     platform = frozenset({("role", "novastack"), ("database", "postgres")})
 
@@ -95,7 +108,7 @@ class PostgreSQL(Client):
     def _owner(self, host: str, port: int, who: Credentials, *, tls: bool) -> Iterator[psycopg.Connection[Any]]:
         with psycopg.connect(
             host=host, port=port, dbname=who.database or "postgres", user=who.username, password=who.password,
-            connect_timeout=5,
+            connect_timeout=5, sslmode="require" if tls else "disable",
         ) as session:  # fmt: skip
             yield session
 
@@ -120,8 +133,8 @@ class PostgreSQL(Client):
 
 
 class MySQLFamily(Client):
+    refusals = (pymysql.err.OperationalError,)
     listening = "ready for connections."
-    accounts: ClassVar[str]
 
     @contextlib.contextmanager
     def _owner(self, host: str, port: int, who: Credentials, *, tls: bool) -> Iterator[Any]:
@@ -175,6 +188,7 @@ class MySQL(MySQLFamily):
 class FerretDB(Client):
     engine = "ferretdb"
     versions = {"docker": "1.24", "process": "1.24"}
+    refusals = (PyMongoError,)
     listening = ""
     platform = frozenset({("role", "novastack"), ("database", "admin")})
 

@@ -104,9 +104,10 @@ class Witness:
             self._watcher.wait(10)
             self._watcher = None
             self._events.seek(0)
-            seen = Counter(line.split(":")[0] for line in self._events.read().splitlines())
+            lines = self._events.read().splitlines()
+            seen = Counter(line.split()[0].rstrip(":") for line in lines)
             told = (seen["start"], seen["die"], seen["destroy"] - self._never_started(seen))
-            assert told == (started, ended, removed), f"started, ended, removed: {dict(seen)}; {self._last_lines()}"
+            assert told == (started, ended, removed), f"started, ended, removed: {lines}; {self._last_lines()}"
         elif kind != "purge" and self.site.client.listening:
             assert self._starts_in_log() - self._listened == (1 if kind == "claim" else started)
 

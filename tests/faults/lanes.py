@@ -84,6 +84,7 @@ class Lane:
         """One that runs, with rows in it."""
         if not self.projects:
             self.projects.append(self.site.ready(self.name(), services=SERVICES))
+        self.projects[-1].refresh_from_db()
         return self.projects[-1]
 
     def keep(self, project: Project) -> None:

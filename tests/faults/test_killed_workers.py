@@ -213,8 +213,7 @@ def check_tls(lane: Lane, project: Project, _: str) -> None:
     """The server shows the certificate of its row, and takes plain logins or not, as wanted."""
     server, engine = server_of(project), registry.engine(lane.engine)
     project.refresh_from_db()
-    credentials = wiring.admin_credentials(engine, server)
-    assert engine.accepts_plain(server.control_endpoint, credentials) is not project.tls_required
+    assert lane.site.client.gets_in_plainly(project) is not project.tls_required
     assert engine.peer_certificate(server.control_endpoint) == pki.der_of(server.tls_certificate)
     assert server.tls_not_after is not None
     assert server.tls_not_after > datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=30)
