@@ -138,7 +138,9 @@ class MySQLFamily(Client):
 
     @contextlib.contextmanager
     def _owner(self, host: str, port: int, who: Credentials, *, tls: bool) -> Iterator[Any]:
-        secured: dict[str, Any] = {"ssl": {"check_hostname": False, "verify_mode": "none"}} if tls else {}
+        secured: dict[str, Any] = (
+            {"ssl": {"check_hostname": False, "verify_mode": "none"}} if tls else {"ssl_disabled": True}
+        )
         with pymysql.connect(
             host=host, port=port, database=who.database or None, user=who.username, password=who.password,
             connect_timeout=5, read_timeout=10, autocommit=True, **secured,

@@ -101,6 +101,8 @@ class Lane:
             operation = standbys.prepare_begin(target)
         assert operation is not None
         assert self.site.finish(operation).state == "succeeded", operation.error
+        # Who claims it is what is looked at here: the upkeep makes no other one meanwhile.
+        StandbyTarget.objects.update(retry_after=now() + timedelta(hours=1))
 
     def drop_standbys(self) -> None:
         """Those that nobody claimed."""
