@@ -203,7 +203,9 @@ def test_a_daemon_that_answers_slowly(site: Site, daemon: Daemon, stack: Stack) 
                 eyes.page(site, project)
                 time.sleep(0.5)
                 operation.refresh_from_db()
-            assert seen <= {"queued", "provisioning", "running", "starting"}, seen
+            # The first look takes longer than a look may, and then nobody knows; from the second on it is slow, not away.
+            assert seen <= {"queued", "provisioning", "running", "starting", "not_available"}, seen
+            assert eyes.project_answer(site, project)["status"] in {"running", "starting"}
             nothing_used_up(operation)
             stop = project_action(principal=site.alice, project=project, action="stop")
             site.wait_ended(stop, 90)
