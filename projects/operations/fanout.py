@@ -31,7 +31,8 @@ def ask(
     what: str, questions: Mapping[UUID, Callable[[], T]], patience: Mapping[UUID, float]
 ) -> Iterator[tuple[UUID, T | Exception]]:
     """The answers as they come, by region; an exception is the answer of who raised it. `RuntimeUnreachable` for who has
-    not answered when its patience (seconds) is over, or still owes the answer to the same question (`what`)."""
+    not answered when its patience (seconds) is over, or still owes the answer to the same question (`what`) for so long;
+    nothing for who is being asked by another tick."""
     answers: queue.SimpleQueue[tuple[UUID, T | Exception]] = queue.SimpleQueue()
     began = time.monotonic()
     waiting: dict[UUID, float] = {}
@@ -41,10 +42,12 @@ def ask(
             since = _open.get(key)
             if since is None:
                 _open[key] = began
+        allowed = _grown(patience.get(pk, PATIENCE_SECONDS), _took.get(key))
         if since is not None:
-            yield pk, _silent(began - since)
+            if began - since >= allowed:  # else who asked still waits for it, and tells
+                yield pk, _silent(began - since)
             continue
-        waiting[pk] = began + _grown(patience.get(pk, PATIENCE_SECONDS), _took.get(key))
+        waiting[pk] = began + allowed
         threading.Thread(target=_run, args=(key, question, answers), name=f"{what}-{pk.hex[:8]}", daemon=True).start()
     while waiting:
         try:
@@ -67,7 +70,7 @@ def ask_one(
         if isinstance(answer, Exception):
             raise answer
         return answer
-    raise RuntimeUnreachable("it was not asked")
+    raise RuntimeUnreachable("it is being asked already")
 
 
 def patience(regions: Mapping[UUID, Region], seconds: float = PATIENCE_SECONDS) -> dict[UUID, float]:
