@@ -205,7 +205,7 @@ def test_a_daemon_that_answers_slowly(site: Site, daemon: Daemon, stack: Stack) 
                 operation.refresh_from_db()
             # The first look takes longer than a look may, and then nobody knows; from the second on it is slow, not away.
             assert seen <= {"queued", "provisioning", "running", "starting", "not_available"}, seen
-            assert eyes.project_answer(site, project)["status"] in {"running", "starting"}
+            site.wait_status(project, "running", 60)
             nothing_used_up(operation)
             stop = project_action(principal=site.alice, project=project, action="stop")
             site.wait_ended(stop, 90)
