@@ -55,10 +55,10 @@ NAMES = {"claim": "provision from a standby"}
 
 
 def points_of(kind: str) -> list[str]:
-    """A claim differs from another provisioning in the steps from the server's to its limits."""
+    """A claim differs from another provisioning in these two steps; it skips those between them."""
     steps = [step.name for step in base.latest_definition(KIND_OF.get(kind, kind)).steps]
     if kind == "claim":
-        steps = steps[steps.index("server") : steps.index("limits") + 1]
+        steps = ["server", "database"]
     return [f"{kind}:{name}:{when}" for name in steps for when in WHEN + (LONG if name in LONG_STEPS else ())]
 
 
