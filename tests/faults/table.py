@@ -74,12 +74,13 @@ def render(lines: list[Line]) -> str:
 
 
 def caption(lines: list[Line]) -> str:
-    dates = sorted({line["date"][:10] for line in lines})
-    span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    commits = sorted(
-        {line["commit"] for line in lines}, key=lambda name: max(x["date"] for x in lines if x["commit"] == name)
-    )
-    return f"{len(lines)} runs, {span}, at {', '.join(f'`{name}`' for name in commits)}."
+    days = sorted({line["date"][:10] for line in lines})
+    span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    commits = list(dict.fromkeys(line["commit"] for line in sorted(lines, key=lambda line: line["date"])))
+    named = ", ".join(f"`{name}`" for name in commits)
+    if len(commits) > 3:
+        named = f"{len(commits)} commits, the last `{commits[-1]}`"
+    return f"{len(lines)} runs, {span}, at {named}."
 
 
 def write(file: Path, lines: list[Line]) -> None:
