@@ -153,7 +153,7 @@ def _claim(ctx: Context, standby: DatabaseServer) -> bool:
 def _not_needed(ctx: Context, taken: DatabaseServer) -> set[str]:
     """Later steps of provisioning that were done ahead. Should the server have to be started again, they are run again."""
     done = {"ready"}
-    if not ctx.tls_required:
+    if not ctx.tls_required or ctx.engine.tls_only:  # the engine has no plain connections that could be refused
         done.add("secure")
     if (taken.memory_bytes, taken.cpus) == (ctx.project.memory_bytes, ctx.project.cpus):
         done.add("limits")

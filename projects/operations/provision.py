@@ -49,7 +49,7 @@ def secure(ctx: Context) -> None:
     remember what names this data (rules 9, 17, 20)."""
     server = ctx.server
     if server.initialised_at is not None and server.admin_pending_secret is None and claiming.claimed(ctx):
-        if ctx.tls_required:
+        if ctx.tls_required and not ctx.engine.tls_only:
             tls.install(ctx)
             tls.prove(ctx)
         ctx.explain("It was closed when it was made")
