@@ -70,12 +70,16 @@ class Observer:
                     result[str(each["Names"][0]).lstrip("/")] = found
         return result
 
-    def _with_kill(self, container: str, seen: Observation) -> Observation:
-        """What runs, with what was killed in it, or brought it down before this start."""
+    def _with_kill(self, container: str, seen: Observation, *, by_engine: bool) -> Observation:
+        """What runs, with what was killed in it, or brought it down before this start: `by_engine`, and no person's, who
+        knows by then."""
         at = self._kills.get(container)
         if at is None or seen.state is not ServerState.RUNNING or seen.started_at is None:
             return seen
-        what = "one of its processes was" if at >= seen.started_at.timestamp() else "it was started again after it was"
+        inside = at >= seen.started_at.timestamp()
+        if not (inside or by_engine):
+            return seen
+        what = "one of its processes was" if inside else "it was started again after it was"
         clock = datetime.fromtimestamp(at, UTC).strftime("%H:%M")
         return replace(seen, oom_killed=True, detail=f"{what} killed at {clock} UTC: out of memory")
 
@@ -97,7 +101,8 @@ class Observer:
                     inspected = self._clients.get().inspect_container(name)
                 except docker.errors.NotFound:
                     return None
-            observation = self._with_kill(name, describe(inspected))
+            by_engine = int(inspected.get("RestartCount") or 0) > 0  # a start that was asked for sets it to 0
+            observation = self._with_kill(name, describe(inspected), by_engine=by_engine)
         with self._lock:
             self._kept[name] = (state, now, observation)
         return observation

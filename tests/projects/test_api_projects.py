@@ -133,7 +133,6 @@ class TestCreate:
             ({"name": "ok", "exposure": "everywhere"}, "exposure"),
             ({"name": "ok", "tls_required": "no"}, "tls_required"),
             ({"name": "ok", "deletion_protection": 1}, "deletion_protection"),
-            ({"name": "ok", "services": {"auth": True}}, "services.auth"),
             ({"name": "ok", "services": {"mail": True}}, "services.mail"),
             ({"name": "ok", "api_keys": {"count": 11}}, "api_keys.count"),
             ({"name": "ok", "bootstrap_schema": True}, "bootstrap_schema"),
