@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import tarfile
 import tempfile
@@ -104,9 +105,23 @@ class RegistryServer:
                 self._pack()
         return self._manifest
 
+    def _own_image(self, folder: Path) -> str:
+        """The image with a layer that no engine has seen: one that it has it would not download."""
+        (folder / "layer").write_bytes(os.urandom(400_000))
+        name = f"novastack-test-{os.urandom(4).hex()}:1"
+        made = subprocess.run(
+            ["docker", "create", self.image], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        subprocess.run(["docker", "cp", str(folder / "layer"), f"{made}:/novastack-layer"], check=True)
+        subprocess.run(["docker", "commit", made, name], check=True, capture_output=True)
+        subprocess.run(["docker", "rm", "-v", made], check=True, capture_output=True)
+        return name
+
     def _pack(self) -> None:
         folder = Path(self._folder.name)
-        subprocess.run(["docker", "save", "-o", str(folder / "image.tar"), self.image], check=True)
+        own = self._own_image(folder)
+        subprocess.run(["docker", "save", "-o", str(folder / "image.tar"), own], check=True)
+        subprocess.run(["docker", "rmi", own], check=True, capture_output=True)
         with tarfile.open(folder / "image.tar") as tar:
             tar.extractall(folder, filter="tar")
         known = json.loads((folder / "manifest.json").read_text())[0]
