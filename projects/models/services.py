@@ -49,8 +49,7 @@ class ServiceConnector(BaseModel):
 
 
 class ProjectService(BaseModel):
-    """What one service knows of one project. `active` only after the service itself has said so. `service_id` stays while
-    it may still be registered there, whatever the status."""
+    """What one service knows of one project. `active` only after the service itself has said so."""
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="project_services")
     service_type = models.CharField(max_length=16, choices=ServiceType)
@@ -60,6 +59,9 @@ class ProjectService(BaseModel):
     endpoint = models.CharField(max_length=500, blank=True)
     config = models.JSONField(default=dict, blank=True)
     generation = models.PositiveIntegerField(default=0, help_text="Grows with each new registration: names its calls.")
+    may_be_known = models.BooleanField(
+        default=False, help_text="Written before the service is told, and taken back when it has confirmed to forget."
+    )
     registered_at = models.DateTimeField(null=True)
 
     class Meta:

@@ -96,6 +96,8 @@ def register_services(ctx: Context) -> None:
         else:
             calls[name] = functools.partial(connectors.register, place, told, row.generation)
     ctx.guard()
+    with ctx.fenced():  # before they are told: a worker that dies meanwhile leaves nobody unknown that knows us
+        ProjectService.objects.filter(pk__in=[rows[name].pk for name in calls]).update(may_be_known=True)
     refused: list[connectors.ServiceRefused] = []
     for name, outcome in _all(calls).items():
         row = rows[name]
@@ -142,11 +144,11 @@ def farewell(ctx: Context) -> None:
 def _farewell(ctx: Context, rows: Iterable[ProjectService]) -> list[connectors.ServiceRefused]:
     known, told = places(ctx.project.region_id), described(ctx)
     calls: dict[str, Callable[[], Outcome]] = {}
-    mine = {row.service_type: row for row in rows if row.generation and row.status != ServiceStatus.DISABLED}
+    mine = {row.service_type: row for row in rows if row.may_be_known}
     for name, row in mine.items():
         place = known.get(name, NOT_CONFIGURED)
         if isinstance(place, str):
-            calls[name] = functools.partial(_nowhere, place, row.service_id)
+            calls[name] = functools.partial(_nowhere, place)
         else:
             calls[name] = functools.partial(connectors.deregister, place, told, row.generation, row.service_id)
     ctx.guard()
@@ -158,14 +160,15 @@ def _farewell(ctx: Context, rows: Iterable[ProjectService]) -> list[connectors.S
             _write(ctx, row, ServiceStatus.ERROR, outcome.detail)
         else:
             row.service_id, row.endpoint, row.config, row.registered_at = "", "", {}, None
+            with ctx.fenced():
+                ProjectService.objects.filter(pk=row.pk).update(may_be_known=False)
             _write(ctx, row, ServiceStatus.DISABLED, "Deregistered.")
     return refused
 
 
-def _nowhere(reason: str, service_id: str) -> None:
-    """There is nobody to tell any more. What was never confirmed needs no farewell."""
-    if service_id:
-        raise connectors.ServiceRefused("service_unreachable", reason, retryable=False)
+def _nowhere(reason: str) -> None:
+    """There is nobody to tell any more."""
+    raise connectors.ServiceRefused("service_unreachable", reason, retryable=False)
 
 
 def _leave_behind(ctx: Context, rows: Iterable[ProjectService]) -> list[str]:

@@ -28,10 +28,11 @@ from projects.models import (
     ServiceConnector,
 )
 from projects.operations import registration
+from projects.operations.base import LeaseLost
 from projects.services import ProjectRequest, project_create, project_delete, project_purge
 from projects.services.project_services import service_action, services_of
 from tests.factories import RegionFactory, Team, UserFactory, api_client
-from tests.operations.conftest import drive, let_time_pass, once, operation_of, paper, runtime  # noqa: F401
+from tests.operations.conftest import drive, let_lease_expire, let_time_pass, once, operation_of, paper, runtime  # noqa: F401
 
 pytestmark = pytest.mark.django_db
 TYPES = ("auth", "realtime", "storage")
@@ -200,6 +201,28 @@ class TestProvisioning:
         service.answer = lambda h, t: t["event"] == "project.register" and say(h, 422, {})
         operation = drive(operation_of(create(team, ("auth",))))
         assert operation.state == "failed" and operation.error["code"] == "service_refused" and operation.attempt == 1
+
+
+class TestKilledWorkers:
+    def test_one_that_died_after_the_service_was_told_leaves_nobody_behind(
+        self, team: Team, runtime: Any, paper: Any, service: Service, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    ) -> None:  # fmt: skip
+        """The service knows the project, the row does not say so yet; then the project is purged."""
+        connect(service, types=("auth",))
+        project = create(team, ("auth",))
+        operation = operation_of(project)
+        with monkeypatch.context() as patched:
+            patched.setattr(registration, "_write", lambda *_: (_ for _ in ()).throw(LeaseLost()))
+            once(operation)
+        assert service.known and statuses(project) == {"auth": "disabled"}
+        alice = Principal.of(team.alice)
+        purge = project_purge(principal=alice, project=project, confirm=project.slug)
+        for _ in range(6):
+            for each in (operation, purge):
+                let_time_pass(each)
+                let_lease_expire(each)
+                once(each)
+        assert service.known == {}
 
 
 class TestActing:
