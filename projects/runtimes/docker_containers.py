@@ -18,6 +18,7 @@ from projects.runtimes.docker_observe import time_of
 _ACCEPT_SECONDS = 5.0  # how long `start` watches the wrapper; on a slower machine `observe` tells
 _FORCE_SECONDS = 3.0
 _REMOVE_SECONDS = 10.0
+_MAX_FILES_BYTES = 1 << 20
 _DAEMON_STOP_SECONDS = 60  # what the daemon gives a server when the machine goes down
 _ISOLATED = "com.docker.network.bridge.enable_icc"
 
@@ -146,7 +147,8 @@ class Containers:
 
     def put_files(self, container: Container, files: Mapping[str, bytes]) -> None:
         """Unpack the server's files into the volume of a container, running or not, owned by the server's user. Also on
-        a read-only root: what counts is that the volume can be written."""
+        a read-only root: what counts is that the volume can be written. The engine removes each file and makes it anew, of
+        root at first: a server that starts meanwhile could not read it, so what is there already stays untouched."""
         if not files:
             return
         inspected = container if "Mounts" in container else self.inspect(str(container["Id"]))
@@ -154,13 +156,34 @@ class Containers:
             raise StaleHandle("the server's container is gone")
         mount = next(m["Destination"] for m in inspected["Mounts"] if m.get("Type") == "volume")
         with mapped():
-            packed = docker_spec.durable_files(files, self._owner(container, inspected["Config"].get("User") or ""))
-            self._clients.get().put_archive(container["Id"], mount, packed)
+            owner = self._owner(inspected, inspected["Config"].get("User") or "")
+            if not docker_spec.holds(self._read_files(str(container["Id"]), mount), files, owner):
+                packed = docker_spec.durable_files(files, owner)
+                self._clients.get().put_archive(container["Id"], mount, packed)
+
+    def _read_files(self, container: str, mount: str) -> bytes:
+        """A tar of the files that are there, cut off where no files of ours are as long: a server may write there, too."""
+        try:
+            stream, _ = self._clients.get().get_archive(container, f"{mount}/{docker_spec.FILES}")
+        except docker.errors.NotFound:
+            return b""
+        read = b""
+        for part in stream:
+            read += part
+            if len(read) > _MAX_FILES_BYTES:
+                break
+        return read
 
     def _owner(self, container: Container, user: str) -> tuple[int, int]:
         # Not `copyUIDGID`: the engine looks the user up in the host's passwd file. The image's own one is right.
-        stream, _ = self._clients.get().get_archive(container["Id"], "/etc/passwd")
-        return docker_spec.user_ids(b"".join(stream), user)
+        key = str(container.get("Image") or ""), user  # an image's id; its files can't change under a read-only root
+        owner = self._owners.get(key)
+        if owner is None:
+            stream, _ = self._clients.get().get_archive(container["Id"], "/etc/passwd")
+            owner = docker_spec.user_ids(b"".join(stream), user)
+            if key[0]:
+                self._owners[key] = owner
+        return owner
 
     def start(self, container: Container) -> None:
         """Start, and watch until the wrapper has accepted or refused the data. A refused container stays stopped."""

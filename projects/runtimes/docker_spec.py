@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -118,6 +119,18 @@ def init_files(spec: ServerSpec, owner: tuple[int, int]) -> bytes:
 def durable_files(files: Mapping[str, bytes], owner: tuple[int, int]) -> bytes:
     """A tar with `.novastack/files/`."""
     return archive(_in_files(files), FILES, owner=owner)
+
+
+def holds(packed: bytes, files: Mapping[str, bytes], owner: tuple[int, int]) -> bool:
+    """Whether a tar of `.novastack/files/`, perhaps cut off, has all of these, whole and the owner's alone. What else is in
+    it does not matter."""
+    found = {}
+    with contextlib.suppress(tarfile.TarError, ValueError), tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        for entry in tar:
+            if entry.isfile() and (entry.uid, entry.gid, entry.mode & 0o777) == (*owner, 0o600):
+                content = tar.extractfile(entry)
+                found[entry.name.partition("/")[2]] = content.read() if content else b""
+    return all(found.get(name) == content for name, content in files.items())
 
 
 def _in_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
