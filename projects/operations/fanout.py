@@ -77,6 +77,12 @@ def patience(regions: Mapping[UUID, Region], seconds: float = PATIENCE_SECONDS) 
     return {pk: seconds if region.reachable else AWAY_PATIENCE_SECONDS for pk, region in regions.items()}
 
 
+def patience_for_calls(regions: Mapping[UUID, Region], seconds: float, calls: int, single: str) -> dict[UUID, float]:
+    """As `patience`, for a question that takes up to `calls` calls in series, of regions that have just answered to
+    `single`, which takes one: who took long for that gets as long for each of the others."""
+    return {pk: _grown(each, calls * _took.get((single, pk), 0.0)) for pk, each in patience(regions, seconds).items()}
+
+
 def _run(key: tuple[str, UUID], question: Callable[[], Any], answers: queue.SimpleQueue[Any]) -> None:
     answer: Any
     began = time.monotonic()

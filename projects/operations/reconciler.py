@@ -52,6 +52,7 @@ ORPHAN_EVERY_SECONDS = 60
 EPOCH_EVERY_SECONDS = 30
 OTHER_ENGINE = "another engine answers at its address: nothing of this install is there, and its servers should be"
 OBSERVE_SECONDS = 10.0  # after a worker's start every server is inspected once
+OBSERVE_CALLS = 6  # epoch, list, clock, events, and inspecting side by side
 SELDOM_SECONDS = 15.0  # registries are asked
 MAX_NEW_ORPHANS = 3
 MAX_RECOVERY_DELAY_SECONDS = 300
@@ -124,7 +125,8 @@ def reconcile() -> Report:
                 look.epoch_due = _due(_epoch_name(look.region, install), EPOCH_EVERY_SECONDS)
     done: dict[UUID, _Look] = {}
     questions = {pk: functools.partial(_see, look) for pk, look in well.items()}
-    for pk, seen in fanout.ask("observe", questions, fanout.patience(regions, OBSERVE_SECONDS)):
+    allowed = fanout.patience_for_calls(regions, OBSERVE_SECONDS, OBSERVE_CALLS, "ping")
+    for pk, seen in fanout.ask("observe", questions, allowed):
         with _broken_alone(regions[pk], report):
             if isinstance(seen, Exception):
                 _away(regions[pk], seen, report)

@@ -84,8 +84,7 @@ class DockerRuntime(Runtime):
 
     # --- the engine and its images ------------------------------------------------------------------------------------
     def ping(self) -> None:
-        with mapped():
-            self._clients.get().ping()
+        self._clients.hello()
 
     def facts(self) -> RuntimeFacts:
         with mapped():

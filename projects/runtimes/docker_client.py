@@ -7,6 +7,7 @@ import os
 import re
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,7 @@ DEFAULT_URL = "unix:///var/run/docker.sock"
 TIMEOUT_SECONDS = 12  # below the lease of 20 s
 PULL_STALL_SECONDS = 60  # a pull that says nothing for so long is given up; one that goes on may take any time
 REGISTRY_TIMEOUT_SECONDS = 6
+_VERSION_SECONDS = 60.0  # an engine may be replaced by one that speaks another
 
 # The last part of a path tells what is wrong; where the host keeps it is not for tenants.
 _FOLDERS = re.compile(r"(?<![\w:.…/])/(?:[\w.@+-]+/)+")
@@ -94,6 +96,7 @@ class DockerClients:
         self._context: ssl.SSLContext | None = None
         self._tunnel: Tunnel | None = None
         self._local = threading.local()
+        self._version: tuple[str, float] | None = None  # of the API, and when the engine said so
         try:
             address = check(endpoint)
         except BadEndpoint as error:
@@ -122,13 +125,20 @@ class DockerClients:
         if self._tunnel is not None:
             self._tunnel.ensure()
         kept: tuple[int, docker.APIClient] | None = getattr(self._local, "kept", None)
-        if kept is None or kept[0] != os.getpid():
+        said = self._version
+        if kept is None or kept[0] != os.getpid() or (said is not None and kept[1].api_version != said[0]):
             kept = (os.getpid(), self.new(TIMEOUT_SECONDS))
             self._local.kept = kept
         return kept[1]
 
+    def hello(self) -> None:
+        """One call, to which an engine that can be used answers with its version; this thread's client is a new one."""
+        self._version = None
+        self._local.kept = (os.getpid(), self.new(TIMEOUT_SECONDS))
+
     def new(self, timeout_seconds: float, *, streams: bool = False) -> docker.APIClient:
-        """`streams`: the timeout also holds between two bytes of an answer that is a stream."""
+        """`streams`: the timeout also holds between two bytes of an answer that is a stream. The engine is asked for its
+        version if nobody did of late: far away that is as long as any other call, and most threads live for one question."""
         kind = _StreamClient if streams else docker.APIClient
         if self._problem:
             raise RuntimeUnreachable(self._problem)
@@ -138,9 +148,14 @@ class DockerClients:
         elif self._address.kind == "tcp":
             url = f"tcp://{self._address.netloc}"
         tls = MemoryTLS(self._context) if self._context is not None else False
+        said = self._version
+        version = said[0] if said is not None and time.monotonic() - said[1] < _VERSION_SECONDS else "auto"
         try:
             with mapped():
-                return kind(base_url=url, version="auto", timeout=int(timeout_seconds), tls=tls)
+                client = kind(base_url=url, version=version, timeout=int(timeout_seconds), tls=tls)
+            if version == "auto":
+                self._version = (client.api_version, time.monotonic())
+            return client
         except RuntimeUnreachable as error:
             if self._tunnel is not None and (words := self._tunnel.why()):
                 raise RuntimeUnreachable(f"the SSH connection stands, but {words}") from error

@@ -8,6 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from projects.domain import (
     NovaStackRuntimeError,
     ServerState,
 )
-from projects.runtimes import docker_spec
+from projects.runtimes import docker_client, docker_spec
 from projects.runtimes.base import Runtime
 from projects.runtimes.docker import DockerRuntime
 from projects.runtimes.docker_images import Images
@@ -156,6 +157,47 @@ class TestDocker(DockerContract):
         processes = self.engine.top(server.handle.ref, "-eo pid,user,args")
         user = processes["Titles"].index("USER")
         assert {row[user] for row in processes["Processes"]} & {"root", "0"} == set()
+
+    def test_files_that_are_there_already_are_not_touched(
+        self, runtime: Runtime, make_spec: MakeSpec, password: str
+    ) -> None:
+        """The engine removes a file and makes it anew, of root at first: MariaDB that started meanwhile could not read its
+        options, and ended. What a worker left half-done is written again."""
+        server = self.create(runtime, make_spec(files={"one": b"first", "two": b"second"}), password)
+
+        def inodes() -> list[str]:
+            return self.in_volume(server.handle, "cd /v/.novastack/files && stat -c '%i %Z' one two").splitlines()
+
+        before = inodes()
+        runtime.put_files(server.handle, {"one": b"first", "two": b"second"})
+        assert runtime.ensure(server.spec, data=DataPolicy.MUST_EXIST) == server.handle
+        runtime.stop(server.handle)
+        runtime.ensure(server.spec, data=DataPolicy.MUST_EXIST)
+        assert inodes() == before
+        for broken in ("chown root:root", "chmod 640", "truncate -s 3", "rm"):
+            self.in_volume(server.handle, f"cd /v/.novastack/files && {broken} one")
+            runtime.put_files(server.handle, {"one": b"first"})
+            assert self.own_file(runtime, server.handle, "one") == (b"first", True), broken
+        self.in_volume(server.handle, "cd /v/.novastack/files && head -c 3000000 /dev/zero >0large && chmod 600 0large")
+        runtime.put_files(server.handle, {"one": b"third"})
+        assert self.own_file(runtime, server.handle, "one") == (b"third", True)
+
+    def test_a_thread_more_costs_no_call_more(self, engine: docker.APIClient, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Far away a call takes seconds, and each question to a region has a thread of its own."""
+        asked = []
+        ask = docker.APIClient._retrieve_server_version
+        monkeypatch.setattr(docker.APIClient, "_retrieve_server_version", lambda self: asked.append(1) or ask(self))
+        runtime = DockerRuntime("probe")
+        for _ in range(2):
+            runtime.ping()
+            with ThreadPoolExecutor(3) as pool:
+                for found in pool.map(lambda _: list(runtime.managed()), range(3)):
+                    assert found == []
+        assert len(asked) == 2, "by each ping, whose one call that is"
+        monkeypatch.setattr(docker_client, "_VERSION_SECONDS", 0.0)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(runtime.managed).result()
+        assert len(asked) == 3, "another engine may stand there by now"
 
     def test_labels_are_ids_only(self, runtime: Runtime, server: Server) -> None:
         labels = self.engine.inspect_container(server.handle.ref)["Config"]["Labels"]

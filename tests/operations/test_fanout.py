@@ -70,3 +70,15 @@ def test_nobody_waits_long_for_a_region_that_was_away(hang):
     with pytest.raises(RuntimeUnreachable):
         fanout.ask_one("a", region, hang, seconds=9)
     assert time.monotonic() - began < 2
+
+
+def test_who_takes_long_for_one_call_gets_as_long_for_each_of_several():
+    quick, slow, unknown = (Region(slug=name, name=name) for name in ("quick", "slow", "unknown"))
+    regions = {region.pk: region for region in (quick, slow, unknown)}
+    list(fanout.ask("one", {quick.pk: lambda: 1, slow.pk: lambda: time.sleep(0.5)}, {}))
+    allowed = fanout.patience_for_calls(regions, 2.0, 6, "one")
+    assert allowed[quick.pk] == allowed[unknown.pk] == 2.0
+    assert 6 * 0.5 < allowed[slow.pk] < fanout.SLOWEST_SECONDS
+    slow.reachable = False
+    assert fanout.patience_for_calls(regions, 2.0, 6, "one")[slow.pk] > 3, "it has just answered"
+    assert fanout.patience_for_calls(regions, 2.0, 1000, "one")[slow.pk] == fanout.SLOWEST_SECONDS
