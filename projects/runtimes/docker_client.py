@@ -125,8 +125,8 @@ class DockerClients:
         if self._tunnel is not None:
             self._tunnel.ensure()
         kept: tuple[int, docker.APIClient] | None = getattr(self._local, "kept", None)
-        said = self._version
-        if kept is None or kept[0] != os.getpid() or (said is not None and kept[1].api_version != said[0]):
+        told = self._version
+        if kept is None or kept[0] != os.getpid() or (told is not None and kept[1].api_version != told[0]):
             kept = (os.getpid(), self.new(TIMEOUT_SECONDS))
             self._local.kept = kept
         return kept[1]
@@ -148,8 +148,8 @@ class DockerClients:
         elif self._address.kind == "tcp":
             url = f"tcp://{self._address.netloc}"
         tls = MemoryTLS(self._context) if self._context is not None else False
-        said = self._version
-        version = said[0] if said is not None and time.monotonic() - said[1] < _VERSION_SECONDS else "auto"
+        told = self._version
+        version = told[0] if told is not None and time.monotonic() - told[1] < _VERSION_SECONDS else "auto"
         try:
             with mapped():
                 client = kind(base_url=url, version=version, timeout=int(timeout_seconds), tls=tls)
