@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from projects.domain import Capability, ServerRequest
 from projects.engines import mysql_hashes
-from projects.engines.mysql_admin import MySQLFamilyAdmin
+from projects.engines.mysql_admin import MySQLFamilyAdmin, buffer_pool_bytes
 from projects.engines.mysql_family import FIRST_SQL, MIB, SESSION_CAPABILITIES, MySQLFamily
 from projects.engines.mysql_snippets import MARIADB, Dialect
 
@@ -32,6 +32,12 @@ class MariaDB(MySQLFamily):
 
     # One of them is named after the machine.
     first_removal: ClassVar[str] = "DELETE FROM mysql.global_priv WHERE Host <> '%' AND User <> 'mariadb.sys';"
+
+    def contained_settings(self, request: ServerRequest) -> dict[str, str]:
+        """How far the buffer pool can grow while the server runs (`loose`: 11.8 knows it). Only address space, of which a
+        process has a limit of its own, a container none."""
+        room = max(16 << 30, 2 * buffer_pool_bytes(request.limits.memory_bytes))
+        return {"loose-innodb_buffer_pool_size_max": str(room)}
 
     def own_settings(self, request: ServerRequest) -> dict[str, str]:
         settings = {

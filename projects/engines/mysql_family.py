@@ -60,6 +60,10 @@ class MySQLFamily(Engine):
     def own_settings(self, request: ServerRequest) -> dict[str, str]:
         """Settings that only this product has."""
 
+    def contained_settings(self, request: ServerRequest) -> dict[str, str]:
+        """Settings that only this product has, in a container."""
+        return {}
+
     @abstractmethod
     def identified(self, password: str, *, seed: str = "") -> str:
         """The clause that sets a password by its hash; digits, letters and quotes only. The same seed gives the same."""
@@ -73,9 +77,7 @@ class MySQLFamily(Engine):
         in_memory = {"/tmp": "mode=1777,size=64m", "/run/mysqld": "mode=3777,size=1m"}  # noqa: S108 - the container's
         options, secure = self._tls(request, f"{MOUNT}/.novastack/files/{{}}", "extra-file")
         only, secure_process = self._tls(request, "{file:{}}", "file")
-        # Only address space, of which a process has a limit of its own, a container none.
-        room = max(16 << 30, 2 * buffer_pool_bytes(request.limits.memory_bytes))
-        contained = {"loose-innodb_buffer_pool_size_max": str(room)}  # MariaDB: how far it can grow while it runs
+        contained = self.contained_settings(request)
         contained |= {"tmpdir": f"{MOUNT}/tmp", "socket": "/run/mysqld/mysqld.sock"}  # noqa: S108 - on the volume
         return self.spec(
             request,
