@@ -28,14 +28,17 @@ waiters = threading.BoundedSemaphore(max(1, settings.NOVASTACK_WEB_THREADS // 2)
 def wait_for_end(pk: UUID, seconds: float) -> None:
     """Return when the operation has ended, or after `seconds`, or at once when too many wait already.
 
-    Holds no database connection meanwhile.
+    Holds no database connection meanwhile, but for the first moment: who is answered then need not open another one.
     """
     if seconds <= 0 or not waiters.acquire(blocking=False):
         return
     try:
+        ended = _watch.wait(pk, min(seconds, EAGER_SECONDS))
+        if ended or seconds <= EAGER_SECONDS:
+            return
         if not connection.in_atomic_block:
             connection.close()
-        _watch.wait(pk, seconds)
+        _watch.wait(pk, seconds - EAGER_SECONDS, eager=False)
     finally:
         waiters.release()
 
@@ -49,16 +52,18 @@ class _Watch:
         self._thread: threading.Thread | None = None
         self._eager_until = 0.0
 
-    def wait(self, pk: UUID, seconds: float) -> None:
+    def wait(self, pk: UUID, seconds: float, *, eager: bool = True) -> bool:
+        """Whether it has ended, or the watch did."""
         ended = threading.Event()
         with self._lock:
             self._waiting[pk].add(ended)
-            self._eager_until = time.monotonic() + EAGER_SECONDS
+            if eager:
+                self._eager_until = time.monotonic() + EAGER_SECONDS
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="operation-ends", daemon=True)
                 self._thread.start()
         try:
-            ended.wait(seconds)
+            return ended.wait(seconds)
         finally:
             with self._lock:
                 self._waiting[pk].discard(ended)
