@@ -268,6 +268,7 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const toast of $$(".toast")) dress(toast);
   for (const field of $$("[data-confirm]")) typed(field);
   for (const log of $$(".log[data-follow-end]")) follow(log);
+  for (const tab of $$("nav.tabs [aria-current]")) tab.parentElement.scrollLeft = tab.offsetLeft - tab.parentElement.offsetLeft - 48; // on a phone
   announced = $("#live [data-announce]")?.dataset.announce ?? "";
   $("#modal")?.addEventListener("close", (event) => event.target.replaceChildren());
 });
