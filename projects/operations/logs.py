@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from novastack.common.logs import without_places
 from projects import domain
 from projects.models import DatabaseRole, DatabaseServer
 from projects.models.catalogue import UNREACHABLE
 from projects.operations import wiring
 
-MAX_BYTES = 1 << 20
 LAST_WORDS = 5
 _ALARM = re.compile(r"fatal|error|panic|not found|denied|can't|cannot|could not|fail|refuse|no space", re.IGNORECASE)
 MASK = "[masked]"
@@ -42,7 +42,7 @@ def read_on(server: DatabaseServer, *, cursor: str = "", tail: int = 200) -> Log
     except domain.RuntimeUnreachable:
         return LogText([], cursor, failure=UNREACHABLE)  # its own words name hosts and paths: they are the operators'
     except domain.NovaStackRuntimeError as error:
-        return LogText([], cursor, failure=str(error) or UNREACHABLE)
+        return LogText([], cursor, failure=without_places(str(error)) or UNREACHABLE)
     return LogText([text_of(line) for line in part.lines], part.cursor, part.gap, part.running)
 
 
@@ -51,26 +51,10 @@ def text_of(line: bytes) -> str:
     return "".join(c if c.isprintable() or c == "\t" else "�" for c in line.decode("utf-8", "replace"))
 
 
-def log_lines(server: DatabaseServer, tail: int) -> tuple[list[str], str]:
-    """The last `tail` lines, oldest first, at most 1 MiB; and why there are none, if the runtime did not give any."""
-    kept: list[str] = []
-    size = 0
-    try:
-        for line in wiring.runtime_of(server.region).logs(server.handle, tail=tail):
-            text = text_of(line)
-            size += len(text)
-            if size > MAX_BYTES:
-                break
-            kept.append(text)
-    except domain.NovaStackRuntimeError as error:
-        return [], str(error) or "The runtime can't be reached now."
-    return kept, ""
-
-
 def last_words(server: DatabaseServer, count: int = LAST_WORDS) -> list[str]:
     """The end of its log, without secrets: fit for the tenant's eyes. When that tells of nothing bad (it was started again,
     say), the last lines before that do."""
-    lines = [line.strip() for line in log_lines(server, 20 * count)[0] if line.strip()]
+    lines = [line.strip() for line in read_on(server, tail=20 * count).lines if line.strip()]
     end, before = lines[-count:], lines[:-count]
     if not any(_ALARM.search(line) for line in end):
         end = ([line for line in before if _ALARM.search(line)][-2:] + end)[:count]

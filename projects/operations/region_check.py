@@ -15,6 +15,7 @@ from projects.operations import abilities, fanout, status, wiring
 
 CHECK_SECONDS = 14.0  # above the time limit of one call, so that its own reason is heard
 NO_RUNTIME = "No runtime is chosen: nothing can be made there."
+OTHER_ENGINE = "Another engine answers than the one that the region's servers are on."
 
 
 def check(region_id: UUID) -> None:
@@ -42,12 +43,12 @@ def _look(region: Region) -> dict[str, Any]:
         status.set_reachable(region, False, str(error))
         return {"ok": False, "reason": str(error), "version": "", "problems": []}
     problems = list(facts.problems)
-    if facts.identity:
-        if region.engine_identity and region.engine_identity != facts.identity and region.servers.exists():
-            problems.append("another engine answers than the one that the region's servers are on")
-        else:
-            region.engine_identity = facts.identity
-            Region.objects.filter(pk=region.pk).update(engine_identity=facts.identity)
+    if facts.identity and facts.identity != region.engine_identity:
+        if region.engine_identity and region.servers.exists():
+            # Whether the region is away is the reconciler's to say, who also asks for the servers themselves.
+            return {"ok": False, "reason": OTHER_ENGINE, "version": facts.version, "problems": problems}
+        region.engine_identity = facts.identity
+        Region.objects.filter(pk=region.pk).update(engine_identity=facts.identity)
     problems += [
         f"{other.name} gives out ports {other.port_start}–{other.port_end} on the same machine"
         for other in region.sharing_ports()

@@ -230,11 +230,20 @@ def run_server(ctx: Context) -> None:
 
 def await_login(ctx: Context) -> None:
     """Poll with real logins until the server answers; says why when it died instead."""
+    starts: set[datetime] = set()
+    try:
+        _await_login(ctx, starts)
+    except StepFailed as error:
+        if error.code == "deadline_exceeded":  # the machine was too busy to look before
+            _fail_if_dead(ctx, starts)
+        raise
+
+
+def _await_login(ctx: Context, starts: set[datetime]) -> None:
     server = ctx.server
     candidates = wiring.admin_candidates(server)
     next_look = 10
     polls = 0
-    starts: set[datetime] = set()
     while True:
         refused = None
         for credentials in candidates:

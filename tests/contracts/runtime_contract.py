@@ -566,7 +566,9 @@ class RuntimeContract:
         before = (threading.active_count(), len(list(Path("/proc/self/fd").iterdir())))
         for _ in range(10):
             assert next(runtime.follow_log(server.handle, tail=5)).lines  # the reader goes away
-        assert (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) <= before
+        after = (threading.active_count(), len(list(Path("/proc/self/fd").iterdir())))
+        # A pool of connections may have made one anew; what a reader leaves behind comes ten times.
+        assert all(now < then + 5 for now, then in zip(after, before, strict=True)), (before, after)
 
     def test_no_line_is_lost_or_doubled_when_the_log_rotates(self, runtime: Runtime, server: Server) -> None:
         """12 MB, more than any runtime keeps in one file."""

@@ -50,7 +50,8 @@ def far(site: Site, engine: tuple[Daemon, str]) -> Iterator[Region]:
     daemon, url = engine
     region = Region(
         slug="far", name="Far", runtime="docker", endpoint_url=url, endpoint_ca=CA.certificate,
-        endpoint_certificate=CLIENT.certificate, endpoint_key=Sealed.of(CLIENT.key), port_start=31000, port_end=31100,
+        endpoint_certificate=CLIENT.certificate, endpoint_key=Sealed.of(CLIENT.key),
+        port_start=site.region.port_end + 1, port_end=site.region.port_end + 50,
     )  # fmt: skip
     region.full_clean(exclude={"endpoint_key"})
     region.save()

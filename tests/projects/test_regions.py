@@ -19,7 +19,7 @@ from novastack.common.clock import now
 from novastack.common.secrets import new_key
 from projects import domain, registry
 from projects.models import Region
-from projects.operations import fanout, reconciler, region_check, wiring
+from projects.operations import fanout, reconciler, region_check, status, wiring
 from projects.runtimes.docker import DockerRuntime
 from projects.runtimes.memory import MemoryRuntime
 from tests.contracts.runtime_contract import spec_maker
@@ -225,8 +225,12 @@ class TestCheck:
         region.engine_identity = "engine-1"
         region.save()
         monkeypatch.setattr(wiring.runtime_of(region), "facts", lambda: domain.RuntimeFacts("20.10", "engine-2"))
-        assert any("another engine answers" in text for text in self.look(region)["problems"])
+        monkeypatch.setattr(wiring.runtime_of(region), "lacks", lambda *_: "not even asked")
+        status.set_reachable(region, False, "The reconciler's reason")
+        found = self.look(region)
+        assert (found["ok"], found["reason"]) == (False, region_check.OTHER_ENGINE)
         assert region.engine_identity == "engine-1"
+        assert (region.reachable, region.reason, region.lacks) == (False, "The reconciler's reason", {})
 
     def test_two_ways_to_one_engine(self, region: Region, monkeypatch: pytest.MonkeyPatch) -> None:
         Region.objects.filter(pk=region.pk).update(
