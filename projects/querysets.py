@@ -29,11 +29,12 @@ class ProjectQuerySet(models.QuerySet[Any]):
 
 class EndpointQuerySet(models.QuerySet[Any]):
     def used_ports(self, region_id: Any) -> set[int]:
-        """Of clients' addresses, and of standbys, which have none yet. In one statement: a standby that is claimed at this
-        moment is in one of the two."""
+        """Of clients' addresses, of pools, and of standbys, which have none yet. In one statement: a standby that is claimed
+        at this moment is in one of the two."""
         from projects.models import DatabaseServer, ServerKind
 
-        standbys = DatabaseServer.objects.order_by().filter(region_id=region_id, kind=ServerKind.STANDBY, port__gt=0)
+        kinds = [ServerKind.STANDBY, ServerKind.POOL]
+        standbys = DatabaseServer.objects.order_by().filter(region_id=region_id, kind__in=kinds, port__gt=0)
         mine = self.order_by().filter(region_id=region_id).values_list("port", flat=True)
         return set(mine.union(standbys.values_list("port", flat=True)))
 

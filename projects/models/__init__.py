@@ -27,6 +27,7 @@ from projects.models.choices import (
 from projects.models.keys import ApiKey, KeyScope
 from projects.models.metrics import MetricRollup, MetricSample, TableSnapshot
 from projects.models.operations import Operation, OperationEvent, OperationLock, OperationStep
+from projects.models.pools import Allocation, BlankDatabase
 from projects.models.projects import BlockedPort, Endpoint, Project
 from projects.models.servers import (
     Database,
@@ -45,7 +46,9 @@ __all__ = [
     "DISK_FENCED_PERCENT",
     "DISK_WARN_PERCENT",
     "MAX_STANDBYS",
+    "Allocation",
     "ApiKey",
+    "BlankDatabase",
     "BlockedPort",
     "CertificateAuthority",
     "DataTombstone",

@@ -11,7 +11,7 @@ from novastack.common.models import BaseModel
 from novastack.common.secrets import EncryptedField
 from projects import domain, registry
 from projects.engines import catalogue
-from projects.models.choices import DiskLevel
+from projects.models.choices import DiskLevel, Placement
 from projects.runtimes.endpoints import BadEndpoint, check, parse
 
 GIB = 1024**3
@@ -248,6 +248,10 @@ class Plan(BaseModel):
     connection_limit = models.PositiveSmallIntegerField(default=20)
     max_api_keys = models.PositiveSmallIntegerField(default=10, help_text="Working API keys of one project.")
     max_services = models.PositiveSmallIntegerField(default=3, help_text="Services of one project.")
+    placement = models.CharField(
+        max_length=12, choices=[(c.value, c.label) for c in (Placement.DEDICATED, Placement.POOL)],
+        default=Placement.DEDICATED, help_text="Where projects of this plan live, unless they ask for another place.",
+    )  # fmt: skip
     recycle_days = models.PositiveSmallIntegerField(default=7)
     is_default = models.BooleanField(default=False)
     enabled = models.BooleanField(default=True)

@@ -146,12 +146,15 @@ class Endpoint(BaseModel):
     tls_name = models.CharField(max_length=255, blank=True)
     allow_list = models.JSONField(default=list, blank=True)
     reserved_until = models.DateTimeField(null=True, blank=True, help_text="Set when the project is gone.")
+    shared = models.BooleanField(default=False, help_text="A pool's port: other projects have the same one.")
 
     objects = EndpointQuerySet.as_manager()
 
     class Meta:
         ordering = ["region", "port"]
-        constraints = [models.UniqueConstraint(fields=["region", "port"], name="endpoint_port_unique")]
+        constraints = [
+            models.UniqueConstraint(fields=["region", "port"], condition=Q(shared=False), name="endpoint_port_unique")
+        ]
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"

@@ -10,9 +10,9 @@ from django.db.models import Q
 from novastack.common.models import BaseModel
 from novastack.common.secrets import EncryptedField
 from projects import domain
-from projects.models.catalogue import Region
+from projects.models.catalogue import Plan, Region
 from projects.models.certificates import CertificateAuthority
-from projects.models.choices import DatabaseSlot, ObservedState, RoleKind
+from projects.models.choices import DatabaseSlot, Health, ObservedState, RoleKind
 from projects.models.projects import Project
 from projects.models.standbys import StandbyTarget
 
@@ -81,6 +81,20 @@ class DatabaseServer(BaseModel):
         help_text="For whom it was made, while it is a standby.",
     )  # fmt: skip
     standby_ready_at = models.DateTimeField(null=True, blank=True, help_text="From then on it may be claimed.")
+    # Of pools.
+    name = models.CharField(max_length=63, blank=True, help_text="A pool's, for operators.")
+    plan = models.ForeignKey(
+        Plan, null=True, blank=True, on_delete=models.PROTECT, related_name="pools",
+        help_text="A pool's, when it takes projects of one plan only.",
+    )  # fmt: skip
+    pool_ready_at = models.DateTimeField(null=True, blank=True, help_text="From then on projects are placed on it.")
+    draining_at = models.DateTimeField(
+        null=True, blank=True, help_text="Nothing new is placed on it, and all move out."
+    )
+    pool_health = models.CharField(max_length=12, choices=Health, default=Health.UNKNOWN)
+    pool_health_detail = models.CharField(max_length=500, blank=True)
+    pool_checked_at = models.DateTimeField(null=True, blank=True)
+    pool_size_bytes = models.BigIntegerField(null=True, blank=True, help_text="Of all its databases, as last measured.")
 
     class Meta:
         ordering = ["-created_at", "-id"]
@@ -90,6 +104,7 @@ class DatabaseServer(BaseModel):
                 condition=Q(kind="dedicated", desired_state__in=["running", "stopped"]),
                 name="server_one_dedicated",
             ),
+            models.UniqueConstraint(fields=["name"], condition=Q(kind="pool"), name="server_pool_name"),
             models.CheckConstraint(condition=Q(kind="dedicated") | Q(project_uuid=None), name="server_owner"),
         ]
         indexes = [
@@ -100,7 +115,7 @@ class DatabaseServer(BaseModel):
         ]
 
     def __str__(self) -> str:
-        return self.handle.name
+        return self.name or self.handle.name
 
     @property
     def handle(self) -> domain.Handle:

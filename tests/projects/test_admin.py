@@ -17,6 +17,8 @@ from novastack.common.clock import now
 from novastack.common.errors import PermissionDenied
 from novastack.common.secrets import Sealed
 from projects.models import (
+    Allocation,
+    BlankDatabase,
     BlockedPort,
     CertificateAuthority,
     DatabaseServer,
@@ -71,6 +73,8 @@ def project(team: Team) -> Project:
     key_create(principal=Principal.of(team.bob), project=project, name="web")
     MetricSample.objects.create(project=project, at=now(), cpu_percent=1)
     MetricRollup.objects.create(project=project, at=now(), step=300)
+    BlankDatabase.objects.create(server=project.databases.get().server, name="nvs_blank_1")
+    Allocation.objects.create(organization=team.organization, instance_id="shop-1", project=project)
     TableSnapshot.objects.create(project=project, tried_at=now(), at=now(), total=1, tables=[["salaries", 1, 1]])
     OperationEvent.objects.create(operation=operation, at=now(), message="hello")
     DataTombstone.objects.create(server_uuid=project.pk, incarnation=1, region=region, reason="purged", due_at=now())

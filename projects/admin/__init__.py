@@ -1,0 +1,8 @@
+"""Projects in the Django admin: to look at, and to act through the same services as everybody (audited).
+
+State is read-only, secrets are never shown, and nothing is deleted here: that is deprovisioning's.
+"""
+
+from projects.admin import catalogue, operations, projects, servers
+
+__all__ = ["catalogue", "operations", "projects", "servers"]
