@@ -19,6 +19,7 @@ from csp.constants import NONCE, NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 
 from novastack.common import logs
+from novastack.common.sizes import parse_size
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VERSION = "0.1.0"
@@ -83,6 +84,15 @@ NOVASTACK_METRICS_RAW_HOURS: int = max(1, env.int("NOVASTACK_METRICS_RAW_HOURS",
 NOVASTACK_METRICS_5MIN_DAYS: int = env.int("NOVASTACK_METRICS_5MIN_DAYS", default=14)
 NOVASTACK_METRICS_HOURLY_DAYS: int = env.int("NOVASTACK_METRICS_HOURLY_DAYS", default=90)
 NOVASTACK_RECYCLE_DAYS: int = env.int("NOVASTACK_RECYCLE_DAYS", default=7)
+# What a new pool is (ADR 0021); whether an engine can do with it is asked when one is made.
+NOVASTACK_POOL_MAX_DATABASES: int = env.int("NOVASTACK_POOL_MAX_DATABASES", default=50)
+NOVASTACK_POOL_CPUS: float = env.float("NOVASTACK_POOL_CPUS", default=2.0)
+NOVASTACK_POOL_FILL_PERCENT: int = env.int("NOVASTACK_POOL_FILL_PERCENT", default=80)
+NOVASTACK_POOL_BLANKS: int = env.int("NOVASTACK_POOL_BLANKS", default=0)
+try:
+    NOVASTACK_POOL_MEMORY: int = parse_size(env("NOVASTACK_POOL_MEMORY", default="4G"))
+except ValueError as _error:
+    raise ImproperlyConfigured(f"NOVASTACK_POOL_MEMORY: {_error}") from None
 # Only workers reach runtimes in production (rule 23): the web asks them for live logs.
 NOVASTACK_WEB_SEES_RUNTIMES: bool = env.bool("NOVASTACK_WEB_SEES_RUNTIMES", default=not PRODUCTION)
 NOVASTACK_WEB_THREADS: int = env.int("NOVASTACK_WEB_THREADS", default=8)  # of the web server: `?wait=` may hold half

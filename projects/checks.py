@@ -7,6 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 
+from projects.operations import pool_sizes
 from projects.registry import RUNTIMES
 
 
@@ -21,3 +22,11 @@ def runtime_is_known(**_: Any) -> list[CheckMessage]:
             )
         ]
     return []
+
+
+@register()
+def pools_can_be_made(**_: Any) -> list[CheckMessage]:
+    return [
+        Error(problem, hint="See “Pools” in docs/operations.md.", id="projects.E002")
+        for problem in pool_sizes.problems()
+    ]

@@ -72,6 +72,14 @@ class EngineAdmin(ABC):
         """On a server that is nobody's yet: do ahead what takes long about a tenant's place and needs none of its names.
         `create_tenant` uses it up; `contents` does not count it."""
 
+    def database_sizes(self) -> Mapping[str, int]:
+        """Databases that are neither the product's own nor ours, and what each takes on disk (bytes, as the product
+        knows it without reading rows). Only with `Capability.POOL`."""
+        raise NotImplementedError
+
+    def harden_pool(self) -> None:  # noqa: B027 - most engines are closed enough by `harden`
+        """Close what matters only where several tenants share the server; after `harden`, before the first tenant."""
+
     @abstractmethod
     def drop_tenant(self, names: TenantNames) -> None:
         """Remove database and roles; absent is success."""
@@ -138,6 +146,7 @@ class Engine(ABC):
         ""  # the same while its sessions are ended in the middle of writing; empty: they aren't
     )
     minimum_memory_bytes: ClassVar[int] = 128 << 20  # below, a server does not start or dies of its first work
+    connection_bytes: ClassVar[int] = 1 << 20  # memory that an open connection costs before it does anything
     max_username_length: ClassVar[int] = 63
     tls_relaxes_at_start: ClassVar[bool] = False  # plain connections are allowed again only by the next start
     resize_words: ClassVar[str]  # what of new limits waits for a restart

@@ -54,6 +54,7 @@ class PostgreSQL(Engine):
         }
     )  # fmt: skip
     bootstrap_username: ClassVar[str] = "novastack"
+    connection_bytes: ClassVar[int] = 3 << 20
     official_image: ClassVar[str] = "postgres"
     server_program: ClassVar[str] = "postgres"
     client_program: ClassVar[str] = "psql"

@@ -218,13 +218,14 @@ def run_server(ctx: Context) -> None:
     server = ctx.server
     if server.initialised_at is None:
         raise StepFailed("data_missing", "This server was never initialised.", retryable=False)
-    # Limits that were changed while it was down, or whose change was cut short, hold from this start on.
-    server.memory_bytes, server.cpus = ctx.project.memory_bytes, ctx.project.cpus
+    if ctx.operation.project_uuid is not None:
+        # Limits that were changed while it was down, or whose change was cut short, hold from this start on.
+        server.memory_bytes, server.cpus = ctx.project.memory_bytes, ctx.project.cpus
     server.desired_state = ServerDesired.RUNNING
     ctx.save_server("desired_state", "memory_bytes", "cpus")
     certificates.prepare(ctx)
     ctx.guard()
-    _ensure(ctx, wiring.server_request(server, required=ctx.project.tls_required), domain.DataPolicy.MUST_EXIST)
+    _ensure(ctx, wiring.server_request(server, required=ctx.tls_required), domain.DataPolicy.MUST_EXIST)
     ctx.explain(f"Listening on {server.bind_address}:{server.port}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from decimal import Decimal
 
 from django.conf import settings
@@ -48,7 +49,9 @@ def tenant_names(database: Database) -> domain.TenantNames:
 
 
 def limits_of(server: DatabaseServer) -> domain.Limits:
-    return domain.Limits(memory_bytes=server.memory_bytes, cpus=float(Decimal(server.cpus)))
+    """With room for a process or thread per connection: of a pool these are more than of any one project."""
+    limits = domain.Limits(memory_bytes=server.memory_bytes, cpus=float(Decimal(server.cpus)))
+    return replace(limits, pids=max(limits.pids, 256 + server.max_connections))
 
 
 def server_request(
