@@ -17,7 +17,8 @@ CA_FILE = "novastack-ca.pem"  # what the downloaded certificate of the CA is cal
 class Capability(StrEnum):
     """What an engine can do; callers ask for these, never for an engine's name."""
 
-    POOL = "pool"
+    POOL = "pool"  # several tenants can share a server without reaching each other
+    BLANKS = "blanks"  # a place for a tenant can be made ahead, since making it takes long, and be given a name later
     UPGRADE = "upgrade"
     DUAL_PASSWORD = "dual_password"  # noqa: S105 - one login can have an old and a new password for a while
     RENAME_DATABASE = "rename_database"
@@ -309,6 +310,7 @@ class ServerRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     burst: bool = False
     tls: Tls | None = None  # none: the server speaks no TLS
+    pool: bool = False  # tenants who don't know each other share it: what one could see or take of others is closed
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from projects.domain import (
     ConnectionInfo,
     Credentials,
     Endpoint,
+    EngineError,
     Limits,
     ServerRequest,
     ServerSpec,
@@ -21,10 +22,12 @@ from projects.domain import (
 )
 
 TABLES_MOST = 200
+BLANK_PREFIX = "nvs_blank_"  # no user can choose such a name
 TABLES_SECONDS = 2.0
 
 # What people expect of a database: said in words of the engines that can't.
 EXPECTED: Mapping[Capability, str] = {
+    Capability.POOL: "Its projects have servers of their own: they can't share one in a pool.",
     Capability.WRITE_FENCE: "Its storage limit is not enforced: nothing can stop its writing but stopping it.",
     Capability.CONNECTION_LIMIT: "The number of connections of a login is not limited.",
     Capability.END_SESSIONS: "Open sessions outlive a changed password: they end with a restart.",
@@ -65,8 +68,28 @@ class EngineAdmin(ABC):
         """What `keep_old` kept is refused from now on. Nothing to do for engines without DUAL_PASSWORD."""
 
     @abstractmethod
-    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
-        """Roles and a database that is closed to PUBLIC before any credential can reach it (rules 17, 18)."""
+    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str, blank: str = "") -> None:
+        """Roles and a database that is closed to PUBLIC before any credential can reach it (rules 17, 18).
+
+        `blank`: a database of `make_blank` that becomes the tenant's. It is used up; if it is gone, or was used up by an
+        earlier call for the same names, all ends well without it. Engines without BLANKS take no notice."""
+
+    def make_blank(self, name: str) -> None:
+        """An empty database of that name, into which nobody gets but us; its name begins with `BLANK_PREFIX`. What a crash
+        left half-made is completed. Engines without BLANKS raise: there a database costs no more than a name."""
+        raise EngineError("this product can't rename a database: none is made ahead")
+
+    def drop_blank(self, name: str) -> None:
+        """Remove a blank; absent is success. Raises when the name is not a blank's, or the database was opened."""
+        raise EngineError("this product can't rename a database: none is made ahead")
+
+    def blanks(self) -> list[str]:
+        """Those that are there, by name; half-made ones too."""
+        return []
+
+    @abstractmethod
+    def databases(self) -> list[str]:
+        """All databases but the product's own, by name; blanks as well."""
 
     def make_place(self) -> None:  # noqa: B027 - most engines have nothing that takes long
         """On a server that is nobody's yet: do ahead what takes long about a tenant's place and needs none of its names.

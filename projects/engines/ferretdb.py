@@ -112,7 +112,7 @@ class FerretDBAdmin(MongoDBAdmin):
         for user in found:
             self._write(user["_id"], {_LOCKED if user.get(_LOCKED) else "credentials": _verifier(password)})
 
-    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
+    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str, blank: str = "") -> None:
         for username, password in ((names.login, login_password), (names.control, control_password)):
             self._session.run(ADMIN, {"update": USERS, "updates": [{
                 "q": {"_id": f"{names.database}.{username}"}, "upsert": True,
@@ -215,7 +215,7 @@ class FerretDB(MongoDB):
     minimum_memory_bytes: ClassVar[int] = 128 << 20
     resize_words: ClassVar[str] = "How much memory its garbage collector allows itself changes at the next restart."
     warnings: ClassVar[tuple[str, ...]] = (
-        "It has no rights: whoever logs in may do everything on this server, to NovaStack's own login too.",
+        "It has no rights: whoever logs in may do everything on this server, to NovaStack's own login and all databases.",
         "It speaks TLS only, and is restarted once a year for a new certificate, unless it was within the weeks before.",
     )
     admin_class: ClassVar[type[MongoDBAdmin]] = FerretDBAdmin

@@ -46,9 +46,13 @@ class MongoDBAdmin(EngineAdmin):
         return str(found[0]["id"])
 
     def contents(self) -> list[str]:
-        databases = self._session.run(ADMIN, {"listDatabases": 1, "nameOnly": True})["databases"]
-        found = {str(each["name"]) for each in databases} - {ADMIN, "config", "local", PLATFORM}
+        found = set(self.databases())
         return sorted(found | {name for name in self._logins_of_all() if name != self.bootstrap_username})
+
+    def databases(self) -> list[str]:
+        """One that nothing was written to does not exist yet."""
+        found = self._session.run(ADMIN, {"listDatabases": 1, "nameOnly": True})["databases"]
+        return sorted({str(each["name"]) for each in found} - {ADMIN, "config", "local", PLATFORM})
 
     def _logins_of_all(self) -> set[str]:
         users = self._session.run(ADMIN, {"usersInfo": {"forAllDBs": True}})["users"]
@@ -72,7 +76,7 @@ class MongoDBAdmin(EngineAdmin):
         for database in self._homes(username):
             self._session.run(database, {"updateUser": username, "pwd": password, "mechanisms": ["SCRAM-SHA-256"]})
 
-    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
+    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str, blank: str = "") -> None:
         database = names.database
         self._role(database, CONTROL, [
             {"resource": {"db": database, "collection": ""}, "actions": [

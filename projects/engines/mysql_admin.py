@@ -77,10 +77,15 @@ class MySQLFamilyAdmin(EngineAdmin):
 
     def contents(self) -> list[str]:
         rows = self._session.rows(
+            "SELECT User FROM mysql.user WHERE User NOT LIKE 'mysql.%' AND User <> 'mariadb.sys'"
+            " AND User <> SUBSTRING_INDEX(CURRENT_USER(), '@', 1)"
+        )
+        return sorted([*self.databases(), *(str(row[0]) for row in rows)])
+
+    def databases(self) -> list[str]:
+        rows = self._session.rows(
             "SELECT schema_name FROM information_schema.schemata WHERE schema_name NOT IN"
-            " ('mysql', 'information_schema', 'performance_schema', 'sys', %s) UNION ALL"
-            " SELECT User FROM mysql.user WHERE User NOT LIKE 'mysql.%%' AND User <> 'mariadb.sys'"
-            " AND User <> SUBSTRING_INDEX(CURRENT_USER(), '@', 1)",
+            " ('mysql', 'information_schema', 'performance_schema', 'sys', %s)",
             PLATFORM,
         )
         return sorted(str(row[0]) for row in rows)
@@ -124,7 +129,7 @@ class MySQLFamilyAdmin(EngineAdmin):
         return ""
 
     # --- tenants ------------------------------------------------------------------------------------------------------
-    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
+    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str, blank: str = "") -> None:
         for user, password, limit in (
             (names.login, login_password, names.connection_limit),
             (names.control, control_password, CONTROL_CONNECTIONS),

@@ -19,7 +19,7 @@ from projects.domain import (
     ServerSpec,
     TenantNames,
 )
-from projects.engines import postgresql_names, postgresql_snippets, postgresql_tls
+from projects.engines import postgresql_names, postgresql_pools, postgresql_snippets, postgresql_tls
 from projects.engines.base import Engine, EngineAdmin
 from projects.engines.postgresql_admin import RESERVED_CONNECTIONS, SUPERUSER_CONNECTIONS, PostgreSQLAdmin
 from projects.engines.postgresql_session import OWN_LIMITS, RoleFull, connect, translated
@@ -48,7 +48,7 @@ class PostgreSQL(Engine):
     version_parts: ClassVar[tuple[int, int]] = (1, 2)
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
         {
-            Capability.POOL, Capability.UPGRADE, Capability.RENAME_DATABASE, Capability.WRITE_FENCE,
+            Capability.POOL, Capability.BLANKS, Capability.UPGRADE, Capability.RENAME_DATABASE, Capability.WRITE_FENCE,
             Capability.END_SESSIONS, Capability.CONNECTION_LIMIT, Capability.TLS,
             Capability.TLS_OPTIONAL, Capability.TLS_RELOAD,
         }
@@ -241,4 +241,8 @@ def _settings(request: ServerRequest, major: int) -> dict[str, str]:
     }
     if reserved:
         settings["reserved_connections"] = str(reserved)
+    if request.pool:
+        settings |= postgresql_pools.SETTINGS
+        if major >= 17:
+            settings["max_notify_queue_pages"] = postgresql_pools.NOTIFY_PAGES
     return settings

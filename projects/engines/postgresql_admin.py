@@ -7,8 +7,11 @@ only an owner may do (DROP DATABASE, IS_TEMPLATE, CONNECTION LIMIT, GRANT CONNEC
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from psycopg import sql
@@ -24,7 +27,8 @@ from projects.domain import (
     TableCounts,
     TenantNames,
 )
-from projects.engines.base import TABLES_MOST, TABLES_SECONDS, EngineAdmin
+from projects.engines import postgresql_pools
+from projects.engines.base import BLANK_PREFIX, TABLES_MOST, TABLES_SECONDS, EngineAdmin
 from projects.engines.postgresql_session import BoundedConnection, Row, connect, translated
 
 SUPERUSER_CONNECTIONS = 3
@@ -57,7 +61,7 @@ _MEASURED = "coalesce(pg_total_relation_size(oid), 0)"  # waits for whoever hold
 _GUESSED = """(relpages + coalesce((SELECT sum(i.relpages) FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
     WHERE x.indrelid = largest.oid), 0) + coalesce((SELECT t.relpages FROM pg_class t WHERE t.oid = reltoastrelid), 0))
     * current_setting('block_size')::bigint"""
-_WORKING = 0x6E6F7661_73746163  # an advisory lock: whoever of us changes roles or databases
+_WORKING = 0x6E6F7661  # advisory locks: whoever of us changes a tenant's roles or database
 _LATE_LOGIN_SECONDS = 0.1  # a login that read the old settings may be seen this much later
 
 
@@ -66,7 +70,7 @@ class PostgreSQLAdmin(EngineAdmin):
         self._connection = connection
         self._endpoint = endpoint
         self._credentials = credentials
-        self._is_alone = False
+        self._held: set[int] = set()
 
     # --- the server ---------------------------------------------------------------------------------------------------
     def ping(self) -> None:
@@ -78,9 +82,14 @@ class PostgreSQLAdmin(EngineAdmin):
     def contents(self) -> list[str]:
         rows = self._rows(
             "SELECT datname FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1', %s)"
+            " AND NOT (starts_with(datname, %s) AND datconnlimit IN (%s, %s))"
             " UNION ALL SELECT rolname FROM pg_roles WHERE oid >= 16384",
-            SPARE,
-        )
+            SPARE, BLANK_PREFIX, _NOT_YET, _INVALID,
+        )  # fmt: skip
+        return sorted(str(row[0]) for row in rows)
+
+    def databases(self) -> list[str]:
+        rows = self._rows("SELECT datname FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1')")
         return sorted(str(row[0]) for row in rows)
 
     def harden(self) -> None:
@@ -88,19 +97,20 @@ class PostgreSQLAdmin(EngineAdmin):
             self._do("REVOKE ALL ON DATABASE {} FROM PUBLIC", database)
 
     def set_password(self, username: str, password: str, *, keep_old: bool = False) -> None:
-        self._alone()
+        self._alone(username)
         self._do("ALTER ROLE {} PASSWORD {}", username, self._verifier(username, password))
         if username == self._credentials.username:
             self._credentials = replace(self._credentials, password=password)  # for sessions opened later by this one
 
     # --- tenants ------------------------------------------------------------------------------------------------------
-    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
-        self._alone()
+    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str, blank: str = "") -> None:
+        self._alone(names.owner, names.login, names.control, blank)
+        ahead = blank or SPARE
         with translated(), self._connection.transaction():  # each commit waits for the disk: one instead of twenty
             self._make_roles(names, login_password=login_password, control_password=control_password)
             limit = self._limit_of(names.database)
-            if limit is None and self._limit_of(SPARE) == _NOT_YET:
-                self._do("ALTER DATABASE {} RENAME TO {}", SPARE, names.database)
+            if limit is None and self._limit_of(ahead) == _NOT_YET:
+                self._do("ALTER DATABASE {} RENAME TO {}", ahead, names.database)
                 self._do("ALTER DATABASE {} OWNER TO {}", names.database, names.owner)
                 limit = _NOT_YET
             if limit is not None and limit != _INVALID:
@@ -115,8 +125,36 @@ class PostgreSQLAdmin(EngineAdmin):
             # Nobody but us has been inside: this is the only time that a superuser's session enters it.
             self._own_schema(names)
 
+    def make_blank(self, name: str) -> None:
+        _check_blank(name)
+        self._alone(name)
+        limit = self._limit_of(name)
+        if limit in {None, _INVALID}:
+            self._make_database(name)
+        elif limit != _NOT_YET:
+            raise EngineError("a database of that name is in use")
+        self._do("REVOKE ALL ON DATABASE {} FROM PUBLIC", name)
+        if self._is_pool:
+            with self._inside(name) as connection:
+                postgresql_pools.close_views(connection)
+
+    def drop_blank(self, name: str) -> None:
+        _check_blank(name)
+        self._alone(name)
+        limit = self._limit_of(name)
+        if limit not in {None, _NOT_YET, _INVALID}:
+            raise EngineError("a database of that name is in use")
+        self._do("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+
+    def blanks(self) -> list[str]:
+        rows = self._rows(
+            "SELECT datname FROM pg_database WHERE starts_with(datname, %s) AND datconnlimit IN (%s, %s)",
+            BLANK_PREFIX, _NOT_YET, _INVALID,
+        )  # fmt: skip
+        return sorted(str(row[0]) for row in rows)
+
     def make_place(self) -> None:
-        self._alone()
+        self._alone(SPARE)
         if self._limit_of(SPARE) != _NOT_YET:
             self._make_database(SPARE)
         self._do("REVOKE ALL ON DATABASE {} FROM PUBLIC", SPARE)
@@ -132,7 +170,7 @@ class PostgreSQLAdmin(EngineAdmin):
         self._do("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' CONNECTION LIMIT 0", database)
 
     def drop_tenant(self, names: TenantNames) -> None:
-        self._alone()
+        self._alone(names.owner, names.login, names.control)
         self.lock_tenant(names, locked=True)
         if self._value("SELECT true FROM pg_database WHERE datname = %s", names.database):
             self._do("ALTER DATABASE {} IS_TEMPLATE false", names.database)
@@ -147,7 +185,7 @@ class PostgreSQLAdmin(EngineAdmin):
                 self._do("DROP ROLE IF EXISTS {}", role)
 
     def lock_tenant(self, names: TenantNames, *, locked: bool) -> None:
-        self._alone()
+        self._alone(names.owner)
         logins = self._logins(names)
         for role in logins:
             self._do("ALTER ROLE {} NOLOGIN" if locked else "ALTER ROLE {} LOGIN", role)
@@ -167,7 +205,7 @@ class PostgreSQLAdmin(EngineAdmin):
     # The database's own setting, not its logins': it holds for every login, tenants can't change it, and what a tenant set
     # on its login stays the tenant's. It is in the catalog, so that restarts, rotations and renames keep it.
     def fence_writers(self, names: TenantNames, *, fenced: bool) -> int:
-        self._alone()
+        self._alone(names.owner)
         with translated(), self._connection.transaction():
             for setting in (_READ_ONLY, _FENCE_MARK):
                 change = f"SET {setting} = 'on'" if fenced else f"RESET {setting}"
@@ -178,7 +216,7 @@ class PostgreSQLAdmin(EngineAdmin):
         return self._end_older(names, "backend_xid IS NULL")
 
     def hold_fence(self, names: TenantNames, *, hard: bool) -> int:
-        self._alone()
+        self._alone(names.owner)
         ended = self._drop_overrides(names)
         if hard:
             ended += self._end_where(names, "backend_xid IS NOT NULL")
@@ -248,21 +286,17 @@ class PostgreSQLAdmin(EngineAdmin):
                    split_part(current_setting('server_version'), ' ', 1),
                    EXISTS (SELECT FROM pg_db_role_setting s WHERE s.setdatabase = d.oid AND s.setrole = 0
                               AND s.setconfig @> %(fence)s::text[]),
-                   pg_stat_get_db_xact_commit(d.oid) + pg_stat_get_db_xact_rollback(d.oid),
-                   pg_stat_get_db_blocks_hit(d.oid), pg_stat_get_db_blocks_fetched(d.oid),
-                   extract(epoch FROM clock_timestamp() - pg_stat_get_db_stat_reset_time(d.oid))::float
-              FROM pg_database d WHERE d.datname = %(database)s
+                   s.xact_commit + s.xact_rollback, s.blks_hit, s.blks_read,
+                   extract(epoch FROM clock_timestamp() - s.stats_reset)::float
+              FROM pg_database d LEFT JOIN pg_stat_database s ON s.datid = d.oid WHERE d.datname = %(database)s
             """,
             database=database,
             fence=[f"{_READ_ONLY}=on", f"{_FENCE_MARK}=on"],
         )
         if not row:
             raise EngineError("the database does not exist")
-        size, connections, limit, server_limit, version, fenced, transactions, hits, fetched, counted = row[0]
-        counters = Counters(
-            transactions=int(transactions), cache_hits=int(hits), cache_misses=max(0, int(fetched) - int(hits)),
-            uptime_seconds=counted,
-        )  # fmt: skip
+        size, connections, limit, server_limit, version, fenced, transactions, hits, misses, counted = row[0]
+        counters = Counters(int(transactions), cache_hits=int(hits), cache_misses=int(misses), uptime_seconds=counted)
         return ServerStats(
             int(size), int(connections), int(limit or server_limit), str(version), bool(fenced), counters
         )
@@ -291,13 +325,31 @@ class PostgreSQLAdmin(EngineAdmin):
         return TableCounts(tuple(sorted(tables, key=lambda t: t.size_bytes or 0, reverse=True)), int(str(total)))
 
     # --- parts --------------------------------------------------------------------------------------------------------
-    def _alone(self) -> None:
-        """Wait until no other session of ours changes anything. The server goes on with the last statement of a worker that
-        was killed (CREATE DATABASE takes its time) and only then sees that nobody is there: what is not yet there for us
-        would be there a moment later."""
-        if not self._is_alone:
-            self._rows(f"SELECT pg_advisory_lock({_WORKING})")  # until this session ends
-            self._is_alone = True
+    def _alone(self, *subjects: str) -> None:
+        """Wait until no other session of ours changes any of these, until this session ends. The server goes on with the
+        last statement of a worker that was killed (CREATE DATABASE takes its time) and only then sees that nobody is there:
+        what is not yet there for us would be there a moment later. Other tenants of the server don't wait."""
+        keys = {zlib.crc32(subject.encode()) - (1 << 31) for subject in subjects if subject} - self._held
+        for key in sorted(keys):
+            self._rows(f"SELECT pg_advisory_lock({_WORKING}, {key})")
+            self._held.add(key)
+
+    @functools.cached_property
+    def _is_pool(self) -> bool:
+        with translated():
+            return postgresql_pools.is_pool(self._connection)
+
+    @contextlib.contextmanager
+    def _inside(self, database: str) -> Iterator[BoundedConnection]:
+        """A superuser's transaction in a database into which nobody ever got but us."""
+        inside = Credentials(self._credentials.username, self._credentials.password, database)
+        settings = {"event_triggers": "off"} if self._connection.info.server_version >= 170000 else None
+        with (
+            connect(self._endpoint, inside, timeout_seconds=10, settings=settings) as connection,
+            translated(),
+            connection.transaction(),
+        ):
+            yield connection
 
     def _make_roles(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
         version = self._connection.info.server_version
@@ -338,17 +390,14 @@ class PostgreSQLAdmin(EngineAdmin):
         self._value("SELECT pg_reload_conf()")
 
     def _own_schema(self, names: TenantNames) -> None:
-        inside = Credentials(self._credentials.username, self._credentials.password, names.database)
-        settings = {"event_triggers": "off"} if self._connection.info.server_version >= 170000 else None
-        with (
-            connect(self._endpoint, inside, timeout_seconds=10, settings=settings) as connection,
-            translated(),
-        ):
-            schema = sql.SQL("ALTER SCHEMA public OWNER TO {}").format(sql.Identifier(names.group))
-            opening = sql.SQL("ALTER DATABASE {} CONNECTION LIMIT -1").format(sql.Identifier(names.database))
-            with connection.transaction():
-                connection.execute(schema)
-                connection.execute(opening)
+        schema = sql.SQL("ALTER SCHEMA public OWNER TO {}").format(sql.Identifier(names.group))
+        opening = sql.SQL("ALTER DATABASE {} CONNECTION LIMIT -1").format(sql.Identifier(names.database))
+        with self._inside(names.database) as connection:
+            if self._is_pool:
+                postgresql_pools.close_views(connection)
+                postgresql_pools.let_control_see(connection, names.control)
+            connection.execute(schema)
+            connection.execute(opening)
 
     def _logins(self, names: TenantNames) -> list[str]:
         """Every login of the tenant: the first one, and those that were made members of its group later."""
@@ -395,10 +444,15 @@ class PostgreSQLAdmin(EngineAdmin):
         with translated():
             self._connection.execute(sql.SQL(statement).format(*filled))  # type: ignore[arg-type]
 
-    def _rows(self, query: str, *parameters: str, **named: object) -> Sequence[Row]:
+    def _rows(self, query: str, *parameters: object, **named: object) -> Sequence[Row]:
         with translated():
             return self._connection.execute(query, named or parameters).fetchall()  # type: ignore[arg-type]
 
-    def _value(self, query: str, *parameters: str) -> object | None:
+    def _value(self, query: str, *parameters: object) -> object | None:
         rows = self._rows(query, *parameters)
         return rows[0][0] if rows else None
+
+
+def _check_blank(name: str) -> None:
+    if not name.startswith(BLANK_PREFIX) or len(name.encode()) > 63:
+        raise EngineError(f"a blank's name begins with {BLANK_PREFIX}")

@@ -11,7 +11,16 @@ from django.conf import settings
 from novastack.common.models import Install
 from projects import domain, registry
 from projects.engines.base import Engine, EngineAdmin
-from projects.models import CertificateAuthority, Database, DatabaseRole, DatabaseServer, Project, Region, RoleKind
+from projects.models import (
+    CertificateAuthority,
+    Database,
+    DatabaseRole,
+    DatabaseServer,
+    Project,
+    Region,
+    RoleKind,
+    ServerKind,
+)
 from projects.runtimes.base import Runtime
 
 _install_id: str | None = None
@@ -73,6 +82,7 @@ def server_request(
         labels=labels,
         burst=burst,
         tls=domain.Tls(f"{server.tls_certificate}{key}".encode(), required, ca) if key else None,
+        pool=server.kind == ServerKind.POOL,
     )
 
 

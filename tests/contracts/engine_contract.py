@@ -34,7 +34,7 @@ from projects.domain import (
     TenantNames,
 )
 from projects.engines import catalogue
-from projects.engines.base import EXPECTED, Engine, EngineAdmin
+from projects.engines.base import BLANK_PREFIX, EXPECTED, Engine, EngineAdmin
 
 HOSTILE = "p@ss:w/o?r#d%20 '\"$`\\&{}é"
 SNIPPETS = {"cli", "env", "django", "sqlalchemy", "node", "prisma", "go", "jdbc", "compose"}
@@ -377,6 +377,56 @@ class EngineContract:
         assert {tenant.names.login, tenant.names.control} <= contents()
         self.drop(server, tenant.names)
         assert contents() == before
+
+    # --- servers of several tenants -----------------------------------------------------------------------------------
+    def test_a_server_says_which_databases_it_has(self, server: LiveServer, tenant: Tenant) -> None:
+        self.fill(server, tenant, "things", 1)
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            found = admin.databases()
+        assert tenant.names.database in found
+        assert not {"postgres", "template0", "template1", "mysql", "sys", "novastack", "admin", "local"} & set(found)
+        assert tenant.names.login not in found
+
+    def test_a_blank_becomes_a_tenants_database(self, server: LiveServer) -> None:
+        name = f"{BLANK_PREFIX}{uuid.uuid4().hex[:8]}"
+        tenant = Tenant(new_names(), uuid.uuid4().hex, uuid.uuid4().hex)
+        passwords = {"login_password": tenant.password, "control_password": tenant.control_password}
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.harden()
+            if Capability.BLANKS not in self.engine.capabilities:
+                for call in (admin.make_blank, admin.drop_blank):
+                    with pytest.raises(EngineError, match="can't"):
+                        call(name)
+                admin.create_tenant(tenant.names, **passwords, blank=name)
+                admin.drop_tenant(tenant.names)
+                return
+            before = admin.contents()
+            try:
+                admin.make_blank(name)
+                admin.make_blank(name)
+                assert name in admin.blanks()
+                assert name in admin.databases()
+                assert admin.contents() == before
+                admin.create_tenant(tenant.names, **passwords, blank=name)
+                assert name not in admin.databases()
+                admin.create_tenant(tenant.names, **passwords, blank=name)
+                self.engine.verify_tenant(server.endpoint, tenant.names, tenant.password)
+                assert admin.stats(tenant.names.database).size_bytes > 0
+            finally:
+                admin.drop_tenant(tenant.names)
+            admin.make_blank(name)
+            admin.drop_blank(name)
+            admin.drop_blank(name)
+            assert name not in admin.databases()
+
+    def test_what_is_no_blank_is_not_touched(self, server: LiveServer, tenant: Tenant) -> None:
+        if Capability.BLANKS not in self.engine.capabilities:
+            return
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            for call in (admin.make_blank, admin.drop_blank):
+                with pytest.raises(EngineError, match="blank"):
+                    call(tenant.names.database)
+        self.engine.verify_tenant(server.endpoint, tenant.names, tenant.password)
 
     def test_dropping_twice_is_success(self, server: LiveServer) -> None:
         tenant = self.make(server, new_names())
