@@ -44,6 +44,7 @@ class PaperData:
     system_identifier: str = field(default_factory=lambda: f"paper-{next(_numbers)}")
     shut: set[str] = field(default_factory=set)
     databases: set[str] = field(default_factory=set)
+    blanks: set[str] = field(default_factory=set)
     fenced: set[str] = field(default_factory=set)
     rows: dict[str, str] = field(default_factory=dict)
     shown: bytes = b""  # its certificate (DER), as of the last start or reload; empty: no TLS
@@ -160,8 +161,23 @@ class PaperAdmin(EngineAdmin):
         self.engine.act(f"set_password {username}")
         self.held.passwords[username] = password
 
-    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str) -> None:
+    def databases(self) -> list[str]:
+        return sorted(self.held.databases | self.held.blanks)
+
+    def make_blank(self, name: str) -> None:
+        self.engine.act("make_blank")
+        self.held.blanks.add(name)
+
+    def drop_blank(self, name: str) -> None:
+        self.engine.act("drop_blank")
+        self.held.blanks.discard(name)
+
+    def blanks(self) -> list[str]:
+        return sorted(self.held.blanks)
+
+    def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str, blank: str = "") -> None:
         self.engine.act("create_tenant")
+        self.held.blanks.discard(blank)
         self.held.passwords |= {names.login: login_password, names.control: control_password}
         self.held.databases.add(names.database)
 
