@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 from django.utils.html import conditional_escape, format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString, mark_safe
@@ -23,17 +26,30 @@ from projects.views.detail import header_context
 TAIL = 500
 LEVELS = {"all": "All levels", "warn": "Warnings and up", "error": "Errors only"}
 _LINE = re.compile(
-    r"^(?:\d{4}-\d\d-\d\d[ T](?P<time>\d\d:\d\d:\d\d(?:[.,]\d+)?)\S*\s+(?:UTC|GMT|Z)?\s*)?(?P<rest>.*)$", re.DOTALL
+    r"^(?:(?P<day>\d{4}-\d\d-\d\d)[ T](?P<time>\d\d:\d\d:\d\d)(?P<part>[.,]\d+)?(?P<zone>Z|[+-]\d\d:?\d\d)?"
+    r"\s+(?P<utc>UTC\b|GMT\b)?\s*)?(?P<rest>.*)$",
+    re.DOTALL,
 )
-_LEVEL = re.compile(
-    r"^(?P<before>.{0,80}?)\b(?P<level>LOG|INFO|NOTICE|WARNING|ERROR|FATAL|PANIC|DEBUG\d?|DETAIL|HINT|STATEMENT|CONTEXT):\s+"
+# What stands before a line's message: MySQL's and MariaDB's `0 [Warning] `, FerretDB's `WARN<tab>file.go:1<tab>`,
+# PostgreSQL's `[77] ERROR:  `. Of MongoDB's JSON only its severity and its message are shown.
+_LEVELS = (
+    re.compile(r"^\d{1,20} \[(?P<level>Note|System|Warning|ERROR)\] "),
+    re.compile(r"^(?P<level>DEBUG|INFO|WARN|ERROR|DPANIC|PANIC|FATAL)\t(?:\S+\.go:\d+\t)?"),
+    re.compile(
+        r"^.{0,80}?\b(?P<level>LOG|INFO|NOTICE|WARNING|ERROR|FATAL|PANIC|DEBUG\d?|DETAIL|HINT|STATEMENT|CONTEXT):\s+"
+    ),
 )
-_WEIGHT = {"WARNING": "warn", "ERROR": "err", "FATAL": "err", "PANIC": "err"}
+_SHORT = {"WARNING": "WARN", "STATEMENT": "STMT", "CONTEXT": "CTX", "SYSTEM": "SYS", "DPANIC": "PANIC"}
+_MONGO = {"F": "FATAL", "E": "ERROR", "W": "WARN", "I": "INFO"}
+_WEIGHT = {"WARN": "warn", "ERROR": "err", "FATAL": "err", "PANIC": "err"}
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
+    """`time` is in the reader's zone where the line says its own one, and `stamp` is as the server wrote it."""
+
     time: str
+    stamp: str
     level: str
     css: str
     message: SafeString
@@ -41,13 +57,48 @@ class Line:
 
 def parse(text: str, needle: str = "") -> Line:
     """Time, level and message of a server's line; what isn't recognised stays in the message."""
+    if text.startswith('{"t":') and (found := _parse_json(text, needle)) is not None:
+        return found
     match = _LINE.match(text)
     assert match is not None  # noqa: S101 - it matches everything
     rest, level = match["rest"], ""
-    if found := _LEVEL.match(rest):
-        level, rest = found["level"], rest[found.end() :]
-    short = {"WARNING": "WARN", "STATEMENT": "STMT", "CONTEXT": "CTX"}.get(level, level)
-    return Line((match["time"] or "").replace(",", "."), short, _WEIGHT.get(level, ""), _marked(rest, needle))
+    for pattern in _LEVELS:
+        if said := pattern.match(rest):
+            level, rest = said["level"].upper(), rest[said.end() :]
+            break
+    return _line(match, level, rest, needle)
+
+
+def _parse_json(text: str, needle: str) -> Line | None:
+    """A line of MongoDB's; None where it is not one."""
+    try:
+        said = json.loads(text)
+        words, more = str(said["msg"]), said.get("attr")
+        match = _LINE.match(f"{said['t']['$date']} ")
+    except (ValueError, KeyError, TypeError):
+        return None
+    assert match is not None  # noqa: S101 - it matches everything
+    rest = f"{words} {json.dumps(more, ensure_ascii=False)}" if more else words
+    return _line(match, _MONGO.get(str(said.get("s")), "DEBUG"), rest, needle)
+
+
+def _line(match: re.Match[str], level: str, rest: str, needle: str) -> Line:
+    short = _SHORT.get(level, level)
+    return Line(
+        _clock(match), match[0][: match.start("rest")].strip(), short, _WEIGHT.get(short, ""), _marked(rest, needle)
+    )
+
+
+def _clock(match: re.Match[str]) -> str:
+    """The time of day; in the reader's zone if the line says in which one it is."""
+    zone, part = match["zone"] or ("Z" if match["utc"] else ""), (match["part"] or "").replace(",", ".")
+    if not match["time"] or not zone:
+        return f"{match['time'] or ''}{part}"
+    try:
+        at = datetime.fromisoformat(f"{match['day']}T{match['time']}{zone}")
+    except ValueError:  # such as hour 25
+        return f"{match['time']}{part}"
+    return f"{timezone.localtime(at):%H:%M:%S}{part[:4]}"
 
 
 def _marked(text: str, needle: str) -> SafeString:

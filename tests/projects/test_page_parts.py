@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from django.utils import timezone
 
 from novastack.common.templatetags.ui import ago_text, duration_text, size_text
 from projects.charts import chart
@@ -60,6 +61,40 @@ def test_log_lines_are_read_and_escaped() -> None:
     assert line.message == "no <mark>table</mark> &quot;&lt;x&gt;&quot; here"
 
 
-@pytest.mark.parametrize("text", ["", "plain", "LOG:  x", "2026-11-20T12:00:00Z hello", "\ud83d\ude00" * 3])
+@pytest.mark.parametrize(
+    ("text", "time", "level", "css", "message"),
+    [
+        ("2026-11-20 12:00:00 0 [Warning] Access denied", "12:00:00", "WARN", "warn", "Access denied"),  # MariaDB
+        ("2026-11-20T12:00:00.123456Z 0 [ERROR] [MY-1] [Server] Out", "07:00:00.123", "ERROR", "err", "[MY-1] [Server] Out"),
+        ("2026-11-20T12:00:00.123Z\tWARN\ta/b.go:1\tSlow\t{}", "07:00:00.123", "WARN", "warn", "Slow\t{}"),  # FerretDB
+        ('{"t":{"$date":"2026-11-20T12:00:00.123+00:00"},"s":"E","c":"-","ctx":"x","msg":"Bad","attr":{"n":1}}',
+         "07:00:00.123", "ERROR", "err", "Bad {&quot;n&quot;: 1}"),  # MongoDB
+        ("2026-11-20 12:00:00.123 UTC [7] LOG:  fine", "07:00:00.123", "LOG", "", "fine"),
+    ],
+)  # fmt: skip
+def test_every_engine_s_lines_have_a_level_and_the_reader_s_time(
+    text: str, time: str, level: str, css: str, message: str
+) -> None:
+    with timezone.override("America/New_York"):
+        line = parse(text)
+    assert (line.time, line.level, line.css, line.message) == (time, level, css, message)
+    assert "2026-11-20" in line.stamp
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "plain",
+        "LOG:  x",
+        "2026-99-99 27:00:00 UTC LOG:  x",
+        '{"t":',
+        '{"t":1}',
+        '{"t":{"$date":1}}',
+        "2026-11-20T12:00:00Z [Note]",
+        "2026-11-20T12:00:00Z hello",
+        "\ud83d\ude00" * 3,
+    ],
+)
 def test_any_line_can_be_shown(text: str) -> None:
     assert parse(text, "x").message is not None
