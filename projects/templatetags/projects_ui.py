@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django import template
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from novastack.common.templatetags.ui import duration_text, icon
@@ -31,7 +31,7 @@ _LOOKS: dict[str, tuple[str, str]] = {
 
 
 def badge(text: str, look: str, symbol: str, title: str = "") -> SafeString:
-    mark = icon(symbol) if symbol else format_html('<span class="spin" aria-hidden="true"></span>')
+    mark = icon(symbol) if symbol else SafeString('<span class="spin" aria-hidden="true"></span>')
     css = f"badge badge-{look}" if look else "badge"
     return format_html('<span class="{}" title="{}">{}{}</span>', css, title, mark, text)
 
@@ -160,6 +160,17 @@ def rate(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.1f}" if value < 10 else f"{value:,.0f}".replace(",", "\u202f")
+
+
+@register.filter
+def with_code(text: str) -> SafeString:
+    """What stands between backticks as `<code>`: for texts that are also read at a console."""
+    parts = str(text).split("`")
+    if len(parts) % 2 == 0:
+        return format_html("{}", text)
+    return format_html_join("", "{}{}{}", (
+        (SafeString("<code>"), part, SafeString("</code>")) if i % 2 else ("", part, "") for i, part in enumerate(parts)
+    ))  # fmt: skip
 
 
 @register.filter

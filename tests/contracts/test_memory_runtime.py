@@ -29,7 +29,8 @@ class TestMemoryRuntime(RuntimeContract):
     test_a_tool_is_no_server = None
 
     @pytest.fixture(scope="class")
-    def runtime(self) -> Iterator[Runtime]:
+    @classmethod
+    def runtime(cls) -> Iterator[Runtime]:
         yield MemoryRuntime("one")
 
     def other_install(self, runtime: Runtime) -> Runtime:

@@ -40,7 +40,8 @@ class TestProcessRuntime(RuntimeContract):
     test_nobody_answers = None
 
     @pytest.fixture(scope="class")
-    def runtime(self) -> Iterator[Runtime]:
+    @classmethod
+    def runtime(cls) -> Iterator[Runtime]:
         root = Path(tempfile.mkdtemp(prefix="nvs-test-", dir="/tmp"))
         root.chmod(0o711)
         runtime = ProcessRuntime(f"test-{secrets.token_hex(4)}", root / "state")

@@ -241,7 +241,7 @@ class TestNewProjects:
         assert versions["18"]["image"] == f"postgres@{DIGEST}"
         client.force_login(team.alice)
         page = client.get("/projects/new/").content.decode()
-        assert f"15 (deprecated, ends {soon})" in page
+        assert f"15 (deprecated, ends {soon:%-d %b %Y})" in page
         assert "18 (recommended)" in page
         assert ">16" not in page
 

@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from novastack.common.templatetags.ui import ago_text, duration_text, size_text
 from projects.charts import chart
+from projects.templatetags.projects_ui import with_code
 from projects.views.logs import parse
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -53,6 +54,11 @@ def test_a_chart_keeps_its_gaps() -> None:
 
 def test_one_reading_is_no_chart() -> None:
     assert chart([(NOON, 1.0), (NOON, None)], start=NOON - timedelta(hours=24), end=NOON) is None
+
+
+def test_backticks_are_code_and_nothing_else_is() -> None:
+    assert with_code("Run `a <b>` & go") == "Run <code>a &lt;b&gt;</code> &amp; go"
+    assert with_code("one ` <alone>") == "one ` &lt;alone&gt;"
 
 
 def test_log_lines_are_read_and_escaped() -> None:

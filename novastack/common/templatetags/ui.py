@@ -7,6 +7,7 @@ from typing import Any
 
 from django import template
 from django.conf import settings
+from django.forms import Textarea
 from django.templatetags.static import static
 from django.utils import timezone
 from django.utils.html import format_html
@@ -161,7 +162,7 @@ def field(bound: Any, **extra: Any) -> dict[str, Any]:
     elif "select" in kind:
         css = "select"
     else:
-        css = "textarea" if kind == "textarea" else "input"
+        css = "textarea" if isinstance(widget, Textarea) else "input"
     described = []
     if extra.get("hint") or bound.help_text:
         described.append(f"{bound.id_for_label}-hint")
