@@ -16,6 +16,7 @@ MAX_ID = 2**63 - 1
 
 WORDS = {
     "project.created": "Created project",
+    "allocation.created": "Allocated a database to an instance",
     "project.changed": "Changed settings",
     "project.start": "Started",
     "project.stop": "Stopped",
@@ -78,7 +79,7 @@ WORDS = {
 ENGINES: dict[str, str] = {}  # name → title; filled by `projects`, which knows them
 # What the filter offers → the actions' beginnings
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "projects": ("Projects", ("project.", "operation.")),
+    "projects": ("Projects", ("project.", "operation.", "allocation.")),
     "secrets": ("Secrets", ("credentials.", "token.", "api_key.", "project.rotate_password")),
     "members": ("Members", ("member.", "organization.")),
     "sign-in": ("Sign-in", ("auth.", "user.", "profile.")),
@@ -95,6 +96,8 @@ def detail(event: AuditEvent) -> str:
     if event.action == "project.created":
         engine = ENGINES.get(str(data.get("engine")), str(data.get("engine", "")))
         return f"{engine} {data.get('version', '')}, {str(data.get('plan', '')).capitalize()}"
+    if event.action == "allocation.created":
+        return f"Instance {event.target}"
     if event.action == "project.writes_fenced":
         return "The disk is almost full" if data.get("reason") == "disk" else "Larger than its storage limit"
     if event.action == "project.writes_allowed":

@@ -353,6 +353,7 @@ SPECTACULAR_SETTINGS = {
         "TokenScopeEnum": "accounts.models.Scope",
         "InstallStatusEnum": [("healthy", "healthy"), ("degraded", "degraded")],
     },
+    "PREPROCESSING_HOOKS": ["novastack.common.schema.only_v1"],
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
         "novastack.common.schema.add_problems",

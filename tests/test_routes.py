@@ -34,7 +34,7 @@ ROUTES = [route for route in walk() if not FOREIGN.match(route.path)]
 # Anybody may ask these; what they answer is tested where they live.
 PUBLIC = {
     "healthz", "readyz", "metrics", "api-health", "ca", "api-key-verify", "auth-register", "auth-login", "auth-refresh",
-    "auth-logout", "accounts:invitation",
+    "auth-logout", "accounts:invitation", "database-health",
 }  # fmt: skip
 # Everybody's own things: a viewer may, and an outsider has some as well.
 PERSONAL = {

@@ -59,6 +59,9 @@ CONTRACT = {
     "/operations/{id}/": {"get"},
     "/operations/{id}/retry/": {"post"},
     "/operations/{id}/cancel/": {"post"},
+    "/database/allocate/": {"post"},
+    "/database/provision-dedicated/": {"post"},
+    "/database/health/": {"get"},
     "/health/": {"get"},
 }
 METHODS = {"get", "post", "put", "patch", "delete"}
@@ -93,13 +96,13 @@ def test_every_operation_says_what_it_does_and_how_it_refuses(document: dict[str
             assert any(
                 "application/problem+json" in answer.get("content", {}) for answer in operation["responses"].values()
             ), (method, path)
-            if path.startswith(("/api/v1/projects", "/api/v1/operations")):
+            if path.startswith(("/api/v1/projects", "/api/v1/operations", "/api/v1/database")):
                 assert operation.get("description"), (method, path)
 
 
 def test_what_makes_or_acts_takes_an_idempotency_key(document: dict[str, Any]) -> None:
     for path, operations in document["paths"].items():
-        if "post" in operations and re.match(r"/api/v1/(projects|operations)/", path):
+        if "post" in operations and re.match(r"/api/v1/(projects|operations|database)/(?!admin)", path):
             headers = {p["name"] for p in operations["post"].get("parameters", []) if p["in"] == "header"}
             assert "Idempotency-Key" in headers, path
 

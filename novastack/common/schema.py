@@ -31,6 +31,11 @@ _ANSWER = {
 }
 
 
+def only_v1(endpoints: list[Any], **_: Any) -> list[Any]:
+    """drf-spectacular pre-processing hook: what is also mounted elsewhere is described once."""
+    return [endpoint for endpoint in endpoints if endpoint[0].startswith("/api/v1/")]
+
+
 def add_problems(result: dict[str, Any], generator: Any, request: Any, public: bool) -> dict[str, Any]:
     """drf-spectacular post-processing hook: every operation may answer `4XX` and `503` with a problem."""
     result.setdefault("components", {}).setdefault("schemas", {}).setdefault("Problem", PROBLEM)

@@ -176,7 +176,7 @@ class BlankDatabaseAdmin(ReadOnlyAdmin):
 class AllocationAdmin(ReadOnlyAdmin):
     """Which project an `instance_id` was given."""
 
-    list_display = ["instance_id", "organization", "project", "created_at"]
+    list_display = ["instance_id", "organization", "project", "dedicated", "created_at"]
     list_select_related = ["organization", "project"]
     search_fields = ["instance_id", "project__name"]
     date_hierarchy = "created_at"

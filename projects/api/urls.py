@@ -1,4 +1,4 @@
-"""`/api/v1/`: catalogue, projects, operations, health."""
+"""`/api/v1/`: catalogue, projects, operations, allocation, health."""
 
 from django.urls import include, path
 
@@ -39,4 +39,5 @@ urlpatterns = [
     path("operations/", operations.OperationListView.as_view(), name="operation-list"),
     path("operations/<uuid:pk>/", include(operation)),
     path("health/", health.HealthView.as_view(), name="api-health"),
+    path("", include("projects.api.database_urls")),
 ]

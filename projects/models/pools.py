@@ -31,6 +31,7 @@ class Allocation(BaseModel):
     organization = models.ForeignKey("accounts.Organization", on_delete=models.CASCADE, related_name="allocations")
     instance_id = models.CharField(max_length=128)
     project = models.OneToOneField(Project, on_delete=models.CASCADE, related_name="allocation")
+    dedicated = models.BooleanField(default=False, help_text="A server of its own was asked for.")
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["organization", "instance_id"], name="allocation_once")]
