@@ -335,7 +335,7 @@ class TestFiftyAtATime:
         assert AuditEvent.objects.filter(action="allocation.created").count() == 1
         ready()
         answers = self.at_once(live_server, token, ["odoo-1"] * 50, path)
-        assert {status for status, _ in answers} == {200}
+        assert {status for status, _ in answers} == {200}, answers
         assert len({body["connection"]["uri"] for _, body in answers}) == 1
 
     def test_fifty_instances_get_fifty(self, live_server: LiveServer, token: str) -> None:
