@@ -175,6 +175,15 @@ class ServerBusy(EngineError):
 
 
 @dataclass(frozen=True, slots=True)
+class Bootstrapped:
+    """What became of the tables that a new database begins with."""
+
+    version: str  # that the database has now
+    created: tuple[str, ...]  # this time
+    kept: tuple[str, ...]  # something of the tenant's own has that name: nothing was done to it
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """An address of a server: what a client, or a worker, connects to.
 

@@ -30,6 +30,7 @@ class NewProjectForm(forms.Form):
     public = forms.BooleanField(required=False)
     tls_required = forms.BooleanField(required=False)
     deletion_protection = forms.BooleanField(required=False)
+    bootstrap_schema = forms.BooleanField(required=False)
 
     def as_request(self) -> dict[str, Any]:
         """The keyword arguments of a `ProjectRequest`; empty means the default."""

@@ -6,7 +6,6 @@ from typing import Any
 
 from rest_framework import serializers
 
-from novastack.common.errors import Invalid
 from projects import registry
 from projects.api.fields import Cores, Flag, Input, Text, Whole
 from projects.models import Exposure, Placement
@@ -56,9 +55,12 @@ class ProjectCreate(Input):
         required=False, help_text="Refuse connections without TLS. Left out: false, or true for engines with TLS only."
     )
     deletion_protection = Flag(required=False, default=False)
-    services = ServicesInput(required=False, help_text="The tenant data layer: not available in this release.")
-    api_keys = ApiKeysInput(required=False, help_text="The tenant data layer: not available in this release.")
-    bootstrap_schema = Flag(required=False, help_text="The tenant data layer: not available in this release.")
+    services = ServicesInput(required=False, help_text="To be registered with. Missing: none.")
+    api_keys = ApiKeysInput(required=False, help_text="To be made, and shown in the answer, this once.")
+    bootstrap_schema = Flag(
+        required=False, default=True,
+        help_text="Begin with the tables (collections) `schema_migrations`, `settings` and `audit_logs`.",
+    )  # fmt: skip
 
     def request(self) -> ProjectRequest:
         """What the service takes. What this release can't give is refused, not forgotten."""
@@ -67,9 +69,6 @@ class ProjectCreate(Input):
         services, keys = values.pop("services", {}), values.pop("api_keys", {})
         values["services"] = frozenset(name for name, on in services.items() if on)
         values |= {"api_keys": keys.get("count", 0), "api_key_prefix": keys.get("prefix")}
-        if values.pop("bootstrap_schema", False):
-            later = "This is not available in this release; leave it out."
-            raise Invalid.field("bootstrap_schema", "not_available", later)
         return ProjectRequest(**values)
 
 

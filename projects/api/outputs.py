@@ -92,8 +92,8 @@ class ProjectSerializer(serializers.ModelSerializer[Project]):
         fields = [
             "id", "name", "slug", "description", "organization", "engine", "version", "region", "plan", "placement",
             "status", "desired_status", "status_detail", "limits", "labels", "exposure", "tls_required",
-            "deletion_protection", "size_bytes", "write_fence", "operation", "created_by", "created_at", "updated_at",
-            "recycle_until",
+            "deletion_protection", "bootstrap_schema", "size_bytes", "write_fence", "operation", "created_by",
+            "created_at", "updated_at", "recycle_until",
         ]  # fmt: skip
         read_only_fields = fields
 

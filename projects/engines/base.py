@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from projects.domain import (
+    Bootstrapped,
     Capability,
     ConnectionInfo,
     Credentials,
@@ -212,6 +213,11 @@ class Engine(ABC):
     @abstractmethod
     def verify_tenant(self, endpoint: Endpoint, names: TenantNames, password: str) -> str:
         """Log in as the tenant, check encoding and rights, write and roll back. Returns the server's version."""
+
+    @abstractmethod
+    def bootstrap(self, endpoint: Endpoint, names: TenantNames, password: str) -> Bootstrapped:
+        """As the tenant: make the tables that a new database begins with, or what is missing of them (`bootstrap.py`).
+        What the tenant made itself is left alone. Idempotent; raises as `verify_tenant` does."""
 
     def peer_certificate(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bytes:
         """The certificate (DER) that the server shows now; nothing is checked, nobody logs in. `TlsNotTrusted` when it

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from projects.domain import (
+    Bootstrapped,
     Capability,
     ConnectionInfo,
     Credentials,
@@ -22,7 +23,7 @@ from projects.domain import (
     TenantNames,
     Tls,
 )
-from projects.engines import mongodb_names, mongodb_snippets, mongodb_tls, trust
+from projects.engines import mongodb_bootstrap, mongodb_names, mongodb_snippets, mongodb_tls, trust
 from projects.engines.base import Engine, EngineAdmin
 from projects.engines.mongodb_admin import PLATFORM, MongoDBAdmin, tenant_roles
 from projects.engines.mongodb_session import Session, connect
@@ -123,6 +124,9 @@ class MongoDB(Engine):
 
     def server_version(self, session: Session) -> str:
         return str(session.run("admin", {"buildInfo": 1})["version"])
+
+    def bootstrap(self, endpoint: Endpoint, names: TenantNames, password: str) -> Bootstrapped:
+        return mongodb_bootstrap.run(endpoint, names, password)
 
     def peer_certificate(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bytes:
         return mongodb_tls.peer_certificate(endpoint, timeout_seconds=timeout_seconds)

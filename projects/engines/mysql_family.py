@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from projects.domain import (
+    Bootstrapped,
     Capability,
     ConnectionInfo,
     Credentials,
@@ -18,7 +19,7 @@ from projects.domain import (
     ServerSpec,
     TenantNames,
 )
-from projects.engines import mysql_names, mysql_snippets, mysql_tls
+from projects.engines import mysql_bootstrap, mysql_names, mysql_snippets, mysql_tls
 from projects.engines.base import Engine, EngineAdmin
 from projects.engines.mysql_admin import IDENTITY, PLATFORM, MySQLFamilyAdmin, buffer_pool_bytes
 from projects.engines.mysql_session import LoginFull, Session, connect, pattern
@@ -165,6 +166,9 @@ class MySQLFamily(Engine):
             if session.value("SELECT COUNT(*) FROM novastack_check") != 0:
                 raise EngineError("the server does not roll back")
             return session.server_version.partition("-")[0]
+
+    def bootstrap(self, endpoint: Endpoint, names: TenantNames, password: str) -> Bootstrapped:
+        return mysql_bootstrap.run(endpoint, names, password)
 
     def peer_certificate(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bytes:
         return mysql_tls.peer_certificate(endpoint, timeout_seconds=timeout_seconds)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import psycopg
 
 from projects.domain import (
+    Bootstrapped,
     Capability,
     ConnectionInfo,
     Credentials,
@@ -19,7 +20,13 @@ from projects.domain import (
     ServerSpec,
     TenantNames,
 )
-from projects.engines import postgresql_names, postgresql_pools, postgresql_snippets, postgresql_tls
+from projects.engines import (
+    postgresql_bootstrap,
+    postgresql_names,
+    postgresql_pools,
+    postgresql_snippets,
+    postgresql_tls,
+)
 from projects.engines.base import Engine, EngineAdmin
 from projects.engines.postgresql_admin import RESERVED_CONNECTIONS, SUPERUSER_CONNECTIONS, PostgreSQLAdmin
 from projects.engines.postgresql_session import OWN_LIMITS, RoleFull, connect, translated
@@ -161,6 +168,9 @@ class PostgreSQL(Engine):
                 connection.execute("INSERT INTO public.novastack_verify VALUES (1)")
                 connection.execute("CREATE TEMPORARY TABLE novastack_verify_temporary (id integer)")
             return str(version)
+
+    def bootstrap(self, endpoint: Endpoint, names: TenantNames, password: str) -> Bootstrapped:
+        return postgresql_bootstrap.run(endpoint, names, password)
 
     def peer_certificate(self, endpoint: Endpoint, *, timeout_seconds: float = 5) -> bytes:
         return postgresql_tls.peer_certificate(endpoint, timeout_seconds=timeout_seconds)

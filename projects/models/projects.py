@@ -42,6 +42,9 @@ class Project(BaseModel):
     exposure = models.CharField(max_length=8, choices=Exposure, default=Exposure.LOCAL)
     tls_required = models.BooleanField(default=False)
     deletion_protection = models.BooleanField(default=False)
+    bootstrap_schema = models.BooleanField(
+        default=False, editable=False, help_text="Its database begins with NovaStack's tables."
+    )
 
     desired_status = models.CharField(max_length=12, choices=DesiredStatus, default=DesiredStatus.RUNNING)
     status = models.CharField(max_length=16, choices=ProjectStatus, default=ProjectStatus.QUEUED, editable=False)

@@ -64,6 +64,7 @@ class RetryPolicy:
 # design.md, Provisioning
 DATABASE_RETRY = RetryPolicy(attempts=3, delay_seconds=10)
 SERVER_RETRY = RetryPolicy(attempts=3, delay_seconds=5)
+SCHEMA_RETRY = RetryPolicy(attempts=3, delay_seconds=5)
 KEYS_RETRY = RetryPolicy(attempts=2, delay_seconds=2)
 
 StepFunction = Callable[["Context"], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.db import DataError, IntegrityError, ProgrammingError
 from django.db.models import F
 
 from novastack.common.clock import now
@@ -14,6 +15,7 @@ from projects.models import (
     OnGiveUp,
     Operation,
     Project,
+    ProjectService,
     ProjectStatus,
     RoleKind,
 )
@@ -21,6 +23,7 @@ from projects.operations import claiming, registration, steps, tls, wiring
 from projects.operations.base import (
     DATABASE_RETRY,
     KEYS_RETRY,
+    SCHEMA_RETRY,
     SERVER_RETRY,
     Definition,
     RetryPolicy,
@@ -29,6 +32,16 @@ from projects.operations.base import (
     register,
 )
 from projects.operations.context import Context
+
+
+def wanted_steps(project: Project) -> set[str]:
+    """Which of the optional steps a project's provisioning has: of what was asked for with it. In a transaction."""
+    asked = {
+        "schema": project.bootstrap_schema,
+        "services": ProjectService.objects.filter(project=project).exists(),
+        "api_keys": ApiKey.objects.filter(project=project, activated_at=None, revoked_at=None).exists(),
+    }
+    return {name for name, yes in asked.items() if yes}
 
 
 def verify(ctx: Context) -> None:
@@ -76,12 +89,29 @@ def create_database(ctx: Context) -> None:
     if login.secret is None or control.secret is None:
         raise StepFailed("internal_error", "The roles have no passwords.", retryable=False)
     ctx.guard()
-    with wiring.admin_session(ctx.engine, ctx.server) as admin:
+    with steps.refused_as("database_creation_failed"), wiring.admin_session(ctx.engine, ctx.server) as admin:
         admin.create_tenant(ctx.names, login_password=login.secret.open(), control_password=control.secret.open())
     with ctx.fenced():
         Database.objects.filter(pk=ctx.database.pk, created_in_engine_at=None).update(created_in_engine_at=now())
     ctx.explain(f"{ctx.names.database}, closed to everybody else before any credential could reach it")
     ctx.say(f"Database {ctx.names.database}, user {ctx.names.login}, {ctx.names.connection_limit} connections.")
+
+
+def create_schema(ctx: Context) -> None:
+    """The tables that a database begins with, made as the tenant: they are the tenant's, and it may drop them."""
+    login = ctx.role(RoleKind.LOGIN)
+    if login.secret is None:
+        raise StepFailed("internal_error", "The login has no password.", retryable=False)
+    ctx.guard()
+    with steps.refused_as("schema_creation_failed"):
+        done = ctx.engine.bootstrap(ctx.server.control_endpoint, ctx.names, login.secret.open())
+    ctx.record(version=done.version, created=list(done.created), kept=list(done.kept))
+    told = f"{', '.join(done.created)} made" if done.created else "All are there already"
+    if done.kept:
+        left = f"{', '.join(done.kept)} left alone: something of yours has that name."
+        ctx.say(left, level="warning")
+        told = f"{told}; {left}"
+    ctx.explain(f"{told} ({done.version})")
 
 
 def apply_limits(ctx: Context) -> None:
@@ -104,10 +134,15 @@ def apply_limits(ctx: Context) -> None:
 
 def activate_keys(ctx: Context) -> None:
     """Keys were made, and shown, with the project's row: from now on they work (rule 45)."""
-    with ctx.fenced():
-        number = ApiKey.objects.filter(project=ctx.project, activated_at=None, revoked_at=None).update(
-            activated_at=now()
-        )
+    try:
+        with ctx.fenced():
+            number = ApiKey.objects.filter(project=ctx.project, activated_at=None, revoked_at=None).update(
+                activated_at=now()
+            )
+    except (IntegrityError, DataError, ProgrammingError) as error:  # not: a database that is away
+        raise StepFailed(
+            "api_key_generation_failed", f"The keys could not be stored ({type(error).__name__})."
+        ) from error
     ctx.explain(f"{number} key{'' if number == 1 else 's'}")
 
 
@@ -139,6 +174,7 @@ PROVISION = Definition(
         Step("ready", "Wait for the first login", steps.await_login, None, RetryPolicy(attempts=1), 180, "server"),
         Step("secure", "Close the server", secure, None, DATABASE_RETRY, 60, "server"),
         Step("database", "Create database and user", create_database, None, DATABASE_RETRY, 60, "server"),
+        Step("schema", "Create the bootstrap tables", create_schema, None, SCHEMA_RETRY, 60, "server", optional=True),
         Step("limits", "Apply the plan's limits", apply_limits, None, SERVER_RETRY, 60, "server"),
         Step(
             "services",

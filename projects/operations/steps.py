@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -43,6 +45,17 @@ def writes_allowed(ctx: Context) -> None:
         raise Wait(f"The install is read-only: {install.read_only_reason or 'set by an operator'}.", seconds=30)
     if not ctx.server.reconcile:
         raise Wait("An operator has set this server aside: nothing is changed on it.", seconds=30)
+
+
+@contextlib.contextmanager
+def refused_as(code: str) -> Iterator[None]:
+    """A statement that the engine refused without a reason of its own kind fails with `code` (docs/errors.md)."""
+    try:
+        yield
+    except domain.EngineError as error:
+        if error.code != domain.EngineError.code:
+            raise
+        raise StepFailed(code, str(error)[:500], retryable=error.retryable) from error
 
 
 def find_image(ctx: Context) -> None:

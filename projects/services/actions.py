@@ -20,9 +20,10 @@ from novastack.common.errors import (
     NotFound,
 )
 from projects import domain, registry
-from projects.models import DesiredStatus, Operation, OperationState, Project, ProjectStatus
-from projects.operations import base, removal, status
+from projects.models import DesiredStatus, Operation, OperationState, Project, ProjectService, ProjectStatus
+from projects.operations import base, provision, removal, status
 from projects.operations.queue import hint_on_commit, operation_create
+from projects.operations.registration import new_generation
 from projects.services import quotas, validation
 from projects.services.creation import name_is_free
 
@@ -102,8 +103,9 @@ def project_action(
         project.desired_status = DesiredStatus.STOPPED
     project.save(update_fields=["desired_status", "updated_at"])
     operation = operation_create(
-        project=project, kind=kind, params=params, created_by=principal.user, created_by_label=principal.label
-    )
+        project=project, kind=kind, params=params, created_by=principal.user, created_by_label=principal.label,
+        optional_steps=_provision_again(project) if kind == "provision" else (),
+    )  # fmt: skip
     _audit(principal, project, f"project.{action}", operation)
     return operation
 
@@ -113,6 +115,13 @@ def _prepare_retry(project: Project) -> str:
     if project.ready_at is None:
         return "provision"
     return "stop" if project.desired_status == DesiredStatus.STOPPED else "start"
+
+
+def _provision_again(project: Project) -> set[str]:
+    """All that was asked for with the project is asked for again; services that were told to forget it are told anew."""
+    for name in list(ProjectService.objects.filter(project=project).values_list("service_type", flat=True)):
+        new_generation(project, name)
+    return provision.wanted_steps(project)
 
 
 def _prepare_undelete(project: Project, new_name: str | None) -> str:

@@ -29,12 +29,11 @@ from projects.models import (
     Placement,
     Plan,
     Project,
-    ProjectService,
     Region,
     RoleKind,
     ServiceType,
 )
-from projects.operations import catalogue, locks, steps
+from projects.operations import catalogue, locks, provision, steps
 from projects.operations.base import PLATFORM_CONNECTIONS, StepFailed
 from projects.operations.catalogue import Versions
 from projects.operations.queue import operation_create
@@ -63,6 +62,7 @@ class ProjectRequest:
     exposure: str = Exposure.LOCAL
     tls_required: bool | None = None  # none: as the engine can; `False` is refused where there is only TLS
     deletion_protection: bool = False
+    bootstrap_schema: bool = True  # begin with schema_migrations, settings and audit_logs
     services: frozenset[str] = frozenset()  # types to register with
     api_keys: int = 0  # how many to make at once
     api_key_prefix: str | None = None
@@ -218,15 +218,16 @@ def project_create(
         engine=engine.name, version=version, region=region, plan=plan, placement=request.placement,
         memory_bytes=memory, cpus=cpus, storage_bytes=plan.storage_bytes, exposure=request.exposure,
         tls_required=tls_required, deletion_protection=request.deletion_protection, created_by=principal.user,
+        bootstrap_schema=request.bootstrap_schema,
     )  # fmt: skip
     _server_rows(project, engine, database_name=database_name, username=username)
-    wanted = _services(project, request.services)
+    _services(project, request.services)
     made = keys.keys_for_new_project(
         principal=principal, project=project, count=request.api_keys, prefix=request.api_key_prefix
     )
     operation_create(
         project=project, kind="provision", created_by=principal.user, created_by_label=principal.label,
-        optional_steps={name for name, asked in (("services", wanted), ("api_keys", made)) if asked},
+        optional_steps=provision.wanted_steps(project),
     )  # fmt: skip
     if made_keys is not None:
         made_keys += made
@@ -244,7 +245,7 @@ def _identifier(engine: Engine, value: str | None, slug: str, *, field: str, suf
     return validation.clean_identifier(engine, value, field=field)
 
 
-def _services(project: Project, wanted: frozenset[str]) -> list[ProjectService]:
+def _services(project: Project, wanted: frozenset[str]) -> None:
     unknown = wanted - set(ServiceType.values)
     if unknown:
         raise Invalid.field(f"services.{min(unknown)}", "unknown", f"Services: {', '.join(ServiceType.values)}.")
@@ -252,7 +253,8 @@ def _services(project: Project, wanted: frozenset[str]) -> list[ProjectService]:
         raise Invalid.field(
             "services", "quota_exceeded", f"The plan {project.plan.name} allows {project.plan.max_services} services."
         )
-    return [new_generation(project, name) for name in sorted(wanted)]
+    for name in sorted(wanted):
+        new_generation(project, name)
 
 
 def _tls_required(request: ProjectRequest, engine: Engine) -> bool:

@@ -121,6 +121,7 @@ def _chosen(form: NewProjectForm, regions: list[Region], plans: list[Plan]) -> d
         "public": bool(value("public")),
         "tls_required": bool(value("tls_required")),
         "deletion_protection": bool(value("deletion_protection")),
+        "bootstrap_schema": bool(value("bootstrap_schema")) or not form.is_bound,
         "description": value("description"),
         "database_name": value("database_name"),
         "username": value("username"),

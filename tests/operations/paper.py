@@ -17,6 +17,7 @@ from cryptography.exceptions import InvalidSignature
 
 from novastack.common import pki
 from projects.domain import (
+    Bootstrapped,
     Counters,
     Credentials,
     Endpoint,
@@ -28,6 +29,7 @@ from projects.domain import (
     TenantNames,
     TlsNotTrusted,
 )
+from projects.engines import bootstrap
 from projects.engines.base import EngineAdmin
 from projects.engines.postgresql import SECRET, PostgreSQL
 from projects.runtimes.memory import MemoryRuntime
@@ -46,6 +48,7 @@ class PaperData:
     databases: set[str] = field(default_factory=set)
     blanks: set[str] = field(default_factory=set)
     fenced: set[str] = field(default_factory=set)
+    tables: dict[str, list[str]] = field(default_factory=dict)
     rows: dict[str, str] = field(default_factory=dict)
     shown: bytes = b""  # its certificate (DER), as of the last start or reload; empty: no TLS
     plain: bool = True
@@ -125,6 +128,14 @@ class PaperPostgreSQL(PostgreSQL):
         if names.database not in self.of(endpoint).databases:
             raise LoginRefused("the database does not exist")
         return "18.0"
+
+    def bootstrap(self, endpoint: Endpoint, names: TenantNames, password: str) -> Bootstrapped:
+        self.act("bootstrap")
+        self.probe(endpoint, Credentials(names.login, password, names.database))
+        tables = self.of(endpoint).tables.setdefault(names.database, [])
+        made = tuple(name for name in bootstrap.TABLES if name not in tables)
+        tables += made
+        return Bootstrapped(bootstrap.FIRST, made, ())
 
     @contextlib.contextmanager
     def admin(

@@ -161,7 +161,7 @@ def test_a_project_takes_the_standby(standby, team, runtime, paper):
     assert project.endpoint.port == project.endpoint.control_port == standby.port
     assert Database.objects.get(project=project).server == server
     assert set(DatabaseRole.objects.values_list("server_id", flat=True)) == {server.pk}
-    assert paper.diary == ["contents", "create_tenant", "verify_tenant"], "nothing is made or closed again"
+    assert paper.diary == ["contents", "create_tenant", "bootstrap", "verify_tenant"], "nothing is made or closed again"
     assert held(runtime)[0] == {str(standby.pk)}
 
 

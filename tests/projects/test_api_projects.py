@@ -25,7 +25,7 @@ PROJECTS = "/api/v1/projects/"
 FIELDS = {
     "id", "name", "slug", "description", "organization", "engine", "version", "region", "plan", "placement", "status",
     "desired_status", "status_detail", "limits", "labels", "exposure", "tls_required", "deletion_protection",
-    "size_bytes", "write_fence", "operation", "created_by", "created_at", "updated_at", "recycle_until",
+    "bootstrap_schema", "size_bytes", "write_fence", "operation", "created_by", "created_at", "updated_at", "recycle_until",
 }  # fmt: skip
 
 
@@ -135,7 +135,7 @@ class TestCreate:
             ({"name": "ok", "deletion_protection": 1}, "deletion_protection"),
             ({"name": "ok", "services": {"mail": True}}, "services.mail"),
             ({"name": "ok", "api_keys": {"count": 11}}, "api_keys.count"),
-            ({"name": "ok", "bootstrap_schema": True}, "bootstrap_schema"),
+            ({"name": "ok", "bootstrap_schema": "yes"}, "bootstrap_schema"),
             ({"name": "ok", "nmae": "typo"}, "nmae"),
             ({"name": "ok", "status": "running"}, "status"),
             ({"name": "ok", "id": "01999999-0000-7000-8000-000000000001"}, "id"),
