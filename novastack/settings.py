@@ -408,6 +408,10 @@ CELERY_TASK_ROUTES = {
     "projects.thin_metrics": {"queue": "maintenance"},
     "projects.renew_certificates": {"queue": "maintenance"},
     "projects.keep_standbys": {"queue": "maintenance"},
+    "projects.keep_pools": {"queue": "maintenance"},
+    "projects.check_pools": {"queue": "monitoring"},
+    "projects.check_pool": {"queue": "monitoring"},
+    "projects.clean_up_pools": {"queue": "maintenance"},
     "projects.check_connectors": {"queue": "maintenance"},
 }
 # Every tick expires before the next one: a broker that was away does not answer with a storm.
@@ -425,6 +429,13 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     # would never come to the end of a day.
     "purge-due": {"task": "projects.purge_due", "schedule": 3600.0, "options": {"expires": 3600}},
     "standbys": {"task": "projects.keep_standbys", "schedule": 5.0, "options": {"expires": 5}},
+    "pools": {"task": "projects.keep_pools", "schedule": 5.0, "options": {"expires": 5}},
+    "pool-health": {"task": "projects.check_pools", "schedule": 300.0, "options": {"expires": 300}},
+    "failed-pools": {
+        "task": "projects.clean_up_pools",
+        "schedule": 3600.0,
+        "options": {"expires": 3600},
+    },  # daily, as above
     "certificates": {"task": "projects.renew_certificates", "schedule": 600.0, "options": {"expires": 600}},
     "connectors": {"task": "projects.check_connectors", "schedule": 300.0, "options": {"expires": 300}},
     "thin-metrics": {"task": "projects.thin_metrics", "schedule": 300.0, "options": {"expires": 300}},

@@ -23,6 +23,7 @@ from projects.operations import (
     logs,
     metrics,
     parallel,
+    pool_upkeep,
     reconciler,
     region_check,
     registration,
@@ -127,6 +128,32 @@ def renew_certificates() -> None:
 @shared_task(name="projects.keep_standbys")
 def keep_standbys() -> None:
     standby_upkeep.keep()
+
+
+@shared_task(name="projects.keep_pools")
+def keep_pools() -> None:
+    """The next pool ahead of its need, and what drained pools are waiting for."""
+    with parallel.alone("pools", seconds=60) as mine:
+        if mine:
+            pool_upkeep.keep()
+
+
+@shared_task(name="projects.check_pools")
+def check_pools() -> None:
+    """Every five minutes: whether pools let us in and hold what the rows say."""
+    pool_upkeep.check_pools()
+
+
+@shared_task(name="projects.check_pool")
+def check_pool(server_id: str) -> None:
+    """An operator asked."""
+    pool_upkeep.check_pools([UUID(server_id)])
+
+
+@shared_task(name="projects.clean_up_pools")
+def clean_up_pools() -> None:
+    """Daily: pools that failed and that nobody is on."""
+    pool_upkeep.clean_up_failed()
 
 
 @shared_task(name="projects.check_connectors")

@@ -36,6 +36,14 @@ class FleetCollector:
         yield _counts("novastack_region_disk_used_ratio", "Of the disk that holds the data", ["region"], disks)
         fenced = {(reason,): count for reason, count in figures["fenced"].items()}
         yield _counts("novastack_projects_fenced", "Projects whose writers are fenced", ["reason"], fenced)
+        for key, text in (
+            ("databases", "Places of a pool that are taken"),
+            ("max_databases", "Places of a pool"),
+            ("healthy", "1 when a pool is healthy, 0 when not"),
+            ("size_bytes", "All databases of a pool, as last measured"),
+        ):  # fmt: skip
+            values = {pool: found[key] for pool, found in figures["pools"].items() if found[key] is not None}
+            yield _counts(f"novastack_pool_{key}", text, ["region", "engine", "version", "pool"], values)
         kept, labels = figures["standbys"], ["region", "engine", "version", "plan"]
         ready = {key: numbers[0] for key, numbers in kept.items()}
         wanted = {key: numbers[1] for key, numbers in kept.items()}

@@ -97,12 +97,9 @@ class EngineAdmin(ABC):
         `create_tenant` uses it up; `contents` does not count it."""
 
     def database_sizes(self) -> Mapping[str, int]:
-        """Databases that are neither the product's own nor ours, and what each takes on disk (bytes, as the product
-        knows it without reading rows). Only with `Capability.POOL`."""
+        """What each of `databases` takes on disk (bytes, as the product knows it without reading rows). Only with
+        `Capability.POOL`."""
         raise NotImplementedError
-
-    def harden_pool(self) -> None:  # noqa: B027 - most engines are closed enough by `harden`
-        """Close what matters only where several tenants share the server; after `harden`, before the first tenant."""
 
     @abstractmethod
     def drop_tenant(self, names: TenantNames) -> None:

@@ -12,6 +12,7 @@ from projects.engines.mysql_snippets import MARIADB, Dialect
 
 
 class MariaDBAdmin(MySQLFamilyAdmin):
+    tablespaces = "INNODB_SYS_TABLESPACES"
     leftovers = ("healthcheck",)
 
 

@@ -54,6 +54,16 @@ class MongoDBAdmin(EngineAdmin):
         found = self._session.run(ADMIN, {"listDatabases": 1, "nameOnly": True})["databases"]
         return sorted({str(each["name"]) for each in found} - {ADMIN, "config", "local", PLATFORM})
 
+    def database_sizes(self) -> dict[str, int]:
+        """A database without a collection does not exist to the product, unless a login is at home there."""
+        listed = self._session.run(ADMIN, {"listDatabases": 1})["databases"]
+        found = {str(each["name"]): int(each.get("sizeOnDisk") or 0) for each in listed}
+        users = self._session.run(ADMIN, {"usersInfo": {"forAllDBs": True}})["users"]
+        homes = {str(user["db"]): 0 for user in users}
+        return {
+            name: size for name, size in (homes | found).items() if name not in {ADMIN, "config", "local", PLATFORM}
+        }
+
     def _logins_of_all(self) -> set[str]:
         users = self._session.run(ADMIN, {"usersInfo": {"forAllDBs": True}})["users"]
         return {str(user["user"]) for user in users}

@@ -59,6 +59,7 @@ END
 
 class MySQLFamilyAdmin(EngineAdmin):
     reload_sql: ClassVar[str] = "FLUSH LOCAL SSL"
+    tablespaces: ClassVar[str] = "INNODB_TABLESPACES"  # where InnoDB says how large its files are
     leftovers: ClassVar[tuple[str, ...]] = ()  # accounts that the product's image makes and nobody needs
 
     def __init__(self, session: Session, identified: Callable[[str], str]) -> None:
@@ -89,6 +90,15 @@ class MySQLFamilyAdmin(EngineAdmin):
             PLATFORM,
         )
         return sorted(str(row[0]) for row in rows)
+
+    def database_sizes(self) -> dict[str, int]:
+        """By InnoDB's files: asking `information_schema.tables` would open every table of every tenant."""
+        sizes = self._session.rows(
+            "SELECT SUBSTRING_INDEX(NAME, '/', 1), SUM(ALLOCATED_SIZE) FROM"  # noqa: S608 - ours
+            f" information_schema.{self.tablespaces} WHERE NAME LIKE '%/%' GROUP BY 1"
+        )
+        found = {str(name): int(size or 0) for name, size in sizes}
+        return {name: found.get(name, 0) for name in self.databases()}
 
     def harden(self) -> None:
         own = str(self._session.value("SELECT CURRENT_USER()"))

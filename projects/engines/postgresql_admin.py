@@ -92,6 +92,13 @@ class PostgreSQLAdmin(EngineAdmin):
         rows = self._rows("SELECT datname FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1')")
         return sorted(str(row[0]) for row in rows)
 
+    def database_sizes(self) -> dict[str, int]:
+        rows = self._rows(
+            "SELECT datname, pg_database_size(oid) FROM pg_database"
+            " WHERE datname NOT IN ('postgres', 'template0', 'template1')"
+        )
+        return {str(name): int(size or 0) for name, size in rows}
+
     def harden(self) -> None:
         for database in ("postgres", "template1"):
             self._do("REVOKE ALL ON DATABASE {} FROM PUBLIC", database)

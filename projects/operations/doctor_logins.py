@@ -10,7 +10,16 @@ from uuid import UUID
 
 from novastack.common.secrets import SecretUnreadable
 from projects import domain, registry
-from projects.models import DatabaseRole, DatabaseServer, DatabaseSlot, Project, RoleKind, ServerDesired
+from projects.models import (
+    DatabaseRole,
+    DatabaseServer,
+    DatabaseSlot,
+    DesiredStatus,
+    Project,
+    RoleKind,
+    ServerDesired,
+    ServerKind,
+)
 from projects.operations import wiring
 from projects.operations.doctor_findings import Finding, Report, of
 
@@ -61,6 +70,8 @@ def check(
         project = projects.get(role.database.project_id)
         if role.secret is None or project is None or project.recycled_at is not None:
             continue  # those of a project in the recycle bin are locked
+        if up[role.server_id].kind == ServerKind.POOL and project.desired_status != DesiredStatus.RUNNING:
+            continue  # on a pool that is how one is stopped
         add(up[role.server_id], role.kind, functools.partial(_candidates, role))
     report.looked["logins"] += len(logins)
     with ThreadPoolExecutor(PARALLEL, thread_name_prefix="doctor") as pool:

@@ -108,6 +108,17 @@ def _failed(region: Region, engine: str, version: str, plan: Plan | None) -> Que
     return mine.exclude(pk__in=Operation.objects.live().filter(server_uuid__in=mine).values("server_uuid"))
 
 
+def health_of(server: DatabaseServer) -> tuple[str, str]:
+    """Its health now, and why: what the last check said, unless it was seen otherwise since."""
+    if server.pool_ready_at is None and server.desired_state == ServerDesired.ABSENT:
+        return server.pool_health, server.pool_health_detail
+    if not server.region.reachable or server.observed_state == ObservedState.UNREACHABLE:
+        return Health.UNKNOWN, "Its region can't be reached."
+    if server.observed_state in {ObservedState.STOPPED, ObservedState.ABSENT}:
+        return Health.UNHEALTHY, server.observed_detail or f"The server was seen {server.observed_state}."
+    return server.pool_health, server.pool_health_detail
+
+
 # --- beginning ----------------------------------------------------------------------------------------------------------
 def pool_begin(
     *, region: Region, engine: str, version: str, plan: Plan | None = None, name: str = "",
@@ -199,14 +210,6 @@ def still_wanted(ctx: Context) -> None:
         raise StepFailed("region_unavailable", f"{ctx.region.name} is not available.", retryable=False)
     each = pool_sizes.connections_of(server)
     ctx.explain(f"{server.max_databases} databases, {each} connections each, {server.memory_bytes >> 20} MiB")
-
-
-def harden(ctx: Context) -> None:
-    """What only matters where tenants share a server."""
-    ctx.guard()
-    with wiring.admin_session(ctx.engine, ctx.server) as admin:
-        admin.harden_pool()
-    ctx.explain("Closed between tenants")
 
 
 def prove_open(ctx: Context) -> None:
@@ -307,7 +310,6 @@ register(
             Step("server", "Start the server", steps.create_server, steps.discard_server, SERVER_RETRY, 120),
             Step("ready", "Wait for the first login", steps.await_login, None, RetryPolicy(attempts=1), 180, "server"),
             Step("secure", "Close the server", provision.secure, None, DATABASE_RETRY, 60, "server"),
-            Step("shared", "Close it between tenants", harden, None, DATABASE_RETRY, 60, "server"),
             Step("limits", "Apply its limits", provision.apply_limits, None, SERVER_RETRY, 60, "server"),
             Step("open", "See that it is empty", prove_open, None, DATABASE_RETRY, 60, "server"),
         ),

@@ -41,7 +41,7 @@ def hint_health() -> None:
         log.warning("health check not hinted", error=type(error).__name__)
 
 
-def _make_steps(operation: Operation, definition: base.Definition, optional: Collection[str] = ()) -> None:
+def make_steps(operation: Operation, definition: base.Definition, optional: Collection[str] = ()) -> None:
     OperationStep.objects.bulk_create(
         OperationStep(operation=operation, position=number, name=step.name, title=step.title)
         for number, step in enumerate(definition.steps)
@@ -63,7 +63,7 @@ def server_operation_create(
         kind=kind, definition_version=definition.version, on_give_up=definition.on_give_up, server_uuid=server.pk,
         params=params or {}, created_by_label=created_by_label, request_id=current_request_id(),
     )  # fmt: skip
-    _make_steps(operation, definition)
+    make_steps(operation, definition)
     OperationLock.objects.create(operation=operation, subject=subject, mode=LockMode.EXCLUSIVE, granted=True)
     hint_on_commit(operation.pk)
     return operation
@@ -125,7 +125,7 @@ def operation_create(
         created_by_label=created_by_label,
         request_id=current_request_id(),
     )
-    _make_steps(operation, definition, optional_steps)
+    make_steps(operation, definition, optional_steps)
     OperationLock.objects.create(operation=operation, subject=subject, mode=mode, granted=blocker is None)
     Project.objects.filter(pk=project.pk).update(generation=F("generation") + 1)
     status.refresh([project.pk])

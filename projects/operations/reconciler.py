@@ -38,8 +38,9 @@ from projects.models import (
     ProjectStatus,
     Region,
     ServerDesired,
+    ServerKind,
 )
-from projects.operations import abilities, fanout, status, wiring
+from projects.operations import abilities, fanout, pools, status, wiring
 from projects.operations.queue import hint_health, operation_create, send_hint
 from projects.runtimes.base import Runtime
 
@@ -271,11 +272,12 @@ def _write(changed: list[DatabaseServer], seen_before: dict[UUID, datetime | Non
         )
     projects = _projects_of(fresh)
     # Seen running after it was seen otherwise: only a login makes it "running" again.
-    awake = [projects[s.pk] for s in fresh if s.observed_state == ObservedState.RUNNING and s.pk in projects]
+    up = {s.pk for s in fresh if s.observed_state == ObservedState.RUNNING}
+    awake = [project for project, server in projects.items() if server in up]
     if awake:
         Project.objects.filter(pk__in=awake).update(health=Health.UNKNOWN, health_detail="", health_checked_at=None)
         hint_health()
-    status.refresh(projects.values())
+    status.refresh(projects)
     return {s.pk for s in changed} - {s.pk for s in fresh}
 
 
@@ -377,16 +379,18 @@ def _describe(seen: domain.Observation) -> str:
 
 
 def _projects_of(servers: list[DatabaseServer]) -> dict[UUID, UUID]:
+    """Project → the one of these servers on which it lives; a pool has many."""
     rows = Database.objects.filter(server__in=[s.pk for s in servers], slot=DatabaseSlot.CURRENT)
-    return dict(rows.values_list("server_id", "project_id"))
+    return dict(rows.values_list("project_id", "server_id"))
 
 
 def _converge(servers: list[DatabaseServer]) -> int:
     """Record an operation for each project whose server is not as desired and that nobody works on."""
     moment = now()
+    started = _recover_pools(servers, moment)
     apart: dict[UUID, str] = {}
     for server in servers:
-        if not server.reconcile or server.initialised_at is None or server.kind != "dedicated":
+        if not server.reconcile or server.initialised_at is None or server.kind != ServerKind.DEDICATED:
             continue
         down = server.observed_state in {ObservedState.STOPPED, ObservedState.ABSENT}
         if server.desired_state == ServerDesired.RUNNING and down:
@@ -396,9 +400,8 @@ def _converge(servers: list[DatabaseServer]) -> int:
             apart[server.pk] = "stop"
     apart.update(dict.fromkeys(_failed_but_up(servers, moment), "recover"))
     if not apart:
-        return 0
-    started = 0
-    by_project = {project: server for server, project in _projects_of([s for s in servers if s.pk in apart]).items()}
+        return started
+    by_project = _projects_of([s for s in servers if s.pk in apart])
     busy = set(Operation.objects.live().filter(project_uuid__in=by_project).values_list("project_uuid", flat=True))
     for project in Project.objects.filter(pk__in=by_project, ready_at__isnull=False, purging_at=None):
         server_id = by_project[project.pk]
@@ -407,6 +410,25 @@ def _converge(servers: list[DatabaseServer]) -> int:
         if project.pk in busy or project.desired_status not in WANTED[kind] or final:
             continue
         started += _start_recovery(project, server_id, kind)
+    return started
+
+
+def _recover_pools(servers: list[DatabaseServer], moment: datetime) -> int:
+    """Record an operation for each pool that was seen down and that nobody works on; it starts it on its own data."""
+    started = 0
+    for server in servers:
+        down = server.observed_state in {ObservedState.STOPPED, ObservedState.ABSENT}
+        if server.kind != ServerKind.POOL or not down or server.desired_state != ServerDesired.RUNNING:
+            continue
+        if not server.reconcile or server.initialised_at is None:
+            continue
+        if server.recover_after is not None and server.recover_after > moment:
+            continue
+        why = server.observed_detail or server.observed_state
+        with transaction.atomic():
+            if pools.recover_begin(server, why=why) is not None:
+                started += 1
+                audit.record(None, "pool.recover", target=str(server), data={"reason": why})
     return started
 
 

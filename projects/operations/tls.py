@@ -14,11 +14,20 @@ from novastack.common.clock import now
 from novastack.common.errors import Conflict
 from novastack.common.models import Install
 from projects import domain, registry
-from projects.models import DatabaseServer, DesiredStatus, ObservedState, OnGiveUp, Operation, Project, ServerDesired
-from projects.operations import certificates, lifecycle, steps, wiring
+from projects.models import (
+    DatabaseServer,
+    DesiredStatus,
+    ObservedState,
+    OnGiveUp,
+    Operation,
+    Project,
+    ServerDesired,
+    ServerKind,
+)
+from projects.operations import certificates, lifecycle, pools, steps, wiring
 from projects.operations.base import DATABASE_RETRY, SERVER_RETRY, Definition, Step, StepFailed, register
 from projects.operations.context import Context
-from projects.operations.queue import operation_create
+from projects.operations.queue import operation_create, server_operation_create
 
 RESTART_BEFORE = timedelta(days=7)  # for engines without TLS_RELOAD: whoever restarts before that has it renewed
 RENEW_BATCH = 20  # per look: a thousand servers made on one day don't reload in one minute a year later
@@ -38,18 +47,18 @@ def install(ctx: Context) -> None:
     if not _speaks_tls(ctx):
         ctx.explain("The server does not run with TLS now; this holds from its next start on.")
         return
-    spec = ctx.engine.server_spec(wiring.server_request(server, required=ctx.project.tls_required))
+    spec = ctx.engine.server_spec(wiring.server_request(server, required=ctx.tls_required))
     ctx.guard()
     ctx.runtime.put_files(server.handle, spec.files)
     ctx.guard()
     with wiring.admin_session(ctx.engine, server) as admin:
-        admin.reload_tls(required=ctx.project.tls_required)
-    ctx.explain("Plain connections are refused" if ctx.project.tls_required else "Plain connections are possible")
+        admin.reload_tls(required=ctx.tls_required)
+    ctx.explain("Plain connections are refused" if ctx.tls_required else "Plain connections are possible")
 
 
 def prove(ctx: Context) -> None:
     """The server shows the certificate of its row, and does with plain connections what is wanted."""
-    server, wanted = ctx.server, not ctx.project.tls_required
+    server, wanted = ctx.server, not ctx.tls_required
     if not _speaks_tls(ctx):
         return
     if domain.Capability.TLS_RELOAD not in ctx.engine.capabilities:
@@ -128,17 +137,18 @@ def renew_due() -> Renewals:
     if Install.load().read_only:
         return Renewals(0, 0)
     due = DatabaseServer.objects.filter(
-        tls_enabled=True, tls_not_after__lt=now() + certificates.RENEW_BEFORE, reconcile=True, kind="dedicated",
+        tls_enabled=True, tls_not_after__lt=now() + certificates.RENEW_BEFORE, reconcile=True,
+        kind__in=[ServerKind.DEDICATED, ServerKind.POOL],
         desired_state=ServerDesired.RUNNING, observed_state=ObservedState.RUNNING, initialised_at__isnull=False,
         region__reachable=True, region__reconcile=True,
     ).exclude(
         engine__in=_by_restart(), tls_not_after__gt=now() + RESTART_BEFORE
     ).order_by("tls_not_after")  # fmt: skip
     made = {"renew_certificate": 0, "restart": 0}
-    for server in due.only("pk", "project_uuid", "tls_not_after", "engine")[:RENEW_BATCH]:
+    for server in due.only("pk", "kind", "project_uuid", "tls_not_after", "engine")[:RENEW_BATCH]:
         ended = server.tls_not_after is not None and server.tls_not_after < now()
         kind = "restart" if ended or server.engine in _by_restart() else "renew_certificate"
-        made[kind] += _record(server, kind)
+        made[kind] += _record_pool(server, kind) if server.kind == ServerKind.POOL else _record(server, kind)
     return Renewals(made["renew_certificate"], made["restart"])
 
 
@@ -146,6 +156,19 @@ def _by_restart() -> list[str]:
     """Engines whose servers take a new certificate only when they start."""
     engines = registry.engines().values()
     return [engine.name for engine in engines if domain.Capability.TLS_RELOAD not in engine.capabilities]
+
+
+def _record_pool(server: DatabaseServer, kind: str) -> bool:
+    """All its projects take the new certificate at once; a restart ends their sessions, for a moment."""
+    with transaction.atomic():
+        reason = f"The certificate ends on {server.tls_not_after:%Y-%m-%d}."
+        if kind == "restart":
+            made = pools.recover_begin(server, why=reason, kind=pools.RESTART) is not None
+        else:
+            made = server_operation_create(server=server, kind=kind, created_by_label="certificates") is not None
+        if made:
+            audit.record(None, f"pool.{kind}", target=str(server), data={"reason": reason})
+        return made
 
 
 def _record(server: DatabaseServer, kind: str) -> bool:

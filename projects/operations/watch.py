@@ -293,6 +293,16 @@ def collect_usage() -> int:
     return count
 
 
+def _sample(project: Project, seen: domain.Usage, moment: datetime) -> MetricSample:
+    counted: dict[str, Any] = (
+        {name: getattr(project, name) for name in COUNTED} if is_current(project.stats_at, moment) else {}
+    )
+    return MetricSample(
+        project=project, at=moment, cpu_percent=seen.cpu_percent, memory_bytes=seen.memory_bytes,
+        size_bytes=project.size_bytes, **counted,
+    )  # fmt: skip
+
+
 def is_current(read_at: datetime | None, moment: datetime) -> bool:
     """Whether a reading taken then still says something at `moment`."""
     return read_at is not None and moment - read_at <= CURRENT
@@ -307,23 +317,18 @@ def _running_servers(region: Region) -> list[DatabaseServer]:
 def _keep_usage(servers: list[DatabaseServer], usage: Mapping[domain.Handle, domain.Usage]) -> int:
     moment, samples = now(), []
     rows = Database.objects.filter(server__in=servers, slot=DatabaseSlot.CURRENT).select_related("project")
-    projects: dict[UUID, Project] = {row.server_id: row.project for row in rows}
+    projects: dict[UUID, list[Project]] = defaultdict(list)
+    for row in rows:
+        projects[row.server_id].append(row.project)
     read = []
     for server in servers:
         seen = usage.get(server.handle, domain.Usage())
         if seen != domain.Usage():  # who was not come to this time keeps what was read before, with its time
             server.cpu_percent, server.memory_used_bytes, server.usage_at = seen.cpu_percent, seen.memory_bytes, moment
             read.append(server)
-        if project := projects.get(server.pk):
-            counted: dict[str, Any] = (
-                {name: getattr(project, name) for name in COUNTED} if is_current(project.stats_at, moment) else {}
-            )
-            samples.append(
-                MetricSample(
-                    project=project, at=moment, cpu_percent=seen.cpu_percent, memory_bytes=seen.memory_bytes,
-                    size_bytes=project.size_bytes, **counted,
-                )
-            )  # fmt: skip
+        # What a pool uses is no single tenant's figure.
+        own = domain.Usage() if server.kind == ServerKind.POOL else seen
+        samples += [_sample(project, own, moment) for project in projects[server.pk]]
     DatabaseServer.objects.bulk_update(read, ["cpu_percent", "memory_used_bytes", "usage_at"], batch_size=500)
     MetricSample.objects.bulk_create(samples, batch_size=1000)
     return len(samples)

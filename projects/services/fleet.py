@@ -21,6 +21,7 @@ from projects.models import (
     DISK_WARN_PERCENT,
     DatabaseServer,
     DesiredStatus,
+    Health,
     Operation,
     Project,
     ProjectStatus,
@@ -28,7 +29,7 @@ from projects.models import (
     ServerKind,
     StandbyTarget,
 )
-from projects.operations import disks
+from projects.operations import disks, pools
 from projects.operations.standby_upkeep import Standing, standings
 from projects.operations.watch import CURRENT
 
@@ -158,6 +159,7 @@ def figures() -> dict[str, Any]:
             (s.target.region.slug, s.target.engine, s.target.version, s.target.plan.slug): (s.ready, s.target.count)
             for s in standbys()
         },
+        "pools": _pools(),
         "heartbeats": dict(Heartbeat.objects.values_list("name", "at")),
     }
 
@@ -169,6 +171,22 @@ def standbys() -> list[Standing]:
         "admin_secret", "admin_pending_secret", "tls_key"
     )
     return standings(targets, list(rows)) if targets else []
+
+
+def _pools() -> dict[tuple[str, ...], dict[str, float | None]]:
+    """Region, engine, version, name → its figures; `healthy` is None where nobody knows."""
+    rows = list(pools.pools().select_related("region").defer("admin_secret", "admin_pending_secret", "tls_key"))
+    used = pools.used_by_pool(rows)
+    well = {Health.HEALTHY: 1.0, Health.UNHEALTHY: 0.0}
+    return {
+        (row.region.slug, row.engine, row.version, row.name): {
+            "databases": float(used.get(row.pk, 0)),
+            "max_databases": float(row.max_databases),
+            "healthy": well.get(Health(pools.health_of(row)[0])),
+            "size_bytes": row.pool_size_bytes,
+        }
+        for row in rows
+    }
 
 
 def _rates() -> dict[str, dict[str, float]]:

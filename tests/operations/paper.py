@@ -165,6 +165,10 @@ class PaperAdmin(EngineAdmin):
         self.engine.act("contents")
         return sorted(self.held.databases)
 
+    def database_sizes(self) -> dict[str, int]:
+        self.engine.act("database_sizes")
+        return dict.fromkeys(self.held.databases, self.engine.size_bytes)
+
     def harden(self) -> None:
         self.engine.act("harden")
 

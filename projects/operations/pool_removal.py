@@ -1,0 +1,232 @@
+"""Pools that go: drained until nobody is left, then removed, which only the server's own word allows (rule 8).
+
+Draining holds no lock on the server: a pool that fails meanwhile is started again, and a move locks both its ends. What moves
+a project out is registered by whoever can (`mover`), so that this module knows nothing of moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import structlog
+from django.db import transaction
+
+from novastack.common.clock import now
+from projects import domain
+from projects.models import (
+    BlankDatabase,
+    Database,
+    DatabaseServer,
+    DataTombstone,
+    Endpoint,
+    OnGiveUp,
+    Operation,
+    OperationLock,
+    Project,
+    ServerDesired,
+    ServerKind,
+)
+from projects.operations import base, locks, pools, removal, steps, wiring
+from projects.operations.base import SERVER_RETRY, Definition, Step, StepFailed, Wait, register
+from projects.operations.context import Context
+from projects.operations.queue import hint_on_commit, make_steps, server_operation_create
+
+log = structlog.get_logger(__name__)
+
+DRAIN, REMOVE = "drain_pool", "remove_pool"
+DRAIN_SECONDS = 5.0  # between two looks at what is left
+MOVES_AT_ONCE = 2
+REMOVE_AGAIN_SECONDS = 300
+# Records the move of one project out of the pool that drains it. Returns why it can't begin now; empty: it has begun.
+Mover = Callable[[Project, DatabaseServer], str]
+_movers: list[Mover] = []
+
+
+def mover(function: Mover) -> Mover:
+    """Register what moves a project out of a pool that is drained; called outside of transactions. The last one counts."""
+    _movers.append(function)
+    return function
+
+
+# --- draining -----------------------------------------------------------------------------------------------------------
+def drain_begin(server: DatabaseServer, *, created_by_label: str) -> Operation | None:
+    """From here on nothing is placed on it, and everybody moves out; then it is removed. None when it is drained already. In
+    a transaction."""
+    row = pools.pools().select_for_update(of=("self",)).get(pk=server.pk)
+    subject = locks.subject_of("drain", row.pk)
+    locks.lock_subject(subject)
+    if Operation.objects.live().filter(kind=DRAIN, server_uuid=row.pk).exists():
+        return None
+    definition = base.latest_definition(DRAIN)
+    operation = Operation.objects.create(
+        kind=DRAIN, definition_version=definition.version, on_give_up=definition.on_give_up, server_uuid=row.pk,
+        created_by_label=created_by_label,
+    )  # fmt: skip
+    make_steps(operation, definition)
+    OperationLock.objects.create(operation=operation, subject=subject, mode="exclusive", granted=True)
+    if row.draining_at is None:
+        row.draining_at = now()
+        row.save(update_fields=["draining_at", "updated_at"])
+    hint_on_commit(operation.pk)
+    return operation
+
+
+def move_out(ctx: Context) -> None:
+    """A few projects at a time, until nothing is on it. Says which are left."""
+    server = ctx.server
+    left = list(Database.objects.filter(server=server).select_related("project").order_by("created_at"))
+    if not left:
+        ctx.explain("Nobody is on it")
+        return
+    ids = [row.project_id for row in left]
+    at_work = set(Operation.objects.live().filter(project_uuid__in=ids).values_list("project_uuid", flat=True))
+    free = [row for row in left if row.project_id not in at_work and row.slot == "current"]
+    moving, reasons = len(at_work), {}
+    for row in free:
+        if moving >= MOVES_AT_ONCE or not _movers:
+            break
+        ctx.guard()
+        reason = _movers[-1](row.project, server)
+        moving += not reason
+        if reason:
+            reasons[row.project.name] = reason
+    names = ", ".join(dict.fromkeys(row.project.name for row in left[:10]))
+    more = f" and {len(left) - 10} more" if len(left) > 10 else ""
+    why = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
+    raise Wait(f"{len(left)} left: {names}{more}.{f' {why}' if why else ''}"[:480], seconds=DRAIN_SECONDS)
+
+
+def _drained(operation: Operation) -> None:
+    """The upkeep removes it in its next tick: rows decide, so that nothing is lost with a hint."""
+    log.info("pool drained", server=str(operation.server_key))
+
+
+def _not_drained(operation: Operation) -> None:
+    """Cancelled: it takes projects again, unless it is being removed."""
+    if (operation.error or {}).get("code") == "cancelled":
+        mine = pools.pools().filter(pk=operation.server_key, desired_state=ServerDesired.RUNNING)
+        mine.update(draining_at=None, updated_at=now())
+
+
+# --- removing -----------------------------------------------------------------------------------------------------------
+@transaction.atomic
+def remove_begin(server: DatabaseServer, why: str) -> Operation | None:
+    """Nobody is placed on it from here on, and an operation removes it. None when somebody is on it, or works on it."""
+    row = pools.pools().select_for_update(of=("self",)).filter(pk=server.pk).first()
+    if row is None or not row.reconcile or Database.objects.filter(server=row).exists():
+        return None
+    if Operation.objects.live().filter(kind=DRAIN, server_uuid=row.pk).exists():
+        return None
+    operation = server_operation_create(server=row, kind=REMOVE, params={"reason": why[:200]}, created_by_label="pools")
+    if operation is not None:
+        row.desired_state, row.pool_ready_at = ServerDesired.ABSENT, None
+        row.save(update_fields=["desired_state", "pool_ready_at", "updated_at"])
+        log.info("pool is removed", pool=row.name, why=why)
+    return operation
+
+
+def prove_empty(ctx: Context) -> None:
+    """Nobody's data is on it, says the server; one that is down is started for the question. What was never finished has
+    let nobody in, and what is gone holds nothing. One that holds something no row knows is set aside."""
+    steps.writes_allowed(ctx)
+    server = ctx.server
+    if server.kind != ServerKind.POOL or Database.objects.filter(server=server).exists():
+        raise StepFailed("pool_in_use", "Projects are on this pool.", retryable=False)
+    if server.initialised_at is None or _given_up(server):
+        ctx.explain("It was never finished, and let nobody in")
+        return
+    seen = ctx.adopt()
+    if seen.state == domain.ServerState.ABSENT and not ctx.runtime.data_exists(server.handle):
+        ctx.explain("Nothing is left of it")
+        return
+    if seen.state != domain.ServerState.RUNNING:
+        _start_again(ctx)
+    steps.await_login(ctx)
+    blanks = set(BlankDatabase.objects.filter(server=server).values_list("name", flat=True))
+    with wiring.admin_session(ctx.engine, server) as admin:
+        same = admin.system_identifier() == server.system_identifier
+        things = [name for name in admin.contents() if name not in blanks]
+    if things or not same:
+        what = f"It holds {', '.join(things[:5])}" if things else "Its data is not its own"
+        with ctx.fenced():
+            pools.pools().filter(pk=server.pk).update(
+                reconcile=False, observed_detail=f"{what}, which no row knows: set aside."[:500], updated_at=now()
+            )
+        raise StepFailed("not_empty", f"{what}, which no row knows: set aside.", retryable=False)
+    ctx.explain("Empty")
+
+
+def _start_again(ctx: Context) -> None:
+    server = ctx.server
+    ctx.guard()
+    spec = ctx.engine.server_spec(wiring.server_request(server))
+    handle = ctx.runtime.ensure(spec, data=domain.DataPolicy.MUST_EXIST)
+    server.runtime_ref = handle.ref
+    ctx.save_server("runtime_ref")
+
+
+def _given_up(server: DatabaseServer) -> bool:
+    return DataTombstone.objects.filter(server_uuid=server.pk, incarnation=server.incarnation).exists()
+
+
+def remove_server(ctx: Context) -> None:
+    """The server goes, its data gets a tombstone; what was never made leaves none."""
+    steps.writes_allowed(ctx)
+    server = ctx.server
+    known = bool(server.initialised_at or server.runtime_ref or _given_up(server))
+    absent = ctx.adopt().state == domain.ServerState.ABSENT
+    if absent and not known and not ctx.runtime.data_exists(server.handle):
+        ctx.explain("There is no server, and no data.")
+        return
+    ctx.guard()
+    ctx.runtime.destroy(server.handle, delete_data=False)
+    with ctx.fenced():
+        steps.entomb(server, project_name="", organization_id=None, reason="pool removed")
+    ctx.explain("Removed")
+
+
+def forget(ctx: Context) -> None:
+    """The row goes; its port stays reserved for a week, if anybody ever had it: old clients still send passwords to it."""
+    ctx.guard()
+    with ctx.fenced():
+        server = pools.pools().filter(pk=ctx.operation.server_key).first()
+        if server is None:
+            return
+        if server.port and server.initialised_at is not None:
+            locks.lock_subject(locks.subject_of("ports", server.region_id))
+            Endpoint.objects.create(
+                project=None, project_uuid=server.pk, region_id=server.region_id, host=server.region.client_host,
+                port=server.port, control_host=server.control_host, control_port=server.port,
+                bind_address=server.bind_address,
+                reserved_until=now() + timedelta(days=removal.PORT_RESERVED_DAYS),
+            )  # fmt: skip
+        server.delete()
+    ctx.explain("Forgotten")
+
+
+def _not_removed(operation: Operation) -> None:
+    """The upkeep asks again later, unless it was set aside."""
+    again = now() + timedelta(seconds=REMOVE_AGAIN_SECONDS)
+    pools.pools().filter(pk=operation.server_key).update(recover_after=again)
+
+
+register(
+    Definition(
+        kind=DRAIN, title="Drain a pool", on_give_up=OnGiveUp.ROLL_FORWARD, while_running=None, cancellable=True,
+        on_success=_drained, on_failure=_not_drained,
+        steps=(Step("move", "Move everybody out", move_out, retry=SERVER_RETRY, deadline_seconds=60),),
+    )
+)  # fmt: skip
+register(
+    Definition(
+        kind=REMOVE, title="Remove a pool", on_give_up=OnGiveUp.ROLL_FORWARD, while_running=None,
+        on_failure=_not_removed,
+        steps=(
+            Step("empty", "See that it is empty", prove_empty, retry=SERVER_RETRY, deadline_seconds=120),
+            Step("server", "Remove the server", remove_server, retry=SERVER_RETRY),
+            Step("data", "Delete the data", removal.await_data_gone, retry=SERVER_RETRY),
+            Step("rows", "Forget it", forget, retry=SERVER_RETRY, deadline_seconds=60),
+        ),
+    )
+)  # fmt: skip
