@@ -14,6 +14,9 @@ from typing import IO
 CA_FILE = "novastack-ca.pem"  # what the downloaded certificate of the CA is called in texts and snippets
 
 
+TOOL_SUFFIX = "_copy"  # of the login of tools; no user can have a name that begins with `nvs_`
+
+
 class Capability(StrEnum):
     """What an engine can do; callers ask for these, never for an engine's name."""
 
@@ -30,6 +33,7 @@ class Capability(StrEnum):
         "tls_optional"  # they take plain connections beside it, unless told not to; else it is one or the other
     )
     TLS_RELOAD = "tls_reload"  # a running server takes a new certificate; else a start does
+    COPY = "copy"  # dumped and restored by tools, and two copies can be compared: what moves (and backups) need
 
 
 class RuntimeFeature(StrEnum):
@@ -451,6 +455,47 @@ class ExitResult:
     oom_killed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class TableContent:
+    """Rows of one table and a hash over their values that does not depend on their order."""
+
+    rows: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a database holds, so told that equal databases give equal fingerprints and others don't: every table's rows,
+    and everything else by name and state (columns, indexes, constraints, sequences' values, routines, triggers, views,
+    rights …). `facts`: (kind, name) → state."""
+
+    tables: Mapping[str, TableContent]
+    facts: Mapping[tuple[str, str], str]
+
+    @property
+    def rows(self) -> int:
+        return sum(table.rows for table in self.tables.values())
+
+    def differences(self, copy: Fingerprint) -> list[str]:
+        """In what `copy` is not the same, for people, tables first. It names things, and shows no value of a row."""
+        found = []
+        for name in sorted(self.tables.keys() | copy.tables.keys()):
+            mine, theirs = self.tables.get(name), copy.tables.get(name)
+            if mine is None or theirs is None:
+                found.append(f"table {name} is {'missing' if theirs is None else 'there only in the copy'}")
+            elif mine.rows != theirs.rows:
+                found.append(f"table {name} has {theirs.rows} rows instead of {mine.rows}")
+            elif mine.digest != theirs.digest:
+                found.append(f"table {name} has other values")
+        for kind, name in sorted(self.facts.keys() | copy.facts.keys()):
+            state, other = self.facts.get((kind, name)), copy.facts.get((kind, name))
+            if state is None or other is None:
+                found.append(f"{kind} {name} is {'missing' if other is None else 'there only in the copy'}")
+            elif state != other:
+                found.append(f"{kind} {name} differs")
+        return found
+
+
 @dataclass(slots=True)
 class ToolHandle:
     """A running throw-away tool: streams as given, `poll`, `wait(timeout_seconds)`, `kill` (idempotent, removes it)."""
@@ -507,6 +552,11 @@ class TenantNames:
     login: str  # the tenant's login, a member of the group
     control: str  # platform login for our own sessions (rule 18)
     connection_limit: int = 20
+
+    @property
+    def tool(self) -> str:
+        """The login of tools that copy this database; there only meanwhile (`EngineAdmin.admit_tool`)."""
+        return f"{self.control.removesuffix('_control')[:26]}{TOOL_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)

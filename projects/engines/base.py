@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from projects.domain import (
     Bootstrapped,
     Capability,
+    Command,
     ConnectionInfo,
     Credentials,
     Endpoint,
     EngineError,
+    Fingerprint,
     Limits,
     ServerRequest,
     ServerSpec,
@@ -141,6 +143,33 @@ class EngineAdmin(ABC):
         """Tables of one database, with estimates that cost no reading of rows: no cast, view or operator of the tenant's
         runs (rule 18). It waits for no lock and takes two seconds at most, or raises."""
 
+    # --- copies (`Capability.COPY`) ------------------------------------------------------------------------------------
+    def obstacles(self, names: TenantNames) -> list[str]:
+        """What can't be in a copy, for people: it would be lost without a word. Empty: nothing known."""
+        raise NotImplementedError
+
+    def quiet(self, names: TenantNames, *, quiet: bool) -> None:  # noqa: B027 - most products do nothing by themselves
+        """Stop (or allow again) what the server does by itself in this tenant's database: scheduled events. On a server
+        that is this tenant's alone."""
+
+    def admit_tool(self, names: TenantNames, username: str, password: str) -> None:
+        """A login for dump and restore tools and for `Engine.fingerprint`: it sees every row of this database whatever
+        the tenant's policies say, acts for the tenant's roles there, and has no right anywhere else."""
+        raise NotImplementedError
+
+    def dismiss_tool(self, names: TenantNames, username: str) -> None:
+        """Remove that login and its sessions; absent is success."""
+        raise NotImplementedError
+
+    def around(self, names: TenantNames) -> dict[str, Any]:
+        """What a dump leaves out of what a tenant, or an operator, set around the database: settings of database and
+        logins, comments. Plain data, without secrets."""
+        raise NotImplementedError
+
+    def put_around(self, names: TenantNames, around: dict[str, Any]) -> None:
+        """Set on this copy what `around` said of the other one."""
+        raise NotImplementedError
+
     def reload_tls(self, *, required: bool) -> None:
         """Take certificate and key from the server's files again, and refuse plain connections or not, without ending
         a session. May take effect a moment later. Only with `Capability.TLS`; without TLS_RELOAD it does nothing."""
@@ -224,6 +253,27 @@ class Engine(ABC):
     def accepts_plain(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5) -> bool:
         """Whether a login without TLS comes about, seen by trying one that is of no use to anybody. `credentials` are our
         own, for products that need an account for it; they are never sent without TLS. Only with `Capability.TLS`."""
+        raise NotImplementedError
+
+    # --- copies (`Capability.COPY`): commands for tools that run beside the server at `place` ----------------------------
+    def dump(self, place: Endpoint, credentials: Credentials) -> Command:
+        """Writes the whole database `credentials.database` to standard output, as of one moment. `credentials` are those
+        of `EngineAdmin.admit_tool`."""
+        raise NotImplementedError
+
+    def restore(self, place: Endpoint, credentials: Credentials) -> Command:
+        """Fills an empty database from standard input: frames as `framing` says. It ends with 0 only when all of the dump
+        came and was taken, and stops at the first error otherwise."""
+        raise NotImplementedError
+
+    def finish_copy(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:  # noqa: B027 - PostgreSQL's
+        """Within a restored database, as the tool's login: what a restore by somebody else than the owner leaves behind."""
+
+    def fingerprint(
+        self, endpoint: Endpoint, credentials: Credentials, *, pulse: Callable[[], None] = lambda: None
+    ) -> Fingerprint:
+        """Read the whole database, with none of the tenant's code. May take as long as its size says; `pulse` is called
+        several times a second and ends it by raising."""
         raise NotImplementedError
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 import psycopg
@@ -11,10 +11,12 @@ import psycopg
 from projects.domain import (
     Bootstrapped,
     Capability,
+    Command,
     ConnectionInfo,
     Credentials,
     Endpoint,
     EngineError,
+    Fingerprint,
     ProcessProgram,
     ServerRequest,
     ServerSpec,
@@ -22,6 +24,8 @@ from projects.domain import (
 )
 from projects.engines import (
     postgresql_bootstrap,
+    postgresql_copy,
+    postgresql_fingerprint,
     postgresql_names,
     postgresql_pools,
     postgresql_snippets,
@@ -57,7 +61,7 @@ class PostgreSQL(Engine):
         {
             Capability.POOL, Capability.BLANKS, Capability.UPGRADE, Capability.RENAME_DATABASE, Capability.WRITE_FENCE,
             Capability.END_SESSIONS, Capability.CONNECTION_LIMIT, Capability.TLS,
-            Capability.TLS_OPTIONAL, Capability.TLS_RELOAD,
+            Capability.TLS_OPTIONAL, Capability.TLS_RELOAD, Capability.COPY,
         }
     )  # fmt: skip
     bootstrap_username: ClassVar[str] = "novastack"
@@ -177,6 +181,20 @@ class PostgreSQL(Engine):
 
     def accepts_plain(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5) -> bool:
         return postgresql_tls.accepts_plain(endpoint, timeout_seconds=timeout_seconds)
+
+    def dump(self, place: Endpoint, credentials: Credentials) -> Command:
+        return postgresql_copy.dump(place, credentials)
+
+    def restore(self, place: Endpoint, credentials: Credentials) -> Command:
+        return postgresql_copy.restore(place, credentials)
+
+    def finish_copy(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:
+        postgresql_copy.finish(endpoint, credentials, names)
+
+    def fingerprint(
+        self, endpoint: Endpoint, credentials: Credentials, *, pulse: Callable[[], None] = lambda: None
+    ) -> Fingerprint:
+        return postgresql_fingerprint.read(endpoint, credentials, pulse)
 
     def validate_identifier(self, value: str) -> str:
         return postgresql_names.validate(value)

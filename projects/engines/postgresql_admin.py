@@ -29,6 +29,7 @@ from projects.domain import (
 )
 from projects.engines import postgresql_pools
 from projects.engines.base import BLANK_PREFIX, TABLES_MOST, TABLES_SECONDS, EngineAdmin
+from projects.engines.postgresql_copy import PostgreSQLCopies
 from projects.engines.postgresql_session import BoundedConnection, Row, connect, translated
 
 SUPERUSER_CONNECTIONS = 3
@@ -65,7 +66,7 @@ _WORKING = 0x6E6F7661  # advisory locks: whoever of us changes a tenant's roles 
 _LATE_LOGIN_SECONDS = 0.1  # a login that read the old settings may be seen this much later
 
 
-class PostgreSQLAdmin(EngineAdmin):
+class PostgreSQLAdmin(PostgreSQLCopies, EngineAdmin):
     def __init__(self, connection: BoundedConnection, endpoint: Endpoint, credentials: Credentials) -> None:
         self._connection = connection
         self._endpoint = endpoint
@@ -186,7 +187,7 @@ class PostgreSQLAdmin(EngineAdmin):
             ):
                 self._rows("SELECT pg_drop_replication_slot(%s)", slot)
             self._do("DROP DATABASE IF EXISTS {} WITH (FORCE)", names.database)
-        for role in [*self._logins(names), names.control, names.group, names.owner]:
+        for role in [names.tool, *self._logins(names), names.control, names.group, names.owner]:
             if self._role_exists(role):
                 self._do("DROP OWNED BY {}", role)  # what is granted to it on shared things
                 self._do("DROP ROLE IF EXISTS {}", role)
@@ -412,9 +413,10 @@ class PostgreSQLAdmin(EngineAdmin):
             "SELECT r.rolname FROM pg_roles r WHERE r.rolname = %s UNION"
             " SELECT l.rolname FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid"
             " JOIN pg_roles l ON l.oid = m.member"
-            " WHERE g.rolname = %s AND NOT l.rolsuper",
+            " WHERE g.rolname = %s AND NOT l.rolsuper AND l.rolname <> %s",
             names.login,
             names.group,
+            names.tool,
         )
         return sorted(str(row[0]) for row in rows)
 

@@ -10,7 +10,7 @@ import contextlib
 import re
 import socket
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar, cast
 
 import psycopg
@@ -65,17 +65,23 @@ class BoundedConnection(psycopg.Connection[Row]):
     """A connection on which nothing waits for ever: a server that is frozen, not dead, accepts and never answers."""
 
     bound_seconds: float = 15
+    pulse: Callable[[], None] | None = None  # called while an answer is awaited; ends the session by raising
 
     def wait(self, gen: Generator[Any, Any, RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        raised: list[BaseException] = []
         try:
-            return super().wait(_bounded(gen, time.monotonic() + self.bound_seconds), interval, timeout)
-        except ServerNotReady:
-            self.pgconn.finish()  # in an unknown state; closing must not wait either
+            deadline = time.monotonic() + self.bound_seconds
+            return super().wait(_bounded(gen, deadline, self.pulse, raised), interval, timeout)
+        except BaseException as error:
+            if isinstance(error, ServerNotReady) or error in raised:
+                self.pgconn.finish()  # in an unknown state; closing must not wait either
             raise
 
 
-def _bounded(gen: Generator[Any, Any, RV], deadline: float) -> Generator[Any, Any, RV]:
-    """The driver's generator, ended when it is still waiting at `deadline` (monotonic seconds)."""
+def _bounded(
+    gen: Generator[Any, Any, RV], deadline: float, pulse: Callable[[], None] | None, raised: list[BaseException]
+) -> Generator[Any, Any, RV]:
+    """The driver's generator, ended when it is still waiting at `deadline` (monotonic seconds), or when `pulse` raises."""
     try:
         wanted = next(gen)
         while True:
@@ -83,6 +89,13 @@ def _bounded(gen: Generator[Any, Any, RV], deadline: float) -> Generator[Any, An
             if not ready and time.monotonic() > deadline:
                 gen.close()
                 raise ServerNotReady("the server did not answer in time")
+            if not ready and pulse is not None:
+                try:
+                    pulse()
+                except BaseException as error:
+                    raised.append(error)
+                    gen.close()
+                    raise
             wanted = gen.send(ready)
     except StopIteration as done:
         return cast(RV, done.value)

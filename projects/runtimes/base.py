@@ -131,6 +131,15 @@ class Runtime(ABC):
         `name` is deterministic, so that a crashed caller's tool can be found and removed."""
 
     @abstractmethod
+    def remove_tool(self, name: str) -> None:
+        """End and remove a tool that a crashed caller left under this name, with its secrets; absent is success."""
+
+    def place_of(self, spec: ServerSpec) -> tuple[str, int]:
+        """Where a tool that runs beside the server finds it: host and port. In a network namespace of the server's own
+        that is its own port."""
+        return "127.0.0.1", spec.port
+
+    @abstractmethod
     def logs(self, handle: Handle, *, tail: int = 200, since: datetime | None = None) -> Iterator[bytes]:
         """The last `tail` lines (at most 5,000 and 1 MiB), oldest first, one line each, without the newline."""
 

@@ -248,6 +248,9 @@ class DockerRuntime(Runtime):
             image, command, network=network, memory_bytes=memory_bytes
         )
 
+    def remove_tool(self, name: str) -> None:
+        Tool(self._clients, self._install_id, name).remove()
+
     def logs(self, handle: Handle, *, tail: int = 200, since: datetime | None = None) -> Iterator[bytes]:
         found = self._recorded(handle)
         if found is None:

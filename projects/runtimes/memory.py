@@ -324,6 +324,9 @@ class MemoryRuntime(Runtime):
             raise ImageMissing(f"there is no {command.argv[0]} in {image}")
         return _MemoryTool(name, program, command).handle()
 
+    def remove_tool(self, name: str) -> None:
+        self._enter("remove_tool")
+
     def logs(self, handle: Handle, *, tail: int = 200, since: datetime | None = None) -> Iterator[bytes]:
         self._enter("logs")
         server = self.world.servers.get(handle.name)

@@ -65,7 +65,7 @@ from projects.runtimes.process_binaries import (
 from projects.runtimes.process_limits import ControlGroups, find_control_groups
 from projects.runtimes.process_logs import cut_log, files_of, read_part, tail_lines
 from projects.runtimes.process_table import ProcessRef, listens
-from projects.runtimes.process_tools import ToolPlace, start_tool
+from projects.runtimes.process_tools import ToolPlace, remove_tool, start_tool
 from projects.runtimes.process_usage import UsageMeter
 from projects.runtimes.process_volume import Volume, handle_of
 
@@ -399,12 +399,23 @@ class ProcessRuntime(Runtime):
         beside: Handle | None = None,
         memory_bytes: int = 256 << 20,
     ) -> ToolHandle:
-        program = self._tool_program(image, command.argv[0], beside)
-        place = ToolPlace(self.root / "tools", self._groups, self._tool_account)
+        folder, program = self._tool_program(image, command.argv[0], beside)
+        place = self._tool_place()
         self._make_root()
         place.root.mkdir(exist_ok=True)
         place.root.chmod(0o711 if os.geteuid() == 0 else 0o700)
-        return start_tool(place, name, program, command, memory_bytes=memory_bytes)
+        return start_tool(place, name, program, command, memory_bytes=memory_bytes, folder=folder)
+
+    @_honest
+    def remove_tool(self, name: str) -> None:
+        remove_tool(self._tool_place(), name)
+
+    def place_of(self, spec: ServerSpec) -> tuple[str, int]:
+        """There is one network: that of this machine."""
+        return ("127.0.0.1" if spec.publish.host in {"0.0.0.0", "::", ""} else spec.publish.host), spec.publish.port  # noqa: S104 - a comparison
+
+    def _tool_place(self) -> ToolPlace:
+        return ToolPlace(self.root / "tools", self._groups, self._tool_account)
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
@@ -430,8 +441,8 @@ class ProcessRuntime(Runtime):
     def _tool_account() -> Account:
         return ensure_account(TOOL_ACCOUNT)
 
-    def _tool_program(self, image: str, name: str, beside: Handle | None) -> Path:
-        """The tool from the folder of the server's own programs, so that versions agree."""
+    def _tool_program(self, image: str, name: str, beside: Handle | None) -> tuple[str, Path]:
+        """Folder of the server's own programs, and the tool from there, so that versions agree."""
         folder = ""
         if beside is not None:
             folder = str(Volume(self.root, beside).read("spec.json").get("bin", ""))
@@ -442,7 +453,7 @@ class ProcessRuntime(Runtime):
         path = shutil.which(Path(name).name, path=folder or None) or shutil.which(Path(name).name)
         if path is None:
             raise ImageMissing(f"this machine has no {Path(name).name}")
-        return Path(path)
+        return folder, Path(path)
 
     def _must_match(self, volume: Volume, handle: Handle) -> dict[str, Any]:
         """The server's plan. `StaleHandle` if nothing, or another process than the recorded one, is behind the name."""

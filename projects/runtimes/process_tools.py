@@ -31,8 +31,11 @@ class ToolPlace:
     fallback: Callable[[], Account]
 
 
-def start_tool(place: ToolPlace, name: str, program: Path, command: Command, *, memory_bytes: int) -> ToolHandle:
-    """Start it; an earlier one of the same name is killed and removed first.
+def start_tool(
+    place: ToolPlace, name: str, program: Path, command: Command, *, memory_bytes: int, folder: str = ""
+) -> ToolHandle:
+    """Start it; an earlier one of the same name is killed and removed first. `folder` is searched first for programs
+    that it runs itself.
 
     `{secret:<name>}` in arguments and environment is the path of that secret file, `{scratch}` a private folder.
     """
@@ -56,7 +59,7 @@ def start_tool(place: ToolPlace, name: str, program: Path, command: Command, *, 
             os.chown(files[secret], account.uid, account.gid)
     if os.geteuid() == 0:
         os.chown(scratch, account.uid, account.gid)
-    env = {"PATH": f"{program.parent}:/usr/bin:/bin", "HOME": str(scratch), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+    env = {"PATH": f"{folder or program.parent}:/usr/bin:/bin", "HOME": str(scratch), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
     env |= {key: fill(value) for key, value in command.env.items()}
     group = place.groups.make(run, Limits(memory_bytes, 1.0, 64))
     try:

@@ -285,6 +285,13 @@ class SwarmRuntime(Runtime):
             clients, network = engine[0], f"container:{container_of(task)}"
         return Tool(clients, self._install_id, name).run(image, command, network=network, memory_bytes=memory_bytes)
 
+    def remove_tool(self, name: str) -> None:
+        """On every node whose engine is reached: which one it ran on is not known any more."""
+        engines = [self._swarm.engine_of(node) for node in self._swarm.nodes()]
+        every = [self._swarm.clients, *(engine[0] for engine in engines if engine is not None)]
+        for clients in {id(each): each for each in every}.values():
+            Tool(clients, self._install_id, name).remove()
+
     def logs(self, handle: Handle, *, tail: int = 200, since: datetime | None = None) -> Iterator[bytes]:
         """Of the tasks that the Swarm keeps (the running one and its last failures); a stopped server has none."""
         found = self._recorded(handle)

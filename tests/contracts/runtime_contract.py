@@ -35,6 +35,7 @@ from projects.domain import (
     ImageRef,
     Limits,
     LogPart,
+    NovaStackRuntimeError,
     PortTaken,
     RuntimeFeature,
     RuntimeUnreachable,
@@ -664,6 +665,26 @@ class RuntimeContract:
         assert second.wait(20).exit_code == 0
         second.kill()
         first.kill()
+
+    def test_a_tool_that_was_left_is_removed_by_its_name(self, runtime: Runtime, server: Server) -> None:
+        self.needs(self.tools)
+        name = f"nvs-tool-{uuid.uuid4()}"
+        runtime.remove_tool(name)  # absent is success
+        left = runtime.run_tool(name, server.spec.image, Command(("sleep", "60"), secret_files={"word": b"x"}))
+        runtime.remove_tool(name)
+        with contextlib.suppress(NovaStackRuntimeError):  # gone altogether
+            left.wait(5)
+        runtime.remove_tool(name)
+
+    def test_a_tool_beside_a_server_finds_it_at_its_place(self, runtime: Runtime, server: Server) -> None:
+        self.needs(self.tools)
+        host, port = runtime.place_of(server.spec)
+        listening = Command(("sh", "-c", f"pg_isready --username=any --host={host} --port={port}"))
+        tool = runtime.run_tool(f"nvs-tool-{uuid.uuid4()}", server.spec.image, listening, beside=server.handle)
+        try:
+            assert tool.wait(20).exit_code == 0, tool.stderr.read() if tool.stderr else ""
+        finally:
+            tool.kill()
 
     def test_a_tool_is_no_server(self, runtime: Runtime, server: Server) -> None:
         self.needs(self.tools)

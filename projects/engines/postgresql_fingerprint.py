@@ -1,0 +1,224 @@
+"""What a PostgreSQL database holds, read so that two copies can be compared exactly.
+
+Rows go through their types' output functions and a hash in the server; the sum over a table does not depend on the order
+of rows. No cast, operator, view or function of the tenant's takes part (rule 18), and nothing is an estimate. Expressions
+(of defaults, checks, index predicates, views) are told as the server spells them only where spelling does not change with
+a restore; elsewhere what they belong to is compared by name, type and state.
+
+Not compared: statistics, the contents of materialized views (a restore makes them anew; whether they are filled is
+compared), objects that belong to extensions, and the version of extensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from psycopg import sql
+
+from projects.domain import Credentials, Endpoint, Fingerprint, TableContent
+from projects.engines.postgresql_copy import inside
+from projects.engines.postgresql_session import BoundedConnection, translated
+
+_LO_PIECE = 1 << 20
+_OURS = "n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"
+_FORMATS = (
+    "SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC'; SET extra_float_digits = 3;"
+    " SET bytea_output = 'hex'; SET lc_monetary = 'C'; SET xmlbinary = 'base64'; SET row_security = off"
+)
+_TABLES = f"""
+SELECT n.nspname, c.relname, format('%I.%I', n.nspname, c.relname),
+       (SELECT array_agg(a.attname ORDER BY a.attname) FROM pg_attribute a
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND {_OURS}
+ ORDER BY 1, 2
+"""
+_SEQUENCES = f"""
+SELECT n.nspname, c.relname, format('%I.%I', n.nspname, c.relname)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND {_OURS}
+ ORDER BY 1, 2
+"""
+
+
+def _member(catalog: str, oid: str) -> str:
+    return (
+        f"EXISTS (SELECT FROM pg_depend e WHERE e.classid = '{catalog}'::regclass AND e.objid = {oid}"
+        " AND e.deptype = 'e')"
+    )
+
+
+def _rights(acl: str, kind: str, owner: str) -> str:
+    return (
+        f"(SELECT string_agg(x::text, ' ' ORDER BY x::text COLLATE \"C\") FROM"
+        f" unnest(coalesce({acl}, acldefault('{kind}', {owner}))) x)"
+    )
+
+
+_PRESENT = [
+    "pg_cast",
+    "pg_operator",
+    "pg_opclass",
+    "pg_opfamily",
+    "pg_collation",
+    "pg_conversion",
+    "pg_ts_config",
+    "pg_ts_dict",
+    "pg_ts_parser",
+    "pg_ts_template",
+    "pg_language",
+    "pg_foreign_data_wrapper",
+    "pg_foreign_server",
+    "pg_statistic_ext",
+    "pg_rewrite",
+    "pg_event_trigger",
+    "pg_transform",
+    "pg_am",
+    "pg_amop",
+    "pg_amproc",
+]
+
+# ruff: noqa: S608 - our own words only; each gives (kind, name, state)
+_FACTS = [
+    f"""SELECT 'schema', quote_ident(n.nspname), concat_ws('|', pg_get_userbyid(n.nspowner),
+               {_rights("n.nspacl", "n", "n.nspowner")})
+          FROM pg_namespace n WHERE {_OURS} AND NOT {_member("pg_namespace", "n.oid")}""",
+    f"""SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
+                    WHEN 'S' THEN 'sequence' WHEN 'f' THEN 'foreign table' ELSE 'type' END,
+               format('%I.%I', n.nspname, c.relname),
+               concat_ws('|', c.relkind, pg_get_userbyid(c.relowner),
+                  {_rights("c.relacl", "r", "c.relowner")}, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity,
+                  c.relispopulated, c.relreplident, c.reloptions::text, pg_get_expr(c.relpartbound, c.oid),
+                  (SELECT amname FROM pg_am WHERE oid = c.relam AND c.relkind <> 'S'),
+                  (SELECT string_agg(format('%I.%I', pn.nspname, p.relname), ',' ORDER BY i.inhseqno) FROM pg_inherits i
+                     JOIN pg_class p ON p.oid = i.inhparent JOIN pg_namespace pn ON pn.oid = p.relnamespace
+                    WHERE i.inhrelid = c.oid))
+          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND c.relpersistence <> 't' AND {_OURS}
+           AND NOT {_member("pg_class", "c.oid")}""",
+    f"""SELECT 'column', format('%I.%I.%I', n.nspname, c.relname, a.attname),
+               concat_ws('|', format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity, a.attgenerated,
+                  a.atthasdef, a.attstorage, a.attcompression,
+                  (SELECT collname FROM pg_collation WHERE oid = a.attcollation),
+                  -- 15.20 keeps a mark of its own there, which pg_dump leaves out
+                  (SELECT string_agg(o, ',' ORDER BY o) FROM unnest(a.attoptions) o WHERE NOT starts_with(o, 'pg_attver=')),
+                  CASE WHEN a.attacl IS NULL OR a.attacl = '{{}}' THEN '' ELSE {_rights("a.attacl", "c", "c.relowner")} END)
+          FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'c')
+           AND c.relpersistence <> 't' AND {_OURS} AND NOT {_member("pg_class", "c.oid")}""",
+    f"""SELECT 'index', format('%I.%I', n.nspname, c.relname),
+               concat_ws('|', t.relname, i.indisvalid, i.indisready, i.indisunique, i.indisprimary, i.indisexclusion,
+                  i.indisclustered, i.indisreplident, i.indnatts, i.indnkeyatts, i.indpred IS NULL, m.amname,
+                  (SELECT string_agg(k::text, ',' ORDER BY o) FROM unnest(i.indoption) WITH ORDINALITY AS x(k, o)),
+                  c.reloptions::text)
+          FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
+          JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am m ON m.oid = c.relam
+         WHERE t.relpersistence <> 't' AND {_OURS} AND NOT {_member("pg_class", "c.oid")}
+           AND NOT {_member("pg_class", "t.oid")}""",
+    f"""SELECT 'constraint', format('%I.%s.%I', n.nspname, coalesce(quote_ident(t.relname), y.typname), k.conname),
+               concat_ws('|', k.contype, k.condeferrable, k.condeferred, k.convalidated, k.confupdtype, k.confdeltype,
+                  k.confmatchtype, k.connoinherit, r.relname)
+          FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace LEFT JOIN pg_class t ON t.oid = k.conrelid
+          LEFT JOIN pg_type y ON y.oid = k.contypid LEFT JOIN pg_class r ON r.oid = k.confrelid
+         WHERE {_OURS} AND NOT {_member("pg_class", "k.conrelid")} AND NOT {_member("pg_type", "k.contypid")}""",
+    f"""SELECT 'trigger', format('%I.%I.%I', n.nspname, c.relname, g.tgname),
+               concat_ws('|', g.tgenabled, g.tgtype, g.tgdeferrable, g.tginitdeferred, p.proname, encode(g.tgargs, 'hex'))
+          FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+          JOIN pg_proc p ON p.oid = g.tgfoid WHERE NOT g.tgisinternal AND {_OURS}""",
+    f"""SELECT 'routine', format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
+               concat_ws('|', p.prokind, pg_get_userbyid(p.proowner), {_rights("p.proacl", "f", "p.proowner")}, l.lanname,
+                  md5(p.prosrc), p.prosecdef, p.proleakproof, p.proisstrict, p.proretset, p.provolatile, p.proparallel,
+                  p.procost, p.prorows, format_type(p.prorettype, NULL), p.proconfig::text)
+          FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
+         WHERE {_OURS} AND NOT {_member("pg_proc", "p.oid")}""",
+    f"""SELECT 'policy', format('%I.%I.%I', n.nspname, c.relname, p.polname),
+               concat_ws('|', p.polcmd, p.polpermissive, p.polqual IS NULL, p.polwithcheck IS NULL,
+                  (SELECT string_agg(CASE x WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x)::text END, ',' ORDER BY x <> 0, 1)
+                     FROM unnest(p.polroles) x))
+          FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE {_OURS}""",
+    f"""SELECT 'type', format('%I.%I', n.nspname, t.typname),
+               concat_ws('|', t.typtype, pg_get_userbyid(t.typowner), {_rights("t.typacl", "T", "t.typowner")}, t.typnotnull,
+                  format_type(t.typbasetype, t.typtypmod), t.typdefault IS NULL,
+                  (SELECT string_agg(quote_literal(e.enumlabel), ',' ORDER BY e.enumsortorder) FROM pg_enum e
+                    WHERE e.enumtypid = t.oid))
+          FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+         WHERE t.typtype IN ('d', 'e', 'r', 'm', 'b') AND t.typelem = 0 AND {_OURS} AND NOT {_member("pg_type", "t.oid")}""",
+    """SELECT 'extension', quote_ident(x.extname), concat_ws('|', n.nspname, pg_get_userbyid(x.extowner))
+         FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace WHERE x.oid >= 16384""",
+    f"""SELECT 'sequence settings', format('%I.%I', n.nspname, c.relname),
+               concat_ws('|', format_type(s.seqtypid, NULL), s.seqstart, s.seqincrement, s.seqmax, s.seqmin, s.seqcache,
+                  s.seqcycle)
+          FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.relpersistence <> 't' AND {_OURS}""",
+    """SELECT 'default privileges', concat_ws(' ', pg_get_userbyid(d.defaclrole), n.nspname, d.defaclobjtype),
+              (SELECT string_agg(x::text, ' ' ORDER BY x::text COLLATE "C") FROM unnest(d.defaclacl) x)
+         FROM pg_default_acl d LEFT JOIN pg_namespace n ON n.oid = d.defaclnamespace""",
+    """SELECT 'publication', quote_ident(p.pubname),
+              concat_ws('|', pg_get_userbyid(p.pubowner), p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete,
+                 p.pubtruncate, p.pubviaroot, (SELECT string_agg(r.prrelid::regclass::text, ',' ORDER BY 1)
+                    FROM pg_publication_rel r WHERE r.prpubid = p.oid))
+         FROM pg_publication p""",
+    """SELECT 'large object', l.oid::text, concat_ws('|', pg_get_userbyid(l.lomowner),
+              (SELECT string_agg(x::text, ' ' ORDER BY x::text COLLATE "C")
+                 FROM unnest(coalesce(l.lomacl, acldefault('L', l.lomowner))) x))
+         FROM pg_largeobject_metadata l""",
+    """SELECT 'user mapping', concat_ws(' ', m.usename, m.srvname), '' FROM pg_user_mappings m""",
+    """SELECT 'comment', pg_describe_object(d.classoid, d.objoid, d.objsubid), md5(d.description)
+         FROM pg_description d WHERE d.objoid >= 16384 OR d.objoid = 'public'::regnamespace""",
+    *(
+        f"SELECT '{catalog.removeprefix('pg_').replace('_', ' ')}', pg_describe_object('{catalog}'::regclass, o.oid, 0), ''"
+        f" FROM {catalog} o WHERE o.oid >= 16384 AND NOT {_member(catalog, 'o.oid')}"
+        for catalog in _PRESENT
+    ),
+]  # fmt: skip
+
+
+def read(endpoint: Endpoint, credentials: Credentials, pulse: Callable[[], None]) -> Fingerprint:
+    """One read-only transaction, all of one moment. Errors as `connect` raises them."""
+    with inside(endpoint, credentials, pulse) as connection, translated():
+        connection.execute(_FORMATS)  # type: ignore[arg-type]
+        connection.execute("SET default_transaction_isolation = 'repeatable read'")
+        connection.execute("SET default_transaction_read_only = on")
+        with connection.transaction():
+            return Fingerprint(_tables(connection, pulse), _facts(connection))
+
+
+def _tables(connection: BoundedConnection, pulse: Callable[[], None]) -> dict[str, TableContent]:
+    found: dict[str, TableContent] = {}
+    for schema, table, shown, columns in connection.execute(_TABLES).fetchall():  # type: ignore[arg-type]
+        row = sql.SQL(", ").join(sql.Identifier(column) for column in columns or ())
+        # An output function and a constructor of text: what a cast would do, without asking which casts there are.
+        query = sql.SQL(
+            "SELECT count(*), sum(hashtextextended(x, 0)), sum(hashtextextended(x, 7)) FROM"
+            " (SELECT textin(record_out(ROW({}))) FROM ONLY {}) AS rows (x)"
+        ).format(row, sql.Identifier(schema, table))
+        count, *sums = connection.execute(query).fetchone() or (0, 0, 0)
+        found[str(shown)] = TableContent(int(count), f"{sums[0] or 0}:{sums[1] or 0}")
+        pulse()
+    return found
+
+
+def _facts(connection: BoundedConnection) -> dict[tuple[str, str], str]:
+    found: dict[tuple[str, str], str] = {}
+    for query in _FACTS:
+        for kind, name, state in connection.execute(query).fetchall():  # type: ignore[arg-type]
+            found[str(kind), str(name)] = str(state or "")
+    for schema, sequence, shown in connection.execute(_SEQUENCES).fetchall():  # type: ignore[arg-type]
+        value = sql.SQL("SELECT last_value, is_called FROM {}").format(sql.Identifier(schema, sequence))
+        found["value of sequence", str(shown)] = str(connection.execute(value).fetchone())
+    for (oid,) in connection.execute("SELECT oid FROM pg_largeobject_metadata ORDER BY oid").fetchall():
+        found["content of large object", str(oid)] = _large_object(connection, oid)
+    return found
+
+
+def _large_object(connection: BoundedConnection, oid: int) -> str:
+    digest, offset = hashlib.sha256(), 0
+    while True:
+        row = connection.execute("SELECT lo_get(%s::oid, %s::bigint, %s)", (oid, offset, _LO_PIECE)).fetchone()
+        piece = bytes(row[0]) if row and row[0] else b""
+        digest.update(piece)
+        offset += len(piece)
+        if len(piece) < _LO_PIECE:
+            return f"{offset}:{digest.hexdigest()}"

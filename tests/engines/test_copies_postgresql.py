@@ -1,0 +1,267 @@
+"""Copies of PostgreSQL databases between real servers: nothing is lost, and what can't be copied is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from projects.domain import Command, Credentials, Endpoint, EngineError, LoginRefused
+from projects.engines.postgresql import PostgreSQL
+from projects.engines.postgresql_copy import _words
+from projects.operations import copying
+from projects.operations.base import StepFailed
+from tests.contracts.engine_contract import new_names
+from tests.engines.copies import Copier, CopyServer, docker_copy_server
+
+pytestmark = pytest.mark.docker
+ENGINE = PostgreSQL()
+
+HOSTILE = r"""
+CREATE SCHEMA "sch'e""ma
+two";
+CREATE TABLE "sch'e""ma
+two"."ta;ble\! --" ("co""l" int PRIMARY KEY, "\o |x" text, f float8, n numeric, b bytea, t timestamptz, j jsonb, a text[]);
+INSERT INTO "sch'e""ma
+two"."ta;ble\! --" VALUES (1, E'\\.\n\\N', 'NaN', 1.00, '\x00ff', '2020-02-02 02:02:02.000002+02', '{"a":1.0}', '{NULL,"x,y"}'),
+ (2, NULL, '-0', 1.0, '', 'infinity', 'null', '{}'), (3, 'naïve 🐬', 1e-300, 'NaN', NULL, NULL, NULL, NULL);
+CREATE TABLE parted (id int, at date, note text) PARTITION BY RANGE (at);
+CREATE TABLE parted_a PARTITION OF parted FOR VALUES FROM ('2020-01-01') TO ('2021-01-01');
+CREATE TABLE parted_b PARTITION OF parted DEFAULT;
+CREATE INDEX ON parted (id);
+INSERT INTO parted SELECT i, '2020-06-01'::date + i, 'n' || i FROM generate_series(1, 500) i;
+CREATE TABLE parent (a int); CREATE TABLE child () INHERITS (parent); ALTER TABLE parent ADD COLUMN z text DEFAULT 'zz';
+ALTER TABLE child ADD COLUMN own int; INSERT INTO child VALUES (1, 'x', 2); INSERT INTO parent VALUES (9);
+CREATE TABLE gen (a int, twice int GENERATED ALWAYS AS (a * 2) STORED, id int GENERATED ALWAYS AS IDENTITY);
+INSERT INTO gen (a) SELECT generate_series(1, 10);
+CREATE TABLE secret (id int, owner text); ALTER TABLE secret ENABLE ROW LEVEL SECURITY;
+ALTER TABLE secret FORCE ROW LEVEL SECURITY; CREATE POLICY nobody ON secret USING (false) WITH CHECK (true);
+INSERT INTO secret SELECT i, 'x' FROM generate_series(1, 7) i;
+CREATE SEQUENCE called START 5 INCREMENT 3; SELECT nextval('called'); SELECT nextval('called');
+CREATE SEQUENCE uncalled; SELECT setval('uncalled', 77, false);
+CREATE TYPE mood AS ENUM ('sad', 'ok', 'it''s'); CREATE DOMAIN positive AS int CHECK (VALUE > 0);
+CREATE TABLE typed (m mood, p positive); INSERT INTO typed VALUES ('it''s', 3);
+CREATE FUNCTION twice(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1 * 2';
+CREATE PROCEDURE noop() LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_temp AS 'BEGIN END';
+CREATE TABLE fk_a (id int PRIMARY KEY, b int); CREATE TABLE fk_b (id int PRIMARY KEY, a int REFERENCES fk_a);
+ALTER TABLE fk_a ADD FOREIGN KEY (b) REFERENCES fk_b DEFERRABLE INITIALLY DEFERRED;
+CREATE INDEX twice_index ON fk_a (public.twice(id)) WHERE id > 0;
+CREATE VIEW shown AS SELECT id FROM fk_a WHERE id IN (1, 2); CREATE MATERIALIZED VIEW kept AS SELECT count(*) FROM parted;
+CREATE MATERIALIZED VIEW empty AS SELECT 1 AS one WITH NO DATA;
+CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER off BEFORE INSERT ON fk_a FOR EACH ROW EXECUTE FUNCTION tell(); ALTER TABLE fk_a DISABLE TRIGGER off;
+CREATE RULE quiet AS ON DELETE TO typed DO INSTEAD NOTHING;
+CREATE EXTENSION pgcrypto; CREATE EXTENSION citext SCHEMA "sch'e""ma
+two";
+SELECT lo_from_bytea(4711, decode(repeat('00ff', 700000), 'hex')); SELECT lo_from_bytea(0, '');
+CREATE STATISTICS st ON id, note FROM parted; CREATE PUBLICATION pub FOR TABLE fk_a;
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO PUBLIC; GRANT SELECT (id) ON fk_b TO PUBLIC;
+REVOKE DELETE ON typed FROM CURRENT_USER; COMMENT ON TABLE typed IS 'it''s; \! typed'; COMMENT ON SCHEMA public IS 'mine';
+CREATE UNLOGGED TABLE light (x int); INSERT INTO light VALUES (1); CREATE TABLE "none" ();
+INSERT INTO fk_a VALUES (1); INSERT INTO fk_b VALUES (1, 1);
+"""
+
+
+@pytest.fixture(scope="module", params=["18", "15"])
+def servers(request: pytest.FixtureRequest) -> Iterator[tuple[CopyServer, CopyServer]]:
+    with docker_copy_server(ENGINE, request.param) as source, docker_copy_server(ENGINE, request.param) as target:
+        yield source, target
+
+
+@pytest.fixture
+def copier(servers: tuple[CopyServer, CopyServer]) -> Iterator[Copier]:
+    with Copier.between(*servers, new_names()) as copier:
+        yield copier
+
+
+def connect(server: CopyServer, login: Credentials) -> psycopg.Connection[tuple[object, ...]]:
+    return psycopg.connect(
+        host=server.endpoint.host, port=server.endpoint.port, dbname=login.database or "postgres", user=login.username,
+        password=login.password, autocommit=True,
+    )  # fmt: skip
+
+
+def test_a_hostile_database_arrives_whole(copier: Copier) -> None:
+    with connect(copier.source, copier.login) as tenant:
+        tenant.execute(HOSTILE)
+        tenant.execute("SET ROLE NONE; CREATE SCHEMA AUTHORIZATION CURRENT_USER;"
+                       "CREATE TABLE by_login (x int); GRANT SELECT ON by_login TO PUBLIC")  # fmt: skip
+        login = psycopg.sql.Identifier(copier.names.login)
+        tenant.execute(psycopg.sql.SQL("ALTER ROLE {} SET search_path = \"$user\", public, 'a b'").format(login))
+        tenant.execute(psycopg.sql.SQL("ALTER ROLE {} SET statement_timeout = '1ms'").format(login))
+    with connect(copier.source, copier.source.admin) as admin:
+        database = psycopg.sql.Identifier(copier.names.database)
+        admin.execute(psycopg.sql.SQL("ALTER DATABASE {} SET app.x = 'it''s, \"so\"'").format(database))
+        admin.execute(psycopg.sql.SQL('ALTER DATABASE {} SET search_path = public, "Odd, name"').format(database))
+        admin.execute(psycopg.sql.SQL("COMMENT ON DATABASE {} IS 'it''s ours'").format(database))
+    moved = copier.run()
+    source, copy = copier.fingerprints()
+    assert source.differences(copy) == []
+    assert moved > 1_400_000
+    assert source.tables["public.secret"].rows == 7  # policies hide none
+    assert source.rows == sum(t.rows for t in copy.tables.values()) > 500
+    assert source.facts["value of sequence", "public.called"] == "(8, True)"
+    assert {k for k, _ in source.facts} >= {
+        "policy", "trigger", "routine", "extension", "publication", "content of large object", "comment", "type",
+        "default privileges", "rewrite", "statistic ext", "constraint", "index", "materialized view",
+    }  # fmt: skip
+    copier.dismiss()
+    with connect(copier.target, copier.target.admin) as admin:
+        left = admin.execute("SELECT count(*) FROM pg_roles WHERE rolname = %s", (copier.names.tool,)).fetchone()
+        assert left == (0,)
+    with connect(copier.target, copier.login) as tenant:  # the tenant finds what it had, and its rights
+        tenant.execute("SET statement_timeout = 0")
+        assert tenant.execute("SELECT current_user::text").fetchone() == (copier.names.group,)
+        tenant.execute("DROP EXTENSION pgcrypto; ALTER TABLE public.typed ADD COLUMN more int")
+        assert tenant.execute("SELECT nextval('public.uncalled')").fetchone() == (77,)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("UPDATE public.typed SET p = 4", "table public.typed has other values"),
+        ("DELETE FROM public.typed", "table public.typed has 0 rows instead of 1"),
+        ("SELECT setval('public.s', 9)", "value of sequence public.s differs"),
+        ("DROP INDEX public.typed_p", "index public.typed_p is missing"),
+        ("ALTER TABLE public.typed DISABLE TRIGGER t", "trigger public.typed.t differs"),
+        ("CREATE TABLE public.more ()", "table public.more is there only in the copy"),
+        ("CREATE OR REPLACE FUNCTION public.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+         "routine public.f() differs"),
+        ("SELECT lo_put(99, 0, 'y')", "content of large object 99 differs"),
+        ("GRANT UPDATE ON public.typed TO PUBLIC", "table public.typed differs"),
+    ],
+)  # fmt: skip
+def test_every_difference_is_told(copier: Copier, change: str, told: str) -> None:
+    with connect(copier.source, copier.login) as tenant:
+        tenant.execute(
+            "CREATE TABLE typed (p numeric); INSERT INTO typed VALUES (1.0); CREATE INDEX typed_p ON typed (p);"
+            "CREATE SEQUENCE s; CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+            "CREATE TRIGGER t BEFORE INSERT ON typed FOR EACH ROW EXECUTE FUNCTION f(); SELECT lo_from_bytea(99, 'x')"
+        )
+    copier.run()
+    with connect(copier.target, copier.login) as tenant:
+        tenant.execute(change)
+    source, copy = copier.fingerprints()
+    assert told in source.differences(copy)
+
+
+def test_no_code_of_the_tenant_runs_while_its_rows_are_read(copier: Copier) -> None:
+    with connect(copier.source, copier.login) as tenant:
+        tenant.execute(
+            "CREATE TABLE trap (x int); INSERT INTO trap VALUES (1);"
+            "CREATE FUNCTION spring(trap) RETURNS text LANGUAGE plpgsql AS"
+            " $$BEGIN RAISE EXCEPTION 'sprung by %', current_user; END$$;"
+            "CREATE CAST (trap AS text) WITH FUNCTION spring(trap) AS IMPLICIT;"
+        )
+        with pytest.raises(psycopg.errors.RaiseException):
+            tenant.execute("SELECT trap::text FROM trap")
+    copier.run()
+    source, copy = copier.fingerprints()
+    assert source.differences(copy) == []
+
+
+def test_a_function_that_needs_its_search_path_fails_loudly(copier: Copier) -> None:
+    with connect(copier.source, copier.login) as tenant:
+        tenant.execute(
+            "CREATE TABLE lookup (k int, v int); INSERT INTO lookup VALUES (1, 2);"
+            "CREATE FUNCTION look(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT v FROM lookup WHERE k = $1';"
+            "CREATE TABLE used (k int); INSERT INTO used VALUES (1); SET check_function_bodies = off"
+        )
+        try:
+            tenant.execute("CREATE INDEX by_look ON used (look(k))")
+        except psycopg.Error:  # from 17 on the source refuses it itself
+            tenant.execute("ALTER TABLE used ADD CHECK (look(k) > 0)")
+    with pytest.raises(StepFailed) as told:
+        copier.run()
+    assert told.value.code == "restore_failed"
+    assert "lookup" in told.value.detail
+    assert not told.value.retryable
+
+
+def test_obstacles_are_told_before(copier: Copier) -> None:
+    with ENGINE.admin(copier.source.endpoint, copier.source.admin) as admin:
+        assert admin.obstacles(copier.names) == []
+    with connect(copier.source, copier.source.admin) as superuser:
+        superuser.execute("SELECT 1")
+    with psycopg.connect(
+        host=copier.source.endpoint.host, port=copier.source.endpoint.port, user=copier.source.admin.username,
+        password=copier.source.admin.password, dbname=copier.names.database, autocommit=True,
+    ) as inside:  # fmt: skip
+        inside.execute("SELECT pg_create_logical_replication_slot('left_behind', 'pgoutput')")
+    with ENGINE.admin(copier.source.endpoint, copier.source.admin) as admin:
+        assert admin.obstacles(copier.names) == ["1 replication slots: drop them, and make them again on the copy"]
+
+
+def test_the_tools_login_has_no_rights_elsewhere(servers: tuple[CopyServer, CopyServer], copier: Copier) -> None:
+    with Copier.between(*servers, new_names()) as neighbour:
+        with ENGINE.admin(copier.source.endpoint, copier.source.admin) as admin:
+            admin.admit_tool(copier.names, copier.tool.username, copier.tool.password)
+        for database in (neighbour.names.database, "postgres", "template1"):
+            elsewhere = Credentials(copier.tool.username, copier.tool.password, database)
+            with pytest.raises(LoginRefused):
+                ENGINE.probe(copier.source.endpoint, elsewhere)
+        with connect(copier.source, copier.tool) as tool:
+            for refused in ("COPY (SELECT 1) TO PROGRAM 'true'", "CREATE ROLE x", "ALTER SYSTEM SET fsync = off"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    tool.execute(refused)
+        # The tenant is shut out by its own lock; the tool is not.
+        with ENGINE.admin(copier.source.endpoint, copier.source.admin) as admin:
+            admin.lock_tenant(copier.names, locked=True)
+        with pytest.raises(LoginRefused):
+            ENGINE.probe(copier.source.endpoint, copier.login)
+        ENGINE.probe(copier.source.endpoint, copier.tool)
+
+
+def test_who_pulses_ends_it(copier: Copier) -> None:
+    with connect(copier.source, copier.login) as tenant:
+        tenant.execute("CREATE TABLE big AS SELECT i, repeat('x', 200) AS t FROM generate_series(1, 200000) i")
+
+    class Enough(Exception):
+        pass
+
+    def pulse(_: int = 0) -> None:
+        raise Enough
+
+    with pytest.raises(Enough):
+        copier.run(pulse=pulse)
+    with pytest.raises(Enough):
+        ENGINE.fingerprint(copier.source.endpoint, copier.tool, pulse=pulse)
+    assert copier.run() > 40_000_000  # and no tool was left in the way
+
+
+def test_broken_tools_are_told(copier: Copier, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connect(copier.source, copier.login) as tenant:
+        tenant.execute("CREATE TABLE several AS SELECT i FROM generate_series(1, 100000) i")
+
+    def cut(_: Endpoint, credentials: Credentials) -> Command:
+        whole = PostgreSQL().dump(copier.source.side(credentials).place, credentials)
+        return Command(("sh", "-c", f"{' '.join(whole.argv)} | head -c 200000"), whole.env, whole.secret_files)
+
+    monkeypatch.setattr(ENGINE, "dump", cut)  # it ends well, and yet it is not whole
+    with pytest.raises(StepFailed) as told:
+        copier.run()
+    assert told.value.code == "restore_failed"
+    killed = lambda *_: Command(("sh", "-c", "head -c 100000 /dev/zero; kill -9 $$"))  # noqa: E731
+    monkeypatch.setattr(ENGINE, "dump", killed)
+    with pytest.raises(StepFailed) as told:
+        copier.run()
+    assert told.value.code in {"tool_killed", "restore_failed"}
+    greedy = lambda *_: Command(("tail", "-c", "2G", "/dev/zero"))  # noqa: E731
+    monkeypatch.setattr(ENGINE, "dump", greedy)
+    with pytest.raises(StepFailed) as told:
+        copier.run()
+    assert told.value.code == "tool_out_of_memory"
+    monkeypatch.undo()
+    wrong = Copier(copier.source, copier.target, copier.names, copier.password, copier.tool)
+    monkeypatch.setattr(copying, "TOOL_MEMORY_BYTES", 64 << 20)
+    assert wrong.run() > 0
+
+
+def test_words_of_a_list() -> None:
+    assert _words('"$user", public') == ["$user", "public"]
+    assert _words('"a, ""b""",c') == ['a, "b"', "c"]
+    assert _words("") == [""]
+    assert _words('""') == [""]
+    with pytest.raises(EngineError):
+        _words('"open')
