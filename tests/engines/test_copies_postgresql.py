@@ -247,7 +247,7 @@ def test_broken_tools_are_told(copier: Copier, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(StepFailed) as told:
         copier.run()
     assert told.value.code in {"tool_killed", "restore_failed"}
-    greedy = lambda *_: Command(("tail", "-c", "2G", "/dev/zero"))  # noqa: E731
+    greedy = lambda *_: Command(("dd", "if=/dev/zero", "bs=1G", "count=1"))  # noqa: E731
     monkeypatch.setattr(ENGINE, "dump", greedy)
     with pytest.raises(StepFailed) as told:
         copier.run()
