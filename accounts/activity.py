@@ -59,6 +59,7 @@ WORDS = {
     "service.disable": "Deregistered from a service",
     "connector.changed": "Changed a service's endpoint",
     "api_key.revoked": "Revoked a project's API key",
+    "api_key.confirmed": "Confirmed a project's API key after a restore",
     "token.created": "Created API token",
     "token.revoked": "Revoked API token",
     "member.invited": "Invited",

@@ -40,6 +40,7 @@ urlpatterns = [
     path(_one + "activity/", activity.project_activity, name="activity"),
     path(_one + "keys/", keys.project_keys, name="keys"),
     path(_one + "keys/<uuid:key_id>/revoke/", keys.project_key_revoke, name="key-revoke"),
+    path(_one + "keys/<uuid:key_id>/confirm/", keys.project_key_confirm, name="key-confirm"),
     path(_one + "services/", services.project_services, name="services"),
     path(_one + "settings/", settings.project_settings, name="settings"),
     path(_one + "connect/", connecting.connect, name="connect"),

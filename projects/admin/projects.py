@@ -140,7 +140,10 @@ class ApiKeyAdmin(ReadOnlyAdmin):
     """Keys of projects, for their own services: how they begin, and when they were used."""
 
     list_display = ["name", "start", "project", "scopes", "state", "expires_at", "last_used_at", "revoked_at"]
-    list_filter = [("revoked_at", admin.EmptyFieldListFilter), ("activated_at", admin.EmptyFieldListFilter)]
+    list_filter = [
+        ("revoked_at", admin.EmptyFieldListFilter), ("activated_at", admin.EmptyFieldListFilter),
+        ("suspended_at", admin.EmptyFieldListFilter),
+    ]  # fmt: skip
     list_select_related = ["project"]
     search_fields = ["name", "start"]
     date_hierarchy = "created_at"

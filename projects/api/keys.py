@@ -22,14 +22,17 @@ from novastack.common.openapi import IDEMPOTENCY_KEY, problems
 from projects.api.base import AcceptedProject, ProjectScoped, parsed
 from projects.api.fields import Input, Text
 from projects.models import ApiKey, KeyScope
-from projects.services.keys import BOTH, key_create, key_revoke, key_verify
+from projects.services.keys import BOTH, key_confirm, key_create, key_revoke, key_verify
 
-STATES = [(state, state) for state in ("active", "pending", "expired", "revoked")]
+STATES = [(state, state) for state in ("active", "pending", "suspended", "expired", "revoked")]
 
 
 class KeyOutput(serializers.ModelSerializer[ApiKey]):
     state = serializers.ChoiceField(
-        choices=STATES, read_only=True, help_text="`pending`: works as soon as the project is ready."
+        choices=STATES,
+        read_only=True,
+        help_text="`pending`: works as soon as the project is ready. `suspended`: NovaStack was restored from a backup and"
+        " can't know whether it was revoked since; works again once it is confirmed.",
     )
     created_by = serializers.CharField(source="created_by.email", default=None, allow_null=True, read_only=True)
 
@@ -81,7 +84,8 @@ class VerifyOutput(serializers.Serializer[Any]):
     valid = serializers.BooleanField()
     code = serializers.CharField(
         allow_null=True,
-        help_text="Why not: malformed, unknown, revoked, expired, inactive, project_gone, wrong_project, scope_missing.",
+        help_text="Why not: malformed, unknown, revoked, expired, suspended, inactive, project_gone, wrong_project,"
+        " scope_missing.",
     )
     key = serializers.UUIDField(allow_null=True, help_text="The key's id, for revoking it.")
     project = serializers.UUIDField(allow_null=True)
@@ -168,6 +172,30 @@ class KeyView(KeyScoped, generics.GenericAPIView[ApiKey]):
         """Revoke: it stops working at once. It stays in the list."""
         key_revoke(principal=self.principal, key=self.key(Capability.API_KEY_MANAGE))
         return Response(status=204)
+
+
+@extend_schema(tags=["api-keys"])
+class KeyConfirmView(KeyScoped, generics.GenericAPIView[ApiKey]):
+    queryset = ApiKey.objects.none()
+    serializer_class = KeyOutput
+
+    @extend_schema(
+        operation_id="api_keys_confirm", parameters=[IDEMPOTENCY_KEY], request=None,
+        responses={200: KeyOutput, **problems(403, 404, 409, 422)},
+    )  # fmt: skip
+    def post(self, request: Request, pk: UUID, key_id: UUID) -> Response:
+        """A suspended key works again: you say that it had not been revoked since the backup that NovaStack was restored
+        from. Harmless for a key that is not suspended."""
+        key = self.key(Capability.API_KEY_MANAGE)
+
+        def confirm() -> tuple[int, dict[str, str]]:
+            key_confirm(principal=self.principal, key=key)
+            return 200, {}
+
+        def rebuild(status: int, resource: dict[str, str]) -> Response:
+            return Response(KeyOutput(self.key()).data, status=status)
+
+        return idempotent(request, organization_id=key.project.organization_id, effect=confirm, rebuild=rebuild)
 
 
 class KeyVerifyView(APIView):

@@ -15,6 +15,7 @@ project = [
     path("activity/", details.ActivityView.as_view(), name="project-activity"),
     path("api-keys/", keys.KeyListView.as_view(), name="project-api-keys"),
     path("api-keys/<uuid:key_id>/", keys.KeyView.as_view(), name="project-api-key"),
+    path("api-keys/<uuid:key_id>/confirm/", keys.KeyConfirmView.as_view(), name="project-api-key-confirm"),
     path("services/", services.ServiceListView.as_view(), name="project-services"),
     path("services/<slug:service>/", services.ServiceView.as_view(), name="project-service"),
     path("resources/", services.ResourceListView.as_view(), name="project-resources"),

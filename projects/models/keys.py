@@ -41,7 +41,8 @@ def hash_key(clear: str) -> str:
 
 class ApiKey(BaseModel):
     """One key of a project, shown once. It works from `activated_at` on (a new project's: once that is provisioned, rule
-    45) until it is revoked or has expired, and only while the project is in use."""
+    45) until it is revoked or has expired, and only while the project is in use. A control restore suspends it: until
+    somebody says that it had not been revoked since."""
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="api_keys")
     name = models.CharField(max_length=80)
@@ -53,6 +54,9 @@ class ApiKey(BaseModel):
     expires_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, editable=False, help_text="Written at most once a minute.")
     revoked_at = models.DateTimeField(null=True, editable=False)
+    suspended_at = models.DateTimeField(
+        null=True, editable=False, help_text="NovaStack was restored from a backup: works again once it is confirmed."
+    )
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, editable=False, on_delete=models.SET_NULL, related_name="+"
     )
@@ -75,9 +79,11 @@ class ApiKey(BaseModel):
 
     @property
     def state(self) -> str:
-        """`active`, `pending` (its project is not ready yet), `expired` or `revoked`."""
+        """`active`, `pending` (its project is not ready yet), `suspended` (by a control restore), `expired` or `revoked`."""
         if self.revoked_at is not None:
             return "revoked"
         if self.expires_at is not None and self.expires_at <= now():
             return "expired"
+        if self.suspended_at is not None:
+            return "suspended"
         return "pending" if self.activated_at is None else "active"

@@ -11,13 +11,14 @@ from projects.services.changes import project_update
 from projects.services.connections import connection_reveal
 from projects.services.creation import ProjectRequest, project_create, slug_preview
 from projects.services.forgetting import project_forget, region_declare_gone
-from projects.services.keys import key_create, key_revoke, key_verify
+from projects.services.keys import key_confirm, key_create, key_revoke, key_verify
 from projects.services.quotas import usage_of
 from projects.services.regions import region_check, region_enable, region_remove, region_save
 
 __all__ = [
     "ProjectRequest",
     "connection_reveal",
+    "key_confirm",
     "key_create",
     "key_revoke",
     "key_verify",

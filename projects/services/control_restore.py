@@ -24,6 +24,7 @@ from projects.models import DataTombstone, Operation, Project
 from projects.services import control_database as control
 from projects.services.control_backup import DUMP, FORMAT, KEYS, MANIFEST, NAMES
 from projects.services.control_database import ControlError
+from projects.services.keys import keys_suspend_after_restore
 
 # What was due for deletion may have been saved since the backup was made: people get this long to look.
 DATA_GRACE = timedelta(days=1)
@@ -40,6 +41,7 @@ class Restored:
     migrated: bool = False
     tokens_revoked: int = 0
     invitations_revoked: int = 0
+    keys_suspended: int = 0
 
 
 def control_restore(
@@ -49,7 +51,8 @@ def control_restore(
     where `keys_to` says (None: nowhere, allowed only when the configured keys are the same), leave it read-only.
 
     What was revoked since the backup was made must not work again: nobody stays signed in, links to reset a password
-    end, and so do API tokens and open invitations, unless `keep_tokens` says that none was revoked since.
+    end, and so do API tokens and open invitations; projects' API keys are suspended, each until somebody confirms it.
+    Unless `keep_tokens` says that none of these was revoked since.
 
     `ControlError`, or `VaultError` from the file. Until the file has been checked nothing is written.
     """
@@ -174,6 +177,7 @@ def _settle(restored: Restored, *, keep_tokens: bool) -> None:
     RefreshFamily.objects.filter(revoked_at=None).update(revoked_at=moment, revoked_reason="control_restore")
     if not keep_tokens:
         restored.tokens_revoked, restored.invitations_revoked = revoke_after_restore()
+        restored.keys_suspended = keys_suspend_after_restore()
     Heartbeat.objects.all().delete()
     live = Operation.objects.live()
     live.update(lease_until=None, lease_owner="", hinted_at=None)
@@ -181,7 +185,10 @@ def _settle(restored: Restored, *, keep_tokens: bool) -> None:
     Project.objects.filter(recycle_until__lt=moment + BIN_GRACE).update(recycle_until=moment + BIN_GRACE)
     # What was being made then may have been finished and filled since: no undo may destroy it (rule 7).
     Project.objects.filter(credentials_shown_at=None).update(credentials_shown_at=moment)
-    ended = {"tokens_revoked": restored.tokens_revoked, "invitations_revoked": restored.invitations_revoked}
+    ended = {
+        "tokens_revoked": restored.tokens_revoked, "invitations_revoked": restored.invitations_revoked,
+        "keys_suspended": restored.keys_suspended,
+    }  # fmt: skip
     audit.record(
         None, "install.control_restore", data={"made_at": manifest["made_at"], "keep_tokens": keep_tokens, **ended}
     )

@@ -124,11 +124,40 @@ def key_revoke(*, principal: Principal, key: ApiKey) -> None:
         )  # fmt: skip
 
 
+@transaction.atomic
+def key_confirm(*, principal: Principal, key: ApiKey) -> ApiKey:
+    """A key that a control restore has suspended works again; harmless for one that is not suspended. Whoever does it
+    says that it had not been revoked since the backup. `ActionNotAllowed` for a revoked one."""
+    require(principal, key.project.organization_id, Capability.API_KEY_MANAGE)
+    locked = ApiKey.objects.select_for_update(of=("self",)).select_related("project__organization", "created_by")
+    found = locked.filter(pk=key.pk).first()
+    if found is None:
+        raise NotFound
+    if found.revoked_at is not None:
+        raise ActionNotAllowed("The key is revoked; make a new one.")
+    if found.suspended_at is not None:
+        found.suspended_at = None
+        found.save(update_fields=["suspended_at", "updated_at"])
+        audit.record(
+            principal, "api_key.confirmed", organization=found.project.organization, project_id=found.project_id,
+            project_name=found.project.name, target=found.start, data={"name": found.name},
+        )  # fmt: skip
+    return found
+
+
+def keys_suspend_after_restore() -> int:
+    """All keys stop working until each is confirmed: which of them were revoked since the backup was made, it can't know,
+    and a key that leaked must not come back. Returns how many would have worked."""
+    moment = now()
+    kept = ApiKey.objects.filter(Q(expires_at=None) | Q(expires_at__gt=moment), revoked_at=None, suspended_at=None)
+    return kept.update(suspended_at=moment)
+
+
 @dataclass(frozen=True, slots=True)
 class Verified:
     """What a service learns of a key. `code` says why it is not valid: `malformed`, `unknown`, `revoked`, `expired`,
-    `inactive` (the project is not ready yet), `project_gone` (in the recycle bin, or being removed), `wrong_project`,
-    `scope_missing`."""
+    `suspended` (by a control restore, until it is confirmed), `inactive` (the project is not ready yet),
+    `project_gone` (in the recycle bin, or being removed), `wrong_project`, `scope_missing`."""
 
     code: str = ""
     key: ApiKey | None = None

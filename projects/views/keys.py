@@ -11,10 +11,10 @@ from django.shortcuts import redirect
 from django.views.decorators.http import require_http_methods, require_POST
 
 from accounts.permissions import Capability
-from novastack.common.errors import NotFound, PermissionDenied, Problem
+from novastack.common.errors import ActionNotAllowed, NotFound, PermissionDenied, Problem
 from projects.forms import KeyForm
 from projects.models import ApiKey, KeyScope
-from projects.services import key_create, key_revoke
+from projects.services import key_confirm, key_create, key_revoke
 from projects.views.common import add_problem, page_of, project_for, render_secret
 from projects.views.detail import header_context
 
@@ -43,6 +43,7 @@ def project_keys(request: HttpRequest, project_id: UUID) -> HttpResponse:
     context = header_context(principal, project) | {
         "tab": "keys", "form": form, "page": page, "pages": numbers, "made": made, "clear": clear,
         "scopes": KeyScope.choices,
+        "suspended": ApiKey.objects.filter(project=project, revoked_at=None, suspended_at__isnull=False).exists(),
         "chosen": form.data.getlist("scopes") if form.is_bound else KeyScope.values,  # type: ignore[attr-defined]
     }  # fmt: skip
     return render_secret(request, "projects/keys.html", context, status=400 if form.errors else 200)
@@ -57,6 +58,23 @@ def project_key_revoke(request: HttpRequest, project_id: UUID, key_id: UUID) -> 
         raise NotFound
     key_revoke(principal=principal, key=key)
     messages.info(request, f"Key “{key.name}” is revoked. It stopped working at once.")
+    return redirect("projects:keys", project.pk)
+
+
+@login_required
+@require_POST
+def project_key_confirm(request: HttpRequest, project_id: UUID, key_id: UUID) -> HttpResponse:
+    """A key that a control restore has suspended works again."""
+    principal, project = project_for(request, project_id, Capability.API_KEY_MANAGE)
+    key = ApiKey.objects.filter(project=project, pk=key_id).select_related("project").first()
+    if key is None:
+        raise NotFound
+    try:
+        key_confirm(principal=principal, key=key)
+    except ActionNotAllowed as problem:
+        messages.error(request, problem.detail)
+    else:
+        messages.success(request, f"Key “{key.name}” works again.")
     return redirect("projects:keys", project.pk)
 
 

@@ -19,6 +19,7 @@ from novastack.common.errors import QuotaExceeded
 from projects.models import ApiKey, Operation, Plan, Project
 from projects.models.keys import KEY_FORMAT, hash_key, new_key
 from projects.services import key_create, project_delete, project_purge
+from projects.services.keys import keys_suspend_after_restore
 from tests.factories import Team, api_client, make_catalogue, make_project, make_team
 
 pytestmark = pytest.mark.django_db
@@ -284,3 +285,51 @@ def test_a_purged_project_takes_its_keys_along(team: Team, project: Project, bob
     assert verify(clear)["code"] == "project_gone"
     Project.objects.filter(pk=project.pk).delete()
     assert verify(clear)["code"] == "unknown"
+
+
+class TestAfterAControlRestore:
+    """A key may have been revoked since the backup: it waits until somebody says that it was not."""
+
+    @pytest.fixture
+    def clear(self, bob: APIClient, project: Project) -> str:
+        return str(bob.post(url(project), {"name": "web"}).json()["key"])
+
+    def test_it_waits_and_works_again_once_it_is_confirmed(self, bob: APIClient, project: Project, clear: str) -> None:
+        key = ApiKey.objects.get()
+        assert verify(clear)["valid"]
+        assert keys_suspend_after_restore() == 1
+        assert keys_suspend_after_restore() == 0, "once is enough"
+        assert (verify(clear)["code"], verify(clear)["key"]) == ("suspended", str(key.pk))
+        assert bob.get(url(project, f"{key.pk}/")).json()["state"] == "suspended"
+        for _ in range(2):
+            answer = bob.post(url(project, f"{key.pk}/confirm/"))
+            assert (answer.status_code, answer.json()["state"]) == (200, "active")
+        assert verify(clear)["valid"]
+        assert AuditEvent.objects.filter(action="api_key.confirmed").count() == 1
+
+    def test_what_was_revoked_stays_so(self, bob: APIClient, project: Project, clear: str) -> None:
+        key = ApiKey.objects.get()
+        keys_suspend_after_restore()
+        assert bob.delete(url(project, f"{key.pk}/")).status_code == 204
+        refused = bob.post(url(project, f"{key.pk}/confirm/"))
+        assert (refused.status_code, refused.json()["code"]) == (409, "action_not_allowed")
+        assert verify(clear)["code"] == "revoked"
+
+    def test_what_would_not_work_anyway_is_not_counted(self, bob: APIClient, project: Project, clear: str) -> None:
+        ApiKey.objects.update(expires_at=now() - timedelta(days=1))
+        assert keys_suspend_after_restore() == 0
+        assert verify(clear)["code"] == "expired"
+
+    def test_the_page_says_so_and_has_the_button(self, team: Team, project: Project, clear: str) -> None:
+        keys_suspend_after_restore()
+        key = ApiKey.objects.get()
+        viewer, member = Client(), Client()
+        viewer.force_login(team.vera)
+        member.force_login(team.bob)
+        page = f"/projects/{project.pk}/keys/"
+        assert b"Suspended" in viewer.get(page).content and b"Confirm web" not in viewer.get(page).content
+        assert viewer.post(f"{page}{key.pk}/confirm/").status_code == 403
+        assert b"restored from a backup" in member.get(page).content and b"Confirm web" in member.get(page).content
+        answer = member.post(f"{page}{key.pk}/confirm/", follow=True)
+        assert "Key “web” works again." in answer.content.decode() and b"restored from a backup" not in answer.content
+        assert verify(clear)["valid"]

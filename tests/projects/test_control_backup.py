@@ -35,7 +35,7 @@ from projects import registry
 from projects.models import Database, DatabaseServer, Operation, Plan, Project, Region
 from projects.operations import reconciler, runner, wiring
 from projects.runtimes.process_binaries import find
-from projects.services import install
+from projects.services import install, key_create
 from projects.services.actions import project_action
 from projects.services.control_backup import control_backup
 from projects.services.control_database import ControlError
@@ -245,6 +245,7 @@ from accounts.models import User
 from accounts.permissions import Principal
 from projects.models import *
 from projects.operations import runner, wiring
+from projects.services import install, key_create
 from projects.services.actions import project_action
 project = Project.objects.get()
 principal = Principal.of(User.objects.get(email="alice@example.test"))
@@ -344,15 +345,23 @@ def test_credentials_end_and_nothing_is_due_at_once(elsewhere: Elsewhere, tmp_pa
     member_invite(principal=owner, organization=team.organization, email="new@example.test")
     link = default_token_generator.make_token(team.alice)
     assert default_token_generator.check_token(team.alice, link)
+    common: dict[str, Any] = {
+        "organization": team.organization, "engine": "postgresql", "version": "17", "region": region,
+        "plan": Plan.objects.get(is_default=True), "memory_bytes": 1, "cpus": 1, "storage_bytes": 1,
+    }  # fmt: skip
     Project.objects.create(
-        organization=team.organization, name="Old", slug="old", engine="postgresql", version="17", region=region,
-        plan=Plan.objects.get(is_default=True), memory_bytes=1, cpus=1, storage_bytes=1, desired_status="recycled",
-        status="recycled", recycled_at=now(), recycle_until=now(),
+        name="Old", slug="old", desired_status="recycled", status="recycled", recycled_at=now(), recycle_until=now(),
+        **common,
     )  # fmt: skip
+    shop = Project.objects.create(
+        name="Shop", slug="shop", desired_status="running", status="running", ready_at=now(), **common
+    )
+    _, project_key = key_create(principal=owner, project=shop, name="web")
     made = control_backup(output=tmp_path / "one.novastack", passphrase=PASS)
     keep = ["--keep-tokens"] if keeping else []
     said = elsewhere.manage("control_restore", str(made.path), "--keys-to", str(elsewhere.keys), *keep, restored=False)
     assert ("Revoked: 1 API tokens and 1 open invitations" in said.stdout) is not keeping
+    assert ("Suspended: 1 API keys of projects" in said.stdout) is not keeping
     found = elsewhere.run(
         f"""
 from accounts.models import ApiToken, Invitation, RefreshFamily, AuditEvent, User
@@ -361,14 +370,16 @@ from rest_framework.test import APIClient
 ask = APIClient(headers={{"Authorization": "Bearer {clear}"}}).get("/api/v1/auth/profile/")
 alice = User.objects.get(pk="{team.alice.pk}")
 from projects.models import Project
+from projects.services.keys import key_verify
 from novastack.common.clock import now
-answer = {{"open": RefreshFamily.objects.filter(revoked_at=None).count(),
+answer = {{"project_key": key_verify(clear="{project_key}").code,
+          "open": RefreshFamily.objects.filter(revoked_at=None).count(),
           "token": [ask.status_code, ask.json().get("detail", "")],
           "tokens": ApiToken.objects.filter(revoked_at=None).count(),
           "invitations": Invitation.objects.filter(revoked_at=None).count(),
           "reset": default_token_generator.check_token(alice, "{link}"),
           "undo_destroys": Project.objects.filter(credentials_shown_at=None).exists(),
-          "days": (Project.objects.get().recycle_until - now()).days,
+          "days": (Project.objects.get(slug="old").recycle_until - now()).days,
           "audit": AuditEvent.objects.get(action="install.control_restore").data["tokens_revoked"]}}
 """
     )
@@ -376,6 +387,7 @@ answer = {{"open": RefreshFamily.objects.filter(revoked_at=None).count(),
     assert status == (200 if keeping else 401)
     assert keeping or "restored from a backup" in detail
     kept = int(keeping)
+    assert found.pop("project_key") == ("" if keeping else "suspended")
     assert found == {"open": 0, "undo_destroys": False, "days": 6, "audit": 1 - kept, "tokens": kept,
                      "invitations": kept, "reset": False}  # fmt: skip
 

@@ -26,7 +26,8 @@ class Command(BaseCommand):
 
         parser.add_argument(
             "--keep-tokens", action="store_true",
-            help="API tokens and open invitations stay as they were in the backup: none of them was revoked since",
+            help="API tokens, open invitations and projects' API keys stay as they were in the backup: none of them was revoked"
+            " since",
         )  # fmt: skip
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -60,10 +61,13 @@ class Command(BaseCommand):
         if restored.live_operations:
             self.stdout.write(f"{restored.live_operations} operations had not ended; they wait.")
         self.stdout.write(
-            "API tokens and invitations are those of the backup (--keep-tokens): revoke again what was revoked since."
+            "API tokens, invitations and projects' API keys are those of the backup (--keep-tokens): revoke again what was"
+            " revoked since."
             if options["keep_tokens"]
             else f"Revoked: {restored.tokens_revoked} API tokens and {restored.invitations_revoked} open invitations. Which of"
-            " them had been revoked since the backup was made, it can't know; people make new ones."
+            " them had been revoked since the backup was made, it can't know; people make new ones.\n"
+            f"Suspended: {restored.keys_suspended} API keys of projects. Each works again once a member confirms it, on the"
+            " project's page or by the API."
         )
         self.stdout.write(
             "Passwords, second factors and roles are those of the backup: change again what was changed since because it was"
