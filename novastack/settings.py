@@ -351,6 +351,8 @@ SPECTACULAR_SETTINGS = {
         "ServiceStatusEnum": "projects.models.ServiceStatus",
         "KeyStateEnum": "projects.api.keys.STATES",
         "TokenScopeEnum": "accounts.models.Scope",
+        "PlacementEnum": "projects.models.Placement",
+        "PlanPlacementEnum": [("dedicated", "Dedicated"), ("pool", "Pool")],
         "InstallStatusEnum": [("healthy", "healthy"), ("degraded", "degraded")],
     },
     "PREPROCESSING_HOOKS": ["novastack.common.schema.only_v1"],

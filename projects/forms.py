@@ -24,6 +24,7 @@ class NewProjectForm(forms.Form):
     version = forms.CharField(max_length=40, required=False)
     region = forms.CharField(max_length=80, required=False)
     plan = forms.CharField(max_length=80, required=False)
+    placement = forms.CharField(max_length=40, required=False)
     description = forms.CharField(max_length=500, required=False)
     database_name = forms.CharField(max_length=200, required=False)
     username = forms.CharField(max_length=200, required=False)
@@ -37,7 +38,7 @@ class NewProjectForm(forms.Form):
         values = dict(self.cleaned_data)
         values["exposure"] = Exposure.PUBLIC if values.pop("public") else Exposure.LOCAL
         values["tls_required"] = values["tls_required"] or None
-        for name in ("version", "region", "plan", "database_name", "username"):
+        for name in ("version", "region", "plan", "placement", "database_name", "username"):
             values[name] = values[name] or None
         return values
 

@@ -28,6 +28,7 @@ from projects.operations import (
     region_check,
     registration,
     removal,
+    retiring,
     runner,
     standby_upkeep,
     tls,
@@ -97,6 +98,7 @@ def check_region(region_id: str) -> None:
 @shared_task(name="projects.janitor")
 def run_janitor() -> None:
     reconciler.claim_epochs()
+    retiring.drop_due()
     if janitor.delete_due_data():
         for pk in Operation.objects.live().filter(kind="purge", lease_until=None).values_list("pk", flat=True):
             send_hint(pk)

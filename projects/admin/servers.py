@@ -158,7 +158,7 @@ class OrphanAdmin(ReadOnlyAdmin):
     @admin.action(description="Settled: the service was told by hand")
     def settled(self, request: HttpRequest, rows: QuerySet[Orphan]) -> None:
         """Only for registrations that a service was left with: what runtimes hold is looked at, not declared."""
-        number = rows.filter(kind="service", resolved_at=None).update(resolved_at=now())
+        number = rows.filter(kind__in=["service", "database"], resolved_at=None).update(resolved_at=now())
         messages.success(request, f"Settled: {number}.")
 
 

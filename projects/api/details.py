@@ -90,7 +90,7 @@ class StatusView(DetailView):
         project = self.project()
         operation = live_operations([project]).get(project.pk)
         body = {
-            **status_of(project),
+            **status_of(project, operator=self.principal.is_operator),
             "write_fence": write_fence_of(project),
             "operation": operation_brief(operation, request),
         }

@@ -43,8 +43,8 @@ class ProjectCreate(Input):
         help_text="Slug or id. Missing: the token's, else your default one.",
     )  # fmt: skip
     placement = serializers.ChoiceField(
-        choices=Placement.choices, required=False, default=Placement.DEDICATED,
-        help_text="Only `dedicated` is available in this release.",
+        choices=Placement.choices, required=False, allow_null=True,
+        help_text="`dedicated`: a server of its own; `pool`: a database on a server that others share. The plan's if missing.",
     )  # fmt: skip
     database_name = Text(required=False, allow_null=True, allow_blank=True, max_length=LONG)
     username = Text(required=False, allow_null=True, allow_blank=True, max_length=LONG)

@@ -52,7 +52,7 @@ class OperationSerializer(serializers.ModelSerializer[Operation]):
         return operation.error_body()
 
     def get_cancellable(self, operation: Operation) -> bool:
-        definition = base.definition_of(operation.kind, operation.definition_version)
+        definition = base.definition_of(operation.kind, operation.definition_version, operation.variant)
         return bool(operation.live and definition and definition.cancellable and not operation.cancel_requested_at)
 
     def get_url(self, operation: Operation) -> str:

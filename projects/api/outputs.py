@@ -17,6 +17,7 @@ from projects.models import (
     Health,
     Operation,
     OperationState,
+    Placement,
     Plan,
     Project,
     ProjectStatus,
@@ -52,8 +53,8 @@ class OperationBrief(serializers.Serializer[Any]):
 
 
 class Limits(serializers.Serializer[Any]):
-    memory_bytes = serializers.IntegerField()
-    cpus = serializers.FloatField()
+    memory_bytes = serializers.IntegerField(allow_null=True, help_text="Null on a pool: they are shared.")
+    cpus = serializers.FloatField(allow_null=True, help_text="As above.")
     storage_bytes = serializers.IntegerField(help_text="Soft: measured at most 60 s late, then writers are fenced.")
 
 
@@ -100,8 +101,8 @@ class ProjectSerializer(serializers.ModelSerializer[Project]):
     @extend_schema_field(Limits)
     def get_limits(self, project: Project) -> dict[str, Any]:
         return {
-            "memory_bytes": project.memory_bytes,
-            "cpus": float(project.cpus),
+            "memory_bytes": None if project.placement == Placement.POOL else project.memory_bytes,
+            "cpus": None if project.placement == Placement.POOL else float(project.cpus),
             "storage_bytes": project.storage_bytes,
         }
 
@@ -141,7 +142,7 @@ class PlanSerializer(serializers.ModelSerializer[Plan]):
         model = Plan
         fields = [
             "id", "slug", "name", "memory_bytes", "cpus", "storage_bytes", "connection_limit", "recycle_days",
-            "is_default",
+            "placement", "is_default",
         ]  # fmt: skip
         read_only_fields = fields
 
@@ -177,12 +178,12 @@ class EngineOutput(serializers.Serializer[Any]):
 
 class ServerOutput(serializers.Serializer[Any]):
     runtime = serializers.CharField()
-    name = serializers.CharField()
-    image = serializers.CharField()
+    name = serializers.CharField(allow_null=True, help_text="Null on a pool, but for operators; so are these:")
+    image = serializers.CharField(allow_null=True)
     started_at = serializers.DateTimeField(allow_null=True)
     cpu_percent = serializers.FloatField(allow_null=True, help_text="100 is one full core.")
     memory_bytes = serializers.IntegerField(allow_null=True)
-    memory_limit_bytes = serializers.IntegerField()
+    memory_limit_bytes = serializers.IntegerField(allow_null=True)
     restart_pending = serializers.BooleanField(
         help_text="Its own sizes are still those of other limits; a restart makes them anew. See `resize` of its engine."
     )

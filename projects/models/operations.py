@@ -22,6 +22,9 @@ class Operation(BaseModel):
 
     kind = models.CharField(max_length=32)
     definition_version = models.PositiveSmallIntegerField(default=1)
+    variant = models.CharField(
+        max_length=12, blank=True, help_text="How it is done where the project lives: pool, or empty."
+    )
     on_give_up = models.CharField(max_length=16, choices=OnGiveUp)
     state = models.CharField(max_length=12, choices=OperationState, default=OperationState.QUEUED)
     organization_id = models.UUIDField(null=True)

@@ -148,11 +148,21 @@ class Database(BaseModel):
     slot = models.CharField("role", max_length=10, choices=DatabaseSlot, default=DatabaseSlot.CURRENT, db_column="role")
     name = models.CharField(max_length=63)
     created_in_engine_at = models.DateTimeField(null=True)
+    # On pools, where a server's own state says nothing about one of its databases.
+    made_of = models.CharField(max_length=63, blank=True, help_text="The blank that it is made of, until that is done.")
+    locked_at = models.DateTimeField(null=True, blank=True, help_text="Since then its logins are refused (rule 22).")
+    drop_due_at = models.DateTimeField(null=True, blank=True, help_text="Given up: the janitor drops it, not before.")
+    drop_error = models.CharField(max_length=500, blank=True)
+    recoveries = models.PositiveSmallIntegerField(default=0, help_text="Tries of the reconciler in a row.")
+    recover_after = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["project"], condition=Q(slot="current"), name="database_one_current"),
             models.UniqueConstraint(fields=["server", "name"], name="database_name_on_server"),
+        ]
+        indexes = [
+            models.Index(fields=["drop_due_at"], name="database_drop_due", condition=Q(drop_due_at__isnull=False))
         ]
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ def register_all() -> None:
     from projects.operations import (  # noqa: F401
         lifecycle,
         pool_removal,
+        pooled,
         pools,
         provision,
         registration,

@@ -100,6 +100,7 @@ class Definition:
     on_give_up: OnGiveUp
     while_running: ProjectStatus | None
     version: int = 1
+    variant: str = ""  # "pool": how the same kind is done for a project on a pool
     cancellable: bool = False
     yields: bool = False  # a deletion that queues behind may cut it short between side effects
     insists: bool = False  # never gives up, whatever the error: tried again at the longest back-off (rule 1)
@@ -109,10 +110,19 @@ class Definition:
 
 _definitions: dict[tuple[str, int], Definition] = {}
 _latest: dict[str, Definition] = {}
+_variants: dict[tuple[str, int, str], Definition] = {}
+_latest_variants: dict[tuple[str, str], Definition] = {}
 
 
 def register(definition: Definition) -> None:
-    """Make a kind known. Older versions may stay registered, so that what was begun under them can end."""
+    """Make a kind, or a variant of it, known. Older versions may stay registered, so that what was begun under them can
+    end."""
+    if definition.variant:
+        _variants[definition.kind, definition.version, definition.variant] = definition
+        latest = _latest_variants.get((definition.kind, definition.variant))
+        if latest is None or latest.version <= definition.version:
+            _latest_variants[definition.kind, definition.variant] = definition
+        return
     _definitions[definition.kind, definition.version] = definition
     known = _latest.get(definition.kind)
     if known is None or known.version <= definition.version:
@@ -120,21 +130,24 @@ def register(definition: Definition) -> None:
 
 
 def prepend_steps(kind: str, steps: tuple[Step, ...]) -> None:
-    """Another app puts steps in front of a kind, from its `AppConfig.ready()` (rule 6): a purge's final backup."""
-    current = _latest[kind]
-    register(replace(current, steps=(*steps, *current.steps), version=current.version))
+    """Another app puts steps in front of a kind and its variants, from its `AppConfig.ready()` (rule 6): a purge's final
+    backup."""
+    for current in (_latest[kind], *(each for (name, _), each in _latest_variants.items() if name == kind)):
+        register(replace(current, steps=(*steps, *current.steps), version=current.version))
 
 
-def definition_of(kind: str, version: int) -> Definition | None:
-    return _definitions.get((kind, version))
+def definition_of(kind: str, version: int, variant: str = "") -> Definition | None:
+    """What an operation was recorded under."""
+    return _variants.get((kind, version, variant)) if variant else _definitions.get((kind, version))
 
 
-def latest_definition(kind: str) -> Definition:
-    return _latest[kind]
+def latest_definition(kind: str, variant: str = "") -> Definition:
+    """What a new operation is recorded under: the variant's, or the kind's own where it has none of that name."""
+    return _latest_variants.get((kind, variant)) or _latest[kind]
 
 
-def latest_of(kind: str) -> Definition | None:
-    return _latest.get(kind)
+def latest_of(kind: str, variant: str = "") -> Definition | None:
+    return _latest_variants.get((kind, variant)) if variant else _latest.get(kind)
 
 
 def titles() -> dict[str, str]:

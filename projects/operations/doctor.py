@@ -39,7 +39,7 @@ from projects.models import (
     ServerDesired,
     ServerKind,
 )
-from projects.operations import disks, fanout, reconciler, wiring
+from projects.operations import disks, doctor_pools, fanout, reconciler, wiring
 from projects.operations import doctor_logins as logins
 from projects.operations.doctor_findings import Finding, Report, of
 from projects.runtimes.base import Runtime
@@ -209,6 +209,7 @@ def _region(
                     "End what holds it (`ss -ltnp`); the server can't start before.")
             )  # fmt: skip
     found += _shared(rows.values(), facts)
+    found += doctor_pools.check(region, rows, facts.described)
     return found + logins.check(rows, facts.described, projects, report)
 
 
@@ -273,6 +274,12 @@ def _noted_orphans(found: list[Finding]) -> Iterator[Finding]:
             yield Finding(
                 "left.service", row.name, row.note, "Tell the service by hand; then mark it resolved in the admin, Orphans.",
                 row.region.slug,
+            )  # fmt: skip
+            continue
+        if row.kind == "database":
+            yield Finding(
+                "unknown.database", row.name, row.note,
+                "Look whose it is; drop it by hand, then mark it resolved in the admin, Orphans.", row.region.slug,
             )  # fmt: skip
             continue
         unseen = row.region.slug in away or not row.region.enabled or row.region.gone_at is not None

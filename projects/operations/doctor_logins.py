@@ -64,7 +64,8 @@ def check(
     for pk in where:
         add(up[pk], "admin", functools.partial(wiring.admin_candidates, up[pk]))
     roles = DatabaseRole.objects.filter(
-        server__in=list(where), kind__in=LOGINS, database__slot=DatabaseSlot.CURRENT, database__project__ready_at__isnull=False
+        server__in=list(where), kind__in=LOGINS, database__slot=DatabaseSlot.CURRENT, database__project__ready_at__isnull=False,
+        database__locked_at=None,
     ).select_related("database")  # fmt: skip
     for role in roles:
         project = projects.get(role.database.project_id)

@@ -178,7 +178,7 @@ def _targets() -> list[_Target]:
             Q(project__write_fence_applied=True) | ~Q(project__write_fence=""),
             slot=DatabaseSlot.CURRENT, project__recycled_at=None, project__ready_at__isnull=False,
             project__region__reachable=True, project__region__reconcile=True,
-            server__observed_state=ObservedState.RUNNING, server__reconcile=True,
+            server__observed_state=ObservedState.RUNNING, server__reconcile=True, locked_at=None,
         )
         .select_related("project", "server")
         .prefetch_related("roles")

@@ -12,6 +12,7 @@ from django.db.models import F
 
 from novastack.common.clock import now
 from projects.models import (
+    Database,
     DatabaseServer,
     DataTombstone,
     Operation,
@@ -20,6 +21,7 @@ from projects.models import (
     OperationStep,
     Orphan,
     Project,
+    ServerKind,
     StepState,
 )
 from projects.operations import locks, removal
@@ -89,6 +91,10 @@ def _write_down(project: Project) -> list[Orphan]:
     for server in DatabaseServer.objects.filter(project_uuid=project.pk):
         if not removal.never_begun(server):
             names |= {("server", server.handle.name), ("data", server.handle.name)}
+    on_pools = Database.objects.filter(project=project, server__kind=ServerKind.POOL).select_related("server")
+    for database in on_pools:  # its pool may come back with it
+        if database.server.initialised_at is not None:
+            names.add(("database", f"{database.server.handle.name}/{database.name}"))
     tombs = DataTombstone.objects.select_for_update().filter(
         project_uuid=project.pk, deleted_at=None, forgotten_at=None
     )  # fmt: skip

@@ -90,7 +90,10 @@ def create_database(ctx: Context) -> None:
         raise StepFailed("internal_error", "The roles have no passwords.", retryable=False)
     ctx.guard()
     with steps.refused_as("database_creation_failed"), wiring.admin_session(ctx.engine, ctx.server) as admin:
-        admin.create_tenant(ctx.names, login_password=login.secret.open(), control_password=control.secret.open())
+        admin.create_tenant(
+            ctx.names, login_password=login.secret.open(), control_password=control.secret.open(),
+            blank=ctx.database.made_of,
+        )  # fmt: skip
     with ctx.fenced():
         Database.objects.filter(pk=ctx.database.pk, created_in_engine_at=None).update(created_in_engine_at=now())
     ctx.explain(f"{ctx.names.database}, closed to everybody else before any credential could reach it")
@@ -146,7 +149,7 @@ def activate_keys(ctx: Context) -> None:
     ctx.explain(f"{number} key{'' if number == 1 else 's'}")
 
 
-def _succeeded(operation: Operation) -> None:
+def succeeded(operation: Operation) -> None:
     Project.objects.filter(pk=operation.project_key).update(
         ready_at=now(), failure=None, health=Health.HEALTHY, health_detail="", health_checked_at=now(),
         generation=F("generation") + 1,
@@ -154,7 +157,7 @@ def _succeeded(operation: Operation) -> None:
     DatabaseServer.objects.filter(project_uuid=operation.project_uuid).update(recoveries=0, recover_after=None)
 
 
-def _failed(operation: Operation) -> None:
+def failed(operation: Operation) -> None:
     Project.objects.filter(pk=operation.project_key).update(failure=operation.error)
 
 
@@ -164,8 +167,8 @@ PROVISION = Definition(
     on_give_up=OnGiveUp.UNDO,
     while_running=ProjectStatus.PROVISIONING,
     cancellable=True,
-    on_success=_succeeded,
-    on_failure=_failed,
+    on_success=succeeded,
+    on_failure=failed,
     steps=(
         Step("verify", "Verify the request", verify, retry=RetryPolicy(attempts=1)),
         # A pull may take minutes; an image that can't be had is asked for again by the whole operation.

@@ -15,7 +15,7 @@ from django.db.models import F
 from novastack.common.clock import now
 from novastack.common.errors import OperationInProgress
 from novastack.common.logs import current_request_id
-from projects.models import DatabaseServer, LockMode, Operation, OperationLock, OperationStep, Project
+from projects.models import DatabaseServer, LockMode, Operation, OperationLock, OperationStep, Placement, Project
 from projects.operations import base, locks, status
 
 log = structlog.get_logger(__name__)
@@ -101,7 +101,7 @@ def operation_create(
     Raises `OperationInProgress` when another one holds the project, unless `queue_behind`: then the running one is
     asked to cancel and this one waits for it (deletion is always accepted, rule 5). Nobody passes one that waits.
     """
-    definition = base.latest_definition(kind)
+    definition = base.latest_definition(kind, "pool" if project.placement == Placement.POOL else "")
     subject = locks.subject_of("project", project.pk)
     # Project before subject, as in the runner: two orders would deadlock.
     list(Project.objects.select_for_update(of=("self",), no_key=True).filter(pk=project.pk).values_list("pk"))
@@ -115,6 +115,7 @@ def operation_create(
     operation = Operation.objects.create(
         kind=kind,
         definition_version=definition.version,
+        variant=definition.variant,
         on_give_up=definition.on_give_up,
         organization_id=project.organization_id,
         project_uuid=project.pk,

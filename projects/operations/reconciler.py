@@ -40,7 +40,7 @@ from projects.models import (
     ServerDesired,
     ServerKind,
 )
-from projects.operations import abilities, fanout, pools, status, wiring
+from projects.operations import abilities, fanout, pooled_upkeep, pools, status, wiring
 from projects.operations.queue import hint_health, operation_create, send_hint
 from projects.runtimes.base import Runtime
 
@@ -255,6 +255,8 @@ def _region(look: _Look, seen: _Seen, install: Install, report: Report) -> bool:
         report.changed += len(changed) - len(stale)
     if not install.read_only and region.reconcile:
         report.started += _converge(servers)
+        if any(server.kind == ServerKind.POOL for server in servers):
+            report.started += pooled_upkeep.converge(region)
     return True
 
 
@@ -441,6 +443,7 @@ def _failed_but_up(servers: list[DatabaseServer], moment: datetime) -> list[UUID
         if s.desired_state == ServerDesired.RUNNING
         and s.observed_state == ObservedState.RUNNING
         and s.reconcile
+        and s.kind == "dedicated"
         and s.initialised_at is not None
         and (s.recover_after is None or s.recover_after <= moment)
     }
@@ -500,7 +503,9 @@ def _report_orphans(
         raise found
     known = known | known_in(region)
     strange = {(kind, h.name) for kind, h in found if (kind, h.server_id, h.incarnation) not in known}
-    noted = Orphan.objects.filter(region=region, resolved_at=None).exclude(kind="service")  # nothing of a runtime's
+    noted = Orphan.objects.filter(region=region, resolved_at=None).exclude(
+        kind__in=["service", "database"]
+    )  # no runtime's
     open_rows: dict[Any, Orphan] = {(o.kind, o.name): o for o in noted}
     new = strange - set(open_rows)
     for kind, name in sorted(new):

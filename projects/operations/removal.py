@@ -147,6 +147,7 @@ def forget(ctx: Context) -> None:
 def remove_rows(project_id: UUID) -> None:
     """The project's rows, but for what outlives it: operations, audit events, tombstones, the reserved port. In a
     transaction."""
+    Endpoint.objects.filter(project_id=project_id, shared=True, port=0).delete()  # never had a place on a pool
     Endpoint.objects.filter(project_id=project_id).update(
         project=None, reserved_until=now() + timedelta(days=PORT_RESERVED_DAYS)
     )
@@ -156,7 +157,7 @@ def remove_rows(project_id: UUID) -> None:
     Project.objects.filter(pk=project_id).delete()
 
 
-def _rows_gone(ctx: Context) -> None:
+def rows_gone(ctx: Context) -> None:
     if not Project.objects.filter(pk=ctx.operation.project_key).exists():
         return
     forget(ctx)
@@ -201,7 +202,7 @@ register(
             Step("stop", "Stop the server", steps.stop_server, retry=SERVER_RETRY),
             Step("server", "Remove the server", remove_server, retry=SERVER_RETRY),
             Step("data", "Delete the data", await_data_gone, retry=SERVER_RETRY),
-            Step("rows", "Forget it", _rows_gone, retry=SERVER_RETRY, deadline_seconds=60),
+            Step("rows", "Forget it", rows_gone, retry=SERVER_RETRY, deadline_seconds=60),
         ),
     )
 )  # fmt: skip

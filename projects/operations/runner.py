@@ -75,7 +75,7 @@ class _Run:
         self._shown = False  # whether the project's status says that this operation is at work
 
     def go(self) -> None:
-        definition = base.definition_of(self.operation.kind, self.operation.definition_version)
+        definition = base.definition_of(self.operation.kind, self.operation.definition_version, self.operation.variant)
         rows = self.rows
         known = {step.name: step for step in definition.steps} if definition else {}
         if definition is None or any(row.name not in known for row in rows):
@@ -412,7 +412,7 @@ class _Run:
     def _hook(self, definition: Definition | None, row: Operation) -> str:
         """What the end means for the project. A hook that breaks makes a success a failure, and never keeps the
         operation from ending. Returns the state it ended in."""
-        known = definition or base.latest_of(row.kind)
+        known = definition or base.latest_of(row.kind, row.variant)
         try:
             with transaction.atomic():
                 if row.state == OperationState.SUCCEEDED and known is not None:

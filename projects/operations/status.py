@@ -23,6 +23,7 @@ from projects.models import (
     Project,
     ProjectStatus,
     Region,
+    ServerKind,
     StepState,
 )
 from projects.models.catalogue import UNREACHABLE
@@ -34,8 +35,9 @@ _PROJECT_FACTS = (
     "desired_status", "recycled_at", "failure", "ready_at", "health", "health_detail", "status", "status_detail",
     "region__reachable", "region__reason",
 )  # fmt: skip
-_SERVER_FACTS = ("server__observed_state", "server__observed_detail")
-_OPERATION_FACTS = ("project_uuid", "kind", "definition_version", "started_at")
+_DATABASE_FACTS = ("project_id", "locked_at", "server__kind", "server__observed_state", "server__observed_detail")
+POOL_DOWN = "Its pool is down; it is started again."
+_OPERATION_FACTS = ("project_uuid", "kind", "definition_version", "variant", "started_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +117,7 @@ def _refresh(wanted: list[UUID]) -> int:
     locked = Project.objects.select_for_update(of=("self",), no_key=True).filter(pk__in=wanted).order_by("pk")
     projects = list(locked.select_related("region").only(*_PROJECT_FACTS))
     current = Database.objects.filter(project_id__in=wanted, slot="current").select_related("server")
-    servers: dict[UUID, DatabaseServer] = {
-        row.project_id: row.server for row in current.only("project_id", *_SERVER_FACTS)
-    }
+    databases: dict[UUID, Database] = {row.project_id: row for row in current.only(*_DATABASE_FACTS)}
     live: dict[UUID | None, Operation] = {}
     for operation in (
         Operation.objects.live().filter(project_uuid__in=wanted).order_by("created_at").only(*_OPERATION_FACTS)
@@ -128,7 +128,7 @@ def _refresh(wanted: list[UUID]) -> int:
     for project in projects:
         operation = live.get(project.pk)
         why = held_up.get(operation.pk, "") if operation else ""
-        status, detail = derive(_facts(project, servers.get(project.pk), operation, why))
+        status, detail = derive(_facts(project, databases.get(project.pk), operation, why))
         detail = detail[:500]
         if (project.status, project.status_detail) != (status, detail):
             project.status, project.status_detail = status, detail
@@ -180,8 +180,23 @@ def set_reachable(region: Region, reachable: bool, reason: str) -> None:
     refresh(Project.objects.filter(region=region).values_list("pk", flat=True))
 
 
-def _facts(project: Project, server: DatabaseServer | None, operation: Operation | None, held_up: str) -> Facts:
+def _seen(database: Database | None) -> tuple[str, str]:
+    """State and detail of what was observed. On a pool it is the database that is stopped, by shutting its logins out; what
+    the pool's runtime says is for operators."""
+    if database is None:
+        return ObservedState.UNKNOWN, ""
+    server = database.server
+    if server.kind != ServerKind.POOL:
+        return server.observed_state, server.observed_detail
+    if server.observed_state == ObservedState.RUNNING:
+        return (ObservedState.STOPPED, "Its logins are shut out; they are let in again.") if database.locked_at else (
+            ObservedState.RUNNING, "")  # fmt: skip
+    return server.observed_state, POOL_DOWN
+
+
+def _facts(project: Project, database: Database | None, operation: Operation | None, held_up: str) -> Facts:
     kind = operation.kind if operation else None
+    observed, observed_detail = _seen(database)
     return Facts(
         desired=project.desired_status,
         recycled=project.recycled_at is not None,
@@ -191,8 +206,8 @@ def _facts(project: Project, server: DatabaseServer | None, operation: Operation
         operation_detail=held_up,
         failure=project.failure,
         ready=project.ready_at is not None,
-        observed=server.observed_state if server else ObservedState.UNKNOWN,
-        observed_detail=server.observed_detail if server else "",
+        observed=observed,
+        observed_detail=observed_detail,
         health=project.health,
         health_detail=project.health_detail,
     )
@@ -201,7 +216,7 @@ def _facts(project: Project, server: DatabaseServer | None, operation: Operation
 def _while(operation: Operation | None) -> str | None:
     if operation is None:
         return None
-    definition = base.definition_of(operation.kind, operation.definition_version)
+    definition = base.definition_of(operation.kind, operation.definition_version, operation.variant)
     status = definition.while_running if definition else None
     if status == ProjectStatus.PROVISIONING and operation.started_at is None:
         return ProjectStatus.QUEUED

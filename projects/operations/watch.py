@@ -123,7 +123,7 @@ def _begin(targets: dict[UUID, _Target], ill: set[UUID]) -> list[parallel.Lane[_
 def _running() -> ProjectQuerySet:
     return Project.objects.live().filter(
         ready_at__isnull=False, region__reachable=True, databases__slot=DatabaseSlot.CURRENT,
-        databases__server__observed_state=ObservedState.RUNNING,
+        databases__server__observed_state=ObservedState.RUNNING, databases__locked_at=None,
     )  # fmt: skip
 
 
@@ -198,7 +198,8 @@ def _put_tables(results: dict[UUID, _Result], moment: datetime) -> None:
 def _judge(project: Project, result: _Result, moment: datetime) -> str:
     if result.healthy:
         return Health.HEALTHY
-    started = DatabaseServer.objects.filter(project_uuid=project.pk).values_list("started_at", flat=True).first()
+    mine = DatabaseServer.objects.filter(databases__project=project, databases__slot=DatabaseSlot.CURRENT)
+    started = mine.values_list("started_at", flat=True).first()
     young = started is not None and moment - started < timedelta(seconds=STARTING_SECONDS)
     # A server that comes up, perhaps out of a crash, is not unhealthy yet.
     return Health.UNKNOWN if project.health == Health.UNKNOWN and young else Health.UNHEALTHY
@@ -318,7 +319,7 @@ def _keep_usage(servers: list[DatabaseServer], usage: Mapping[domain.Handle, dom
     moment, samples = now(), []
     rows = Database.objects.filter(server__in=servers, slot=DatabaseSlot.CURRENT).select_related("project")
     projects: dict[UUID, list[Project]] = defaultdict(list)
-    for row in rows:
+    for row in rows.exclude(locked_at__isnull=False):
         projects[row.server_id].append(row.project)
     read = []
     for server in servers:

@@ -20,7 +20,7 @@ from novastack.common.errors import (
     NotFound,
 )
 from projects import domain, registry
-from projects.models import DesiredStatus, Operation, OperationState, Project, ProjectService, ProjectStatus
+from projects.models import DesiredStatus, Operation, OperationState, Placement, Project, ProjectService, ProjectStatus
 from projects.operations import base, provision, removal, status
 from projects.operations.queue import hint_on_commit, operation_create
 from projects.operations.registration import new_generation
@@ -38,6 +38,10 @@ ALLOWED: dict[str, tuple[set[str], str]] = {
     "retry": ({S.FAILED}, "Only a failed project can be retried."),
 }
 ACTIONS = tuple(ALLOWED)
+RESTART_ON_POOL = (
+    "The project shares its server with others, so that it can't be restarted."
+    " Stopping and starting it ends its sessions."
+)
 
 
 class DeletionProtected(Conflict):
@@ -54,6 +58,8 @@ def lock_project(project: Project) -> Project:
 def allowed_actions(project: Project) -> set[str]:
     """What `project_action` would accept in the present status."""
     found = {action for action, (statuses, _) in ALLOWED.items() if project.status in statuses}
+    if project.placement == Placement.POOL:
+        found.discard("restart")
     if project.ready_at is None:
         found -= {"start", "stop", "restart", "rotate_password"}
     if project.purging_at is not None:
@@ -81,6 +87,8 @@ def project_action(
     if action == "undelete":  # its quota is counted under this lock; organization before project, as everywhere
         Organization.objects.select_for_update(no_key=True).get(pk=project.organization_id)
     project = lock_project(project)
+    if action == "restart" and project.placement == Placement.POOL:
+        raise ActionNotAllowed(RESTART_ON_POOL)
     status.refresh([project.pk])
     project.refresh_from_db(fields=["status", "status_detail"])
     if action not in allowed_actions(project):
@@ -130,7 +138,8 @@ def _prepare_undelete(project: Project, new_name: str | None) -> str:
         project.name = validation.clean_name(new_name)
     if not name_is_free(organization, project.name, besides=project.pk):
         raise NameTaken(f"The name “{project.name}” was given to another project since; give a new one (`name`).")
-    quotas.check(organization, projects=1, memory_bytes=project.memory_bytes)
+    own_memory = 0 if project.placement == Placement.POOL else project.memory_bytes
+    quotas.check(organization, projects=1, memory_bytes=own_memory)
     project.recycled_at = project.recycle_until = None
     project.desired_status = DesiredStatus.RUNNING
     project.save(update_fields=["name", "recycled_at", "recycle_until", "desired_status", "updated_at"])
@@ -209,7 +218,7 @@ def operation_cancel(*, principal: Principal, operation: Operation) -> Operation
     """Ask a live operation to stop and undo what it did. Kinds that roll forward can't be cancelled once they began."""
     _require_for(principal, operation)
     operation = Operation.objects.select_for_update(no_key=True).get(pk=operation.pk)
-    definition = base.definition_of(operation.kind, operation.definition_version)
+    definition = base.definition_of(operation.kind, operation.definition_version, operation.variant)
     if not operation.live:
         raise ActionNotAllowed(f"The operation has {operation.get_state_display().lower()}.")
     if definition is None or not definition.cancellable:

@@ -13,7 +13,7 @@ from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, Invalid, NameTaken
 from projects import domain, registry
 from projects.engines.base import Engine
-from projects.models import DatabaseServer, DatabaseSlot, DesiredStatus, ObservedState, Operation, Project
+from projects.models import DatabaseServer, DatabaseSlot, DesiredStatus, ObservedState, Operation, Placement, Project
 from projects.operations import certificates
 from projects.operations.queue import operation_create
 from projects.operations.watch import is_current
@@ -103,6 +103,8 @@ def _set(project: Project, **values: Any) -> list[str]:
 
 def tls_unavailable(project: Project) -> str:
     """Why plain connections to this project can't be refused now, for people; empty: they can."""
+    if project.placement == Placement.POOL:
+        return "Whether plain connections are refused is the pool’s, for all projects on it. TLS itself is offered."
     server = DatabaseServer.objects.filter(databases__project=project, databases__slot=DatabaseSlot.CURRENT).first()
     return certificates.unavailable(server) if server is not None else ""
 
@@ -112,6 +114,8 @@ def _tls(project: Project, required: Any) -> list[str]:
         raise Invalid.field("tls_required", "invalid", "Give true or false.")
     if required == project.tls_required:
         return []
+    if project.placement == Placement.POOL:
+        raise Invalid.field("tls_required", "not_available", tls_unavailable(project))
     if project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}:
         raise ActionNotAllowed("The project is deleted; undelete it before changing its TLS.")
     if not required and registry.engine(project.engine).tls_only:
@@ -142,6 +146,10 @@ def too_small_while_running(project: Project, engine: Engine, memory_bytes: int)
 def _limits(project: Project, organization: Organization, limits: Any) -> list[str]:
     if not isinstance(limits, dict):
         raise Invalid.field("limits", "invalid", "Give an object with `memory_bytes` and `cpus`.")
+    if project.placement == Placement.POOL:
+        if not limits:
+            return []
+        raise Invalid.field("limits", "not_available", "Memory and CPU are the pool's, for all projects on it.")
     if project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}:
         raise ActionNotAllowed("The project is deleted; undelete it before changing its limits.")
     given = {"memory_bytes": project.memory_bytes, "cpus": project.cpus, **limits}

@@ -20,7 +20,7 @@ from accounts.services import audit, revoke_after_restore
 from novastack.common import vault
 from novastack.common.clock import now
 from novastack.common.models import Heartbeat, Install
-from projects.models import DataTombstone, Operation, Project
+from projects.models import Database, DataTombstone, Operation, Project
 from projects.services import control_database as control
 from projects.services.control_backup import DUMP, FORMAT, KEYS, MANIFEST, NAMES
 from projects.services.control_database import ControlError
@@ -182,6 +182,7 @@ def _settle(restored: Restored, *, keep_tokens: bool) -> None:
     live = Operation.objects.live()
     live.update(lease_until=None, lease_owner="", hinted_at=None)
     DataTombstone.objects.filter(deleted_at=None, due_at__lt=moment + DATA_GRACE).update(due_at=moment + DATA_GRACE)
+    Database.objects.filter(drop_due_at__lt=moment + DATA_GRACE).update(drop_due_at=moment + DATA_GRACE)
     Project.objects.filter(recycle_until__lt=moment + BIN_GRACE).update(recycle_until=moment + BIN_GRACE)
     # What was being made then may have been finished and filled since: no undo may destroy it (rule 7).
     Project.objects.filter(credentials_shown_at=None).update(credentials_shown_at=moment)

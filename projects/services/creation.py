@@ -54,7 +54,7 @@ class ProjectRequest:
     description: str = ""
     region: str | None = None
     plan: str | None = None
-    placement: str = Placement.DEDICATED
+    placement: str | None = None  # where projects of the plan live
     database_name: str | None = None
     username: str | None = None
     limits: dict[str, Any] = field(default_factory=dict)
@@ -194,33 +194,40 @@ def project_create(
     name = validation.clean_name(request.name)
     region, plan = _region_and_plan(request)
     engine, version = _engine_and_version(request, region)
-    if request.placement != Placement.DEDICATED:
-        raise Invalid.field("placement", "not_available", "Only `dedicated` is available in this release.")
+    placement = _placement(request, plan, engine)
+    pooled = placement == Placement.POOL
     if request.exposure not in Exposure.values:
         raise Invalid.field("exposure", "invalid", "Use `local` or `public`.")
     if request.exposure == Exposure.PUBLIC and not region.public_address:
         raise Invalid.field("exposure", "not_available", f"{region.name} publishes on its own host only.")
+    if pooled:
+        _refuse_own_on_pool(request)
     tls_required = _tls_required(request, engine)
-    memory, cpus = clean_limits(request.limits, plan, engine)
+    # On a pool nothing of the server is its own; the plan's numbers are what a server of its own would get.
+    memory, cpus = (plan.memory_bytes, plan.cpus) if pooled else clean_limits(request.limits, plan, engine)
     description, labels = validation.clean_description(request.description), validation.clean_labels(request.labels)
 
     # NO KEY: rows that refer to it may be written meanwhile. PostgreSQL checks the reference again (a lock on the
     # organization) when a project's row is updated twice in one transaction: with a full lock that is a deadlock.
     organization = Organization.objects.select_for_update(no_key=True).get(pk=organization.pk)
     slug = slug_preview(organization, name)
-    database_name = _identifier(engine, request.database_name, slug, field="database_name")
-    username = _identifier(engine, request.username, slug, field="username", suffix="_user")
+    if not pooled:
+        database_name = _identifier(engine, request.database_name, slug, field="database_name")
+        username = _identifier(engine, request.username, slug, field="username", suffix="_user")
     if not name_is_free(organization, name):
         raise NameTaken(f"A project named “{name}” exists; choose another name.")
-    quotas.check(organization, projects=1, memory_bytes=memory, storage_bytes=plan.storage_bytes)
+    quotas.check(organization, projects=1, memory_bytes=0 if pooled else memory, storage_bytes=plan.storage_bytes)
     project = Project.objects.create(
         organization=organization, name=name, slug=slug, description=description, labels=labels,
-        engine=engine.name, version=version, region=region, plan=plan, placement=request.placement,
+        engine=engine.name, version=version, region=region, plan=plan, placement=placement,
         memory_bytes=memory, cpus=cpus, storage_bytes=plan.storage_bytes, exposure=request.exposure,
         tls_required=tls_required, deletion_protection=request.deletion_protection, created_by=principal.user,
         bootstrap_schema=request.bootstrap_schema,
     )  # fmt: skip
-    _server_rows(project, engine, database_name=database_name, username=username)
+    if pooled:
+        _place_to_come(project)
+    else:
+        _server_rows(project, engine, database_name=database_name, username=username)
     _services(project, request.services)
     made = keys.keys_for_new_project(
         principal=principal, project=project, count=request.api_keys, prefix=request.api_key_prefix
@@ -233,10 +240,61 @@ def project_create(
         made_keys += made
     audit.record(
         principal, "project.created", organization=organization, project_id=project.pk, project_name=project.name,
-        target=project.slug, data={"engine": engine.name, "version": version, "region": region.slug, "plan": plan.slug},
+        target=project.slug, data={"engine": engine.name, "version": version, "region": region.slug, "plan": plan.slug,
+              "placement": placement},
     )  # fmt: skip
     project.refresh_from_db()
     return project
+
+
+def _placement(request: ProjectRequest, plan: Plan, engine: Engine) -> str:
+    """Where it will live: as asked for, else as the plan says."""
+    placement = request.placement or plan.placement
+    if placement == Placement.EXTERNAL:
+        raise Invalid.field("placement", "not_available", "Databases outside of NovaStack can't be projects yet.")
+    if placement not in {Placement.DEDICATED, Placement.POOL}:
+        raise Invalid.field("placement", "invalid", "Use `dedicated` or `pool`.")
+    if placement == Placement.POOL and domain.Capability.POOL not in engine.capabilities:
+        able = ", ".join(e.title for e in registry.engines().values() if domain.Capability.POOL in e.capabilities)
+        where = (
+            "Choose `dedicated`" if request.placement else f"The plan {plan.name} places on pools: ask for `dedicated`"
+        )
+        raise Invalid.field(
+            "placement", "not_available", f"{engine.title} can't share a server; pools are for {able}. {where}."
+        )
+    return placement
+
+
+def _refuse_own_on_pool(request: ProjectRequest) -> None:
+    """What only a server of its own can give. Refused with the field, not forgotten."""
+    opaque = "On a pool names are made from the project's id, since neighbours may see them. Leave it out."
+    for field_name in ("database_name", "username"):
+        if getattr(request, field_name) not in (None, ""):
+            raise Invalid.field(field_name, "not_available", opaque)
+    if request.limits:
+        first = min(request.limits)
+        raise Invalid.field(
+            f"limits.{first}", "not_available", "Memory and CPU are the pool's, for all projects on it. Leave them out."
+        )
+    if request.exposure == Exposure.PUBLIC:
+        raise Invalid.field(
+            "exposure", "not_available", "Pools are published on their own host only; choose placement `dedicated`."
+        )
+    if request.tls_required:
+        raise Invalid.field(
+            "tls_required", "not_available",
+            "Whether plain connections are refused is the pool's, for all projects on it; TLS itself is offered. Leave it"
+            " out, or choose placement `dedicated`.",
+        )  # fmt: skip
+
+
+def _place_to_come(project: Project) -> None:
+    """Its address, once it has one: that of its pool. Database and roles are made with the place."""
+    region = project.region
+    Endpoint.objects.create(
+        project=project, project_uuid=project.pk, region=region, host=region.client_host, port=0, shared=True,
+        control_host=region.control_host, control_port=0, bind_address=region.bind_address,
+    )  # fmt: skip
 
 
 def _identifier(engine: Engine, value: str | None, slug: str, *, field: str, suffix: str = "") -> str:

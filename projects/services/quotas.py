@@ -8,14 +8,15 @@ from django.db.models import Count, Q, Sum
 
 from accounts.models import Organization
 from novastack.common.errors import QuotaExceeded
-from projects.models import Project
+from projects.models import Placement, Project
 
 
 def _used(organization: Organization) -> dict[str, int]:
     live = Q(recycled_at=None)
     sums = Project.objects.filter(organization=organization).aggregate(
         projects=Count("id", filter=live),
-        memory_bytes=Sum("memory_bytes", filter=live, default=0),
+        # Those on pools have no memory of their own.
+        memory_bytes=Sum("memory_bytes", filter=live & ~Q(placement=Placement.POOL), default=0),
         storage_bytes=Sum("storage_bytes", default=0),  # the recycle bin counts for storage (rule 14)
     )
     return {key: int(value or 0) for key, value in sums.items()}

@@ -17,7 +17,16 @@ from accounts.permissions import Capability, Principal, require
 from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, RuntimeNotAvailable, Throttled
 from projects import tasks
-from projects.models import Database, DatabaseServer, DatabaseSlot, ObservedState, Project, TableSnapshot
+from projects.models import (
+    Database,
+    DatabaseServer,
+    DatabaseSlot,
+    ObservedState,
+    Placement,
+    Project,
+    ServerKind,
+    TableSnapshot,
+)
 from projects.operations import metrics
 from projects.operations.logs import LogText, read_on
 from projects.operations.watch import is_current
@@ -72,6 +81,8 @@ def figures_of(project: Project, server: DatabaseServer | None) -> Figures:
     last = max((at for at in (usage_at, project.stats_at) if at), default=None)
     if server is None or server.observed_state != ObservedState.RUNNING or not project.region.reachable:
         return Figures(None, None, None, None, None, None, last)
+    if server.kind == ServerKind.POOL:  # its own figures are no tenant's
+        usage_at, last = None, project.stats_at
     used, counted = is_current(usage_at, moment), is_current(project.stats_at, moment)
     return Figures(
         cpu_percent=server.cpu_percent if used else None,
@@ -84,9 +95,11 @@ def figures_of(project: Project, server: DatabaseServer | None) -> Figures:
     )
 
 
-def status_of(project: Project) -> dict[str, Any]:
-    """The `status` answer of the API but for `operation`. Everything was observed; null is not known."""
+def status_of(project: Project, *, operator: bool = False) -> dict[str, Any]:
+    """The `status` answer of the API but for `operation`. Everything was observed; null is not known. What is a pool's
+    rather than the project's is for operators."""
     server = server_of(project)
+    own = operator or server is None or server.kind != ServerKind.POOL
     seen = [moment for moment in (project.health_checked_at, server.observed_at if server else None) if moment]
     figures = figures_of(project, server)
     return {
@@ -97,13 +110,13 @@ def status_of(project: Project) -> dict[str, Any]:
         "detail": project.status_detail or project.health_detail,
         "server": None if server is None else {
             "runtime": server.runtime,
-            "name": server.handle.name,
-            "image": server.image,
-            "started_at": server.started_at,
+            "name": str(server) if own else None,
+            "image": server.image if own else None,
+            "started_at": server.started_at if own else None,
             "cpu_percent": figures.cpu_percent,
             "memory_bytes": figures.memory_bytes,
-            "memory_limit_bytes": server.memory_bytes,
-            "restart_pending": server.restart_pending,
+            "memory_limit_bytes": server.memory_bytes if own else None,
+            "restart_pending": own and server.restart_pending,
             "connections": figures.connections,
             "connections_limit": project.connections_limit,
             "size_bytes": project.size_bytes,
@@ -187,6 +200,8 @@ def logs_read(*, principal: Principal, project: Project, tail: int = 200, cursor
     Live by nature. Where the web has no way to runtimes (production, rule 23), the monitoring worker reads them for it.
     """
     require(principal, project.organization_id, Capability.PROJECT_LOGS)
+    if project.placement == Placement.POOL:  # rule 22
+        raise ActionNotAllowed("The server's log is about all projects on its pool: it is for operators only.")
     server = server_of(project)
     if server is None or server.initialised_at is None:
         raise ActionNotAllowed("The server has not been made yet; there is no log.")

@@ -17,7 +17,7 @@ from accounts.services import organization_for
 from novastack.common.errors import NameTaken, Problem
 from projects import registry
 from projects.forms import NewProjectForm
-from projects.models import Plan, Region
+from projects.models import Placement, Plan, Region
 from projects.operations.catalogue import Versions, everything
 from projects.services import ProjectRequest, project_create, slug_preview, usage_of
 from projects.services.creation import name_is_free, version_for
@@ -110,13 +110,16 @@ def _chosen(form: NewProjectForm, regions: list[Region], plans: list[Plan]) -> d
     offered = {v.version for v in known[engine.name].offered}
     usable = [region for region in regions if region.available and region.has_room]
     region = next((r for r in usable if r.slug == value("region")), usable[0] if usable else None)
+    plan = next((p for p in plans if p.slug == value("plan")), None) or next(
+        (p for p in plans if p.is_default), plans[0] if plans else None
+    )
     return {
         "engine": engine,
         "catalogue": known,
         "version": value("version") if value("version") in offered else version_for(known[engine.name], region),
         "region": region,
-        "plan": next((p for p in plans if p.slug == value("plan")), None)
-        or next((p for p in plans if p.is_default), plans[0] if plans else None),
+        "plan": plan,
+        "placement": value("placement") or (plan.placement if plan else Placement.DEDICATED),
         "name": value("name").strip()[:200],
         "public": bool(value("public")),
         "tls_required": bool(value("tls_required")),
@@ -144,7 +147,8 @@ def _name(chosen: dict[str, Any], organization: Organization) -> dict[str, Any]:
 def _judge_plans(plans: list[Plan], usage: dict[str, dict[str, Any]], chosen: dict[str, Any]) -> None:
     for plan in plans:
         left = {name: quota["limit"] - quota["used"] for name, quota in usage.items()}
-        plan.over = plan.memory_bytes > left["memory_bytes"] or plan.storage_bytes > left["storage_bytes"]  # type: ignore[attr-defined]
+        own = chosen["placement"] != Placement.POOL
+        plan.over = (own and plan.memory_bytes > left["memory_bytes"]) or plan.storage_bytes > left["storage_bytes"]  # type: ignore[attr-defined]
 
 
 def _after(usage: dict[str, dict[str, Any]], plan: Plan | None) -> dict[str, Any]:

@@ -109,7 +109,9 @@ def _facts(principal: Principal, project: Project) -> dict[str, Any]:
     recent = list(Operation.objects.filter(project_uuid=project.pk).with_steps().order_by("-created_at", "-id")[:6])
     live = [operation for operation in recent if operation.live]
     operation = live[-1] if live else (recent[0] if recent else None)
-    definition = base.definition_of(operation.kind, operation.definition_version) if operation else None
+    definition = (
+        base.definition_of(operation.kind, operation.definition_version, operation.variant) if operation else None
+    )
     may = principal.capabilities_in(project.organization_id)
     server = server_of(project)
     return header_context(principal, project) | {

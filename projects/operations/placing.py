@@ -1,0 +1,319 @@
+"""A project gets its place on a pool: a slot is taken under the pool's row lock, and where there is none a pool is made.
+
+Who looks passes over rows that somebody else has locked, so that many are placed side by side; a row is locked for a few
+statements only, and its databases are counted under that lock, so that no pool ever holds more than it may. Only when no
+pool has room is another one begun, and only as many as those who wait will fill.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn
+from uuid import UUID
+
+import structlog
+from django.db import transaction
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Subquery
+from django.db.models.functions import Coalesce
+
+from novastack.common.clock import now
+from novastack.common.secrets import Sealed, random_password
+from projects.models import (
+    BlankDatabase,
+    Database,
+    DatabaseRole,
+    DatabaseServer,
+    DatabaseSlot,
+    Endpoint,
+    Health,
+    ObservedState,
+    Operation,
+    OperationState,
+    OperationStep,
+    Placement,
+    Plan,
+    Project,
+    RoleKind,
+    ServerDesired,
+    ServerKind,
+    StepState,
+)
+from projects.models.operations import LIVE
+from projects.operations import locks, pool_sizes, pools
+from projects.operations.base import StepFailed, Wait
+from projects.operations.context import Context
+from projects.operations.queue import hint_on_commit
+
+log = structlog.get_logger(__name__)
+
+STEP = "place"
+PREPARE = "prepare_pool"
+TRY_SECONDS = 5.0  # while others lock every pool that has room
+PAUSE_SECONDS = 0.02
+LOOK_AGAIN_SECONDS = 10  # who waits is told when there is room; this is for when that got lost
+CONTROL_CONNECTIONS = 3
+HOPEFUL_RECOVERIES = 3  # a pool that is down, and was started no more often in vain, is waited for
+
+
+class AllBusy(Exception):
+    """There is room, but every pool that has some is locked by somebody who takes of it."""
+
+
+# --- which pools --------------------------------------------------------------------------------------------------------
+def own_plan(project: Project) -> Plan | None:
+    """The plan whose pools are made for such a project: plans that live on pools have pools of their own."""
+    return project.plan if project.plan.placement == Placement.POOL else None
+
+
+def pools_for(project: Project) -> QuerySet[DatabaseServer]:
+    """Those that take projects like this one, however full; made or being made."""
+    return DatabaseServer.objects.filter(
+        Q(plan=None) | Q(plan_id=project.plan_id), kind=ServerKind.POOL, region_id=project.region_id,
+        engine=project.engine, version=project.version, desired_state=ServerDesired.RUNNING, reconcile=True,
+        draining_at=None,
+    )  # fmt: skip
+
+
+def is_open() -> Q:
+    """Ready, up, and well as far as anybody knows."""
+    return Q(pool_ready_at__isnull=False, observed_state=ObservedState.RUNNING) & ~Q(pool_health=Health.UNHEALTHY)
+
+
+def with_taken(pools: QuerySet[DatabaseServer]) -> QuerySet[Any]:
+    """With `taken`, the number of databases on each."""
+    rows = (
+        Database.objects.order_by().filter(server=OuterRef("pk")).values("server").annotate(n=Count("pk")).values("n")
+    )
+    return pools.annotate(taken=Coalesce(Subquery(rows), 0))
+
+
+# --- taking a slot ------------------------------------------------------------------------------------------------------
+def take(
+    project: Project,
+    *,
+    number: int = 1,
+    slot: str = DatabaseSlot.CURRENT,
+    besides: Collection[UUID] = (),
+    within: Callable[[], AbstractContextManager[None]] = transaction.atomic,
+) -> Database | None:
+    """A slot for this project on the fullest pool that has room, with the rows of its database and roles; None when none
+    has any. `number`: which place of this project it is, since names on servers are never used twice. `besides`: not on
+    these pools. `within`: the transaction. Raises `AllBusy`."""
+    busy = False
+    free = with_taken(pools_for(project).filter(is_open())).filter(taken__lt=F("max_databases")).exclude(pk__in=besides)
+    for pk in free.order_by(F("plan").asc(nulls_last=True), "-taken", "pool_ready_at").values_list("pk", flat=True):
+        with within():
+            # No key: rows that refer to the pool may be written meanwhile.
+            rows = DatabaseServer.objects.select_for_update(of=("self",), skip_locked=True, no_key=True)
+            pool = rows.filter(is_open(), pk=pk, draining_at=None, reconcile=True).first()
+            if pool is None:
+                busy = True
+                continue
+            if Database.objects.filter(server=pool).count() >= pool.max_databases:
+                continue
+            return put_rows(project, pool, number=number, slot=slot)
+    if busy:
+        raise AllBusy
+    return None
+
+
+def put_rows(project: Project, pool: DatabaseServer, *, number: int, slot: str) -> Database:
+    """Database and roles on the pool, with passwords of their own. In a transaction that holds the pool's row. Of the
+    blanks that are ready one is used up: it is nobody else's from here on."""
+    again = "" if number <= 1 else f"_{number}"
+    short = project.pk.hex[-12:]
+    blank = (
+        BlankDatabase.objects.select_for_update(of=("self",), skip_locked=True)
+        .filter(server=pool, ready_at__isnull=False)
+        .order_by("ready_at")
+        .first()
+    )
+    database = Database.objects.create(
+        project=project, server=pool, slot=slot, name=f"tenant_{str(project.pk).replace('-', '_')}{again}",
+        made_of=blank.name if blank else "",
+    )  # fmt: skip
+    if blank is not None:
+        blank.delete()
+    stem, limit = f"nvs_{short}", min(project.plan.connection_limit, pool_sizes.connections_of(pool))
+    DatabaseRole.objects.bulk_create(
+        DatabaseRole(
+            database=database, server=pool, kind=kind, name=f"{name}{again}", connection_limit=most,
+            secret=Sealed.of(random_password()) if secret else None,
+        )
+        for kind, name, most, secret in (
+            (RoleKind.OWNER, f"{stem}_owner", 20, False),
+            (RoleKind.GROUP, f"{stem}_group", 20, False),
+            (RoleKind.CONTROL, f"{stem}_control", CONTROL_CONNECTIONS, True),
+            (RoleKind.LOGIN, f"tenant_{short}", limit, True),
+        )
+    )  # fmt: skip
+    return database
+
+
+def address(project: Project, pool: DatabaseServer) -> None:
+    """The project's address is its pool's. In a transaction."""
+    region = project.region
+    Endpoint.objects.filter(project=project).update(
+        shared=True, host=region.client_host, port=pool.port or 0, control_host=pool.control_host,
+        control_port=pool.port or 0, bind_address=pool.bind_address, updated_at=now(),
+    )  # fmt: skip
+
+
+# --- the step -----------------------------------------------------------------------------------------------------------
+def place(ctx: Context) -> None:
+    """Have a slot. `Wait` while there is none."""
+    project = ctx.project
+    if project.purging_at is not None:
+        raise StepFailed("project_gone", "The project is being removed.", retryable=False)
+    if Database.objects.filter(project=project, slot=DatabaseSlot.CURRENT).exists():
+        ctx.explain("It has its place")
+        return
+    _region_is_fit(ctx)
+    number = Operation.objects.filter(project_uuid=project.pk, kind="provision").count()
+    until = time.monotonic() + TRY_SECONDS
+    while True:
+        try:
+            database = take(project, number=number, within=lambda: _placed(ctx))
+            break
+        except AllBusy:
+            if time.monotonic() > until:
+                raise Wait("Other projects are being placed at this moment.", seconds=2) from None
+            ctx.sleep(random.uniform(PAUSE_SECONDS / 2, 2 * PAUSE_SECONDS))  # noqa: S311 - so that they don't march in step
+    if database is None:
+        _wait(ctx)
+    ctx.forget_rows()
+    ctx.explain(f"{ctx.engine.title} {project.version}, a shared server in {project.region.name}")
+    ctx.say("Placed on a shared server.")
+
+
+class _placed(AbstractContextManager[None]):
+    """The transaction in which a slot is taken: only by who holds the lease, and the address follows in it."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx, self._fenced = ctx, ctx.fenced()
+
+    def __enter__(self) -> None:
+        self._fenced.__enter__()
+
+    def __exit__(self, *error: object) -> bool | None:
+        if error[0] is None:
+            taken = Database.objects.select_related("server").filter(
+                project=self._ctx.project, slot=DatabaseSlot.CURRENT
+            )
+            for database in taken:
+                address(self._ctx.project, database.server)
+        return self._fenced.__exit__(*error)  # type: ignore[arg-type]
+
+
+def _region_is_fit(ctx: Context) -> None:
+    region = ctx.project.region
+    if not region.available:
+        raise StepFailed("region_unavailable", f"{region.name} has no runtime.", retryable=False)
+    if not region.has_room:  # rule 16
+        raise StepFailed(
+            "capacity_exhausted", f"The disk of {region.name} is {region.disk_used_percent:.0f} % full. Free some."
+        )
+
+
+# --- no room ------------------------------------------------------------------------------------------------------------
+def _wait(ctx: Context) -> NoReturn:
+    """Nobody has room. Begin as many pools as those who wait will fill, say what is going on, and come again."""
+    project, plan = ctx.project, own_plan(ctx.project)
+    awaited, failed = _awaited(ctx)
+    ctx.guard()
+    with transaction.atomic():
+        # Who decides about more pools does so alone, and sees what was decided before.
+        locks.lock_subject(locks.subject_of("placing", f"{project.region_id}:{project.engine}:{project.version}"))
+        short = _waiting(project, plan) > _room(project)
+        if short and failed is None:
+            pools.pool_begin(
+                region=project.region, engine=project.engine, version=project.version, plan=plan,
+                created_by_label="placement",
+            )  # fmt: skip
+    preparing = list(_preparing(project))
+    if failed is not None and not preparing:
+        error = failed.error or {"code": "pool_failed", "detail": "It was cancelled.", "retryable": True}
+        ctx.record(awaited=[])
+        raise StepFailed(
+            error["code"], f"A pool for it could not be made: {error['detail']}",
+            retryable=bool(error["retryable"]) or failed.state == OperationState.CANCELLED,
+        )  # fmt: skip
+    known = [str(operation.pk) for operation in preparing]
+    if known != awaited:
+        ctx.record(awaited=known)
+    why = pools.waiting_reason(project.region, project.engine, project.version, plan)
+    raise Wait(why or "Every pool is full or down; it is looked again.", seconds=LOOK_AGAIN_SECONDS)
+
+
+def _awaited(ctx: Context) -> tuple[list[str], Operation | None]:
+    """The preparations that this project was waiting for, and one of them that came to nothing."""
+    awaited = list(ctx.row.data.get("awaited", []))
+    ended = Operation.objects.filter(pk__in=awaited, state__in=[OperationState.FAILED, OperationState.CANCELLED])
+    return awaited, ended.order_by("-finished_at").first()
+
+
+def _live_preparation() -> Exists:
+    return Exists(Operation.objects.filter(kind=PREPARE, state__in=LIVE, server_uuid=OuterRef("pk")))
+
+
+def _preparing(project: Project) -> QuerySet[Operation]:
+    pools = pools_for(project).filter(_live_preparation(), pool_ready_at=None)
+    return Operation.objects.filter(kind=PREPARE, state__in=LIVE, server_uuid__in=pools.values("pk"))
+
+
+def _room(project: Project) -> int:
+    """Slots that are free, that are being made, and of pools that are about to come back. One statement: a pool that gets
+    ready at this moment is counted once. Read before `_waiting`: who is placed in between is then missed there, and no
+    pool too many is begun."""
+    back = Q(pool_ready_at__isnull=False, recoveries__lt=HOPEFUL_RECOVERIES)
+    back &= ~Q(observed_state=ObservedState.RUNNING) & ~Q(pool_health=Health.UNHEALTHY)
+    rows = with_taken(pools_for(project)).filter(is_open() | back | (Q(pool_ready_at=None) & _live_preparation()))
+    return sum(max(0, most - taken) for most, taken in rows.values_list("max_databases", "taken"))
+
+
+def _waiting(project: Project, plan: Plan | None) -> int:
+    """How many want a place on pools like these and have none."""
+    rows = _without_place(project.region_id, project.engine, project.version)
+    rows = rows.filter(plan=plan) if plan is not None else rows.exclude(plan__placement=Placement.POOL)
+    live = _provisions().filter(project_uuid=OuterRef("pk"))
+    return int(rows.filter(Exists(live)).count())
+
+
+def _without_place(region_id: UUID, engine: str, version: str) -> QuerySet[Project]:
+    return Project.objects.filter(
+        region_id=region_id, engine=engine, version=version, placement=Placement.POOL, purging_at=None
+    ).exclude(databases__slot=DatabaseSlot.CURRENT)  # fmt: skip
+
+
+def _provisions() -> QuerySet[Operation]:
+    return Operation.objects.filter(
+        kind="provision", variant="pool", state__in=LIVE, undoing=False, cancel_requested_at=None
+    )
+
+
+def wake(pool: DatabaseServer) -> int:
+    """There is room on the pool again: as many of those who wait as it has room for go on now rather than at their next
+    look, and one more, who begins the next pool if there are more. In a transaction; returns how many were told."""
+    room = pool.max_databases - Database.objects.filter(server=pool).count()
+    if room <= 0:
+        return 0
+    projects = _without_place(pool.region_id, pool.engine, pool.version)
+    if pool.plan_id is not None:
+        projects = projects.filter(plan_id=pool.plan_id)
+    waiting = (
+        _provisions()
+        .select_for_update(of=("self",), skip_locked=True, no_key=True)
+        .filter(
+            lease_until=None, next_attempt_at__isnull=False, project_uuid__in=projects.values("pk"),
+            pk__in=OperationStep.objects.filter(name=STEP, state=StepState.WAITING).values("operation_id"),
+        )
+        .order_by("created_at")
+    )  # fmt: skip
+    ids = [operation.pk for operation in waiting.only("pk")[: room + 1]]
+    Operation.objects.filter(pk__in=ids).update(next_attempt_at=None, hinted_at=None)
+    for pk in ids:
+        hint_on_commit(pk)
+    return len(ids)
