@@ -1,0 +1,103 @@
+"""A call is written once, as a flow; a class of calls is a method of both clients through these descriptors."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+
+from novastack_client._core import Core, Flow
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Runner(ABC):
+    """Does what flows ask for."""
+
+    _core: Core
+
+
+class SyncRunner(Runner):
+    @abstractmethod
+    def _run(self, flow: Flow[T]) -> T: ...
+
+    @abstractmethod
+    def _items(self, flow: Flow[None]) -> Iterator[Any]: ...
+
+
+class AsyncRunner(Runner):
+    @abstractmethod
+    async def _run(self, flow: Flow[T]) -> T: ...
+
+    @abstractmethod
+    def _items(self, flow: Flow[None]) -> AsyncIterator[Any]: ...
+
+
+def _signature(flow: Callable[..., Any]) -> inspect.Signature:
+    """Without the core."""
+    whole = inspect.signature(flow)
+    return whole.replace(parameters=list(whole.parameters.values())[1:])
+
+
+class Endpoint(Generic[P, T]):
+    """A flow's result: `client.get_project(…)`, awaited on the asynchronous client."""
+
+    def __init__(self, flow: Callable[Concatenate[Core, P], Flow[T]]) -> None:
+        self._flow = flow
+        self.__doc__ = flow.__doc__
+        self.__signature__ = _signature(flow)
+
+    @overload
+    def __get__(self, client: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, client: SyncRunner, owner: type) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, client: AsyncRunner, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, client: Any, owner: type) -> Any:
+        if client is None:
+            return self
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return client._run(self._flow(client._core, *args, **kwargs))
+
+        return _named(call, self._flow)
+
+
+class Listing(Generic[P, T]):
+    """A flow's items: `for project in client.list_projects():`, `async for` on the asynchronous client."""
+
+    def __init__(self, kind: type[T], flow: Callable[Concatenate[Core, P], Flow[None]]) -> None:
+        self._flow = flow
+        self.__doc__ = flow.__doc__
+        self.__signature__ = _signature(flow)
+
+    @overload
+    def __get__(self, client: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, client: SyncRunner, owner: type) -> Callable[P, Iterator[T]]: ...
+    @overload
+    def __get__(self, client: AsyncRunner, owner: type) -> Callable[P, AsyncIterator[T]]: ...
+    def __get__(self, client: Any, owner: type) -> Any:
+        if client is None:
+            return self
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return client._items(self._flow(client._core, *args, **kwargs))
+
+        return _named(call, self._flow)
+
+
+def _named(call: Callable[..., Any], flow: Callable[..., Any]) -> Callable[..., Any]:
+    functools.update_wrapper(call, flow, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
+    call.__signature__ = _signature(flow)  # type: ignore[attr-defined]
+    return call
+
+
+def listing(
+    kind: type[T],
+) -> Callable[[Callable[Concatenate[Core, P], Flow[None]]], Listing[P, T]]:
+    """Decorator of a flow that yields `kind`s."""
+    return lambda flow: Listing(kind, flow)

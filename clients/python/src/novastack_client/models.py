@@ -1,0 +1,281 @@
+"""What the API answers, as frozen dataclasses. Ids and names are text, times are aware datetimes (UTC), sizes are bytes.
+
+Fields that a newer server sends and this release does not know are in `extra`. States are text, not enumerations: a new
+one is no error. Secrets are in no `repr`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+def _extra() -> Any:
+    return field(default_factory=dict, repr=False, compare=False)
+
+
+def _secret() -> Any:
+    return field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    memory_bytes: int
+    cpus: float
+    storage_bytes: int | None = None
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationBrief:
+    id: str
+    kind: str
+    state: str
+    url: str = ""
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True)
+class OperationError:
+    code: str
+    detail: str
+    retryable: bool
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    name: str
+    title: str
+    state: str
+    attempt: int = 0
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    detail: str = ""
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """`state`: queued, running, succeeded, failed, cancelled."""
+
+    id: str
+    kind: str
+    state: str
+    title: str = ""
+    project: str | None = None
+    project_name: str = ""
+    steps: tuple[Step, ...] = ()
+    error: OperationError | None = None
+    attempt: int = 1
+    next_attempt_at: datetime | None = None
+    cancel_requested_at: datetime | None = None
+    cancellable: bool = False
+    created_by: str = ""
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    url: str = ""
+    extra: Mapping[str, Any] = _extra()
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def succeeded(self) -> bool:
+        return self.state == "succeeded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteFence:
+    """Why sessions are read-only by default."""
+
+    reason: str
+    since: datetime | None = None
+    detail: str = ""
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """A key of a project for its own services. `key`: its value, only in the answer that made it."""
+
+    id: str
+    name: str
+    prefix: str
+    start: str
+    scopes: tuple[str, ...]
+    state: str
+    created_at: datetime
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+    revoked_at: datetime | None = None
+    created_by: str | None = None
+    key: str | None = _secret()
+    already_shown: bool = False
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyCheck:
+    """Whether a key works, and why not (`code`)."""
+
+    valid: bool
+    code: str | None = None
+    key: str | None = None
+    project: str | None = None
+    organization: str | None = None
+    scopes: tuple[str, ...] = ()
+    expires_at: datetime | None = None
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """`operation`: what is at work on it. `api_keys`: with their values, only in the answer that made the project."""
+
+    id: str
+    name: str
+    slug: str
+    organization: str
+    engine: str
+    version: str
+    region: str
+    plan: str
+    placement: str
+    status: str
+    desired_status: str
+    limits: Limits
+    created_at: datetime
+    updated_at: datetime
+    description: str = ""
+    status_detail: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    exposure: str = ""
+    tls_required: bool = False
+    deletion_protection: bool = False
+    size_bytes: int | None = None
+    write_fence: WriteFence | None = None
+    operation: OperationBrief | None = None
+    created_by: str | None = None
+    recycle_until: datetime | None = None
+    api_keys: tuple[ApiKey, ...] = ()
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What was seen of a project's server; None where nothing was, or where it is not of now."""
+
+    runtime: str = ""
+    name: str = ""
+    image: str = ""
+    version: str = ""
+    started_at: datetime | None = None
+    measured_at: datetime | None = None
+    cpu_percent: float | None = None
+    memory_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    connections: int | None = None
+    connections_limit: int | None = None
+    size_bytes: int | None = None
+    restart_pending: bool = False
+    tls: bool = False
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectStatus:
+    status: str
+    desired_status: str
+    health: str
+    observed_at: datetime | None = None
+    detail: str = ""
+    write_fence: WriteFence | None = None
+    operation: OperationBrief | None = None
+    server: Server | None = None
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """How to connect. What shows the password is None without the scope `connect`, and never in `repr`."""
+
+    host: str
+    port: int
+    database: str
+    username: str
+    tls: bool = False
+    ca_url: str | None = None
+    password: str | None = _secret()
+    uri: str | None = _secret()
+    jdbc_url: str | None = _secret()
+    env: Mapping[str, str] | None = _secret()
+    snippets: Mapping[str, str] | None = _secret()
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """An instance's database. `connection` once it is `ready`; until then `operation`, and `previous_error` if an attempt
+    has failed before."""
+
+    status: str
+    instance_id: str
+    project: Project
+    connection: Connection | None = None
+    operation: OperationBrief | None = None
+    retry_after_seconds: int | None = None
+    previous_error: OperationError | None = None
+    extra: Mapping[str, Any] = _extra()
+
+    @property
+    def ready(self) -> bool:
+        return self.connection is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolRoom:
+    """Pools of one engine, version, region and plan (empty: any). `room`: a database finds a place at once."""
+
+    engine: str
+    version: str
+    region: str
+    plan: str
+    pools: int
+    preparing: int
+    databases: int
+    max_databases: int
+    room: bool
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatus:
+    """`healthy` or `degraded`, and where there is room."""
+
+    status: str
+    pools: tuple[PoolRoom, ...]
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A service around a project. `config` is None without the right to connect, and never in `repr`."""
+
+    service: str
+    status: str
+    reason: str = ""
+    service_id: str = ""
+    endpoint: str = ""
+    config: Mapping[str, Any] | None = _secret()
+    registered_at: datetime | None = None
+    available: bool = False
+    actions: tuple[str, ...] = ()
+    operation: OperationBrief | None = None
+    extra: Mapping[str, Any] = _extra()
