@@ -323,7 +323,8 @@ class Calls:
         expires_at: datetime | None = None,
         prefix: str | None = None,
     ) -> Flow[ApiKey]:
-        """Make a key; its value (`key`) is in this answer only. `scopes`: of read, write; both if missing."""
+        """Make a key; its value (`key`) is in this answer only: None, with `already_shown`, if that answer was lost on its way
+        (revoke it then). `scopes`: of read, write; both if missing."""
         body = {
             "name": name, "scopes": list(scopes) if scopes is not None else None,
             "expires_at": expires_at.isoformat() if expires_at else None, "prefix": prefix,
