@@ -19,7 +19,7 @@ from novastack.common.api import SecretResponse, idempotent
 from novastack.common.errors import NotFound
 from novastack.common.openapi import IDEMPOTENCY_KEY, problems
 from projects.api.base import Brief, parsed, render_project
-from projects.api.fields import Input, Text
+from projects.api.fields import Flag, Input, Text
 from projects.api.inputs import LONG
 from projects.api.operation_outputs import OperationError
 from projects.api.outputs import ProjectSerializer, operation_brief
@@ -64,6 +64,9 @@ class AllocationInput(Input):
         required=False, allow_null=True, max_length=LONG,
         help_text="Of the project that is made; the instance's id if missing. Ignored for one that is there.",
     )  # fmt: skip
+    bootstrap_schema = Flag(
+        required=False, default=True, help_text="As in `projects/`, when it is made. Ignored for one that is there."
+    )
 
     def request(self, *, dedicated: bool) -> AllocationRequest:
         values: dict[str, Any] = {name: value for name, value in self.validated_data.items() if name != "organization"}

@@ -70,7 +70,9 @@ class AllocationRequest:
     engine: str | None = None
     version: str | None = None
     region: str | None = None
-    name: str | None = None  # of the project, when it is made; it may be renamed later
+    # Of the project, when it is made; neither is compared later.
+    name: str | None = None
+    bootstrap_schema: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ def _make(principal: Principal, organization: Organization, request: AllocationR
     wanted = ProjectRequest(
         name=name, engine=request.engine or registry.DEFAULT_ENGINE, version=request.version, region=request.region,
         plan=request.plan, placement=_placement(request), description=f"Instance {request.instance_id}",
+        bootstrap_schema=request.bootstrap_schema,
     )  # fmt: skip
     project = project_create(principal=principal, organization=organization, request=wanted)
     made = Allocation.objects.create(

@@ -86,7 +86,7 @@ def test_the_life_of_a_project(nova: Any, worker: threading.Event, team: Team) -
     )  # fmt: skip
     assert (made.status, made.labels, made.limits.memory_bytes) == ("running", {"team": "web"}, 2**28)
     assert len(made.api_keys) == 2 and all(key.key.startswith("shop_") for key in made.api_keys)
-    assert made.created_at.tzinfo is not None and made.created_by == "alice@example.test" and made.extra == {}
+    assert made.created_at.tzinfo is not None and made.created_by == "alice@example.test"
     assert nova.get_project(made.id) == nova.get_project(made.id)
     assert nova.update_project(made.id, name="Store", description="Orders").description == "Orders"
     assert nova.update_project(made.id, limits={"memory_bytes": 2**29}, wait=True).limits.memory_bytes == 2**29

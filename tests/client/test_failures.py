@@ -176,7 +176,7 @@ def test_a_newer_server_may_say_more(nova: Any, proxy: Proxy, team: Team) -> Non
 
     proxy.rewrite = newer
     found = next(iter(nova.list_projects()))
-    assert found.extra == {"colour": "blue"} and found.status == "hibernating" and found.limits.extra == {"gpus": 2}
+    assert found.extra["colour"] == "blue" and found.status == "hibernating" and found.limits.extra == {"gpus": 2}
     assert "colour" not in repr(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from drf_spectacular.generators import SchemaGenerator
 
 import novastack_client
 
@@ -78,3 +80,18 @@ def test_its_readme_names_every_call() -> None:
     assert f"## {novastack_client.__version__}\n" in (PACKAGE / "CHANGELOG.md").read_text()
     for name in calls:
         assert getattr(novastack_client.NovaStack, name).__doc__, name
+
+
+@pytest.mark.parametrize(
+    ("model", "component"),
+    [("Project", "CreatedProject"), ("Operation", "Operation"), ("ApiKey", "KeyCreated"), ("KeyCheck", "VerifyOutput"),
+     ("Connection", "ConnectionOutput"), ("Service", "ServiceAccepted"), ("ProjectStatus", "StatusOutput"),
+     ("PoolRoom", "PoolRoomOutput"), ("Limits", "Limits"), ("Step", "Step"), ("WriteFence", "WriteFenceOutput")],
+)  # fmt: skip
+def test_its_models_know_what_the_schema_says(model: str, component: str) -> None:
+    """A field that is new in the API is added to the client's model (with a default), too."""
+    schema = SchemaGenerator().get_schema(request=None, public=True)["components"]["schemas"][component]
+    known = {field.name for field in dataclasses.fields(getattr(novastack_client, model))}
+    assert set(schema["properties"]) - known == set(), (
+        f"add to {model} in clients/python/src/novastack_client/models.py"
+    )

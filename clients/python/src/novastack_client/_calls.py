@@ -85,6 +85,7 @@ class Calls:
         region: str | None = None,
         organization: str | None = None,
         name: str | None = None,
+        bootstrap_schema: bool | None = None,
         wait: bool = True,
         deadline_seconds: float | None = DEADLINE_SECONDS,
     ) -> Flow[Allocation]:
@@ -94,7 +95,7 @@ class Calls:
         `allocation_deleting`, `provisioning_failed`."""
         body = {
             "instance_id": instance_id, "plan": plan, "engine": engine, "version": version, "region": region,
-            "organization": organization, "name": name,
+            "organization": organization, "name": name, "bootstrap_schema": bootstrap_schema,
         }  # fmt: skip
         return (yield from _allocated(core, "database/allocate/", body, wait, deadline_seconds))
 
@@ -109,13 +110,14 @@ class Calls:
         region: str | None = None,
         organization: str | None = None,
         name: str | None = None,
+        bootstrap_schema: bool | None = None,
         wait: bool = True,
         deadline_seconds: float | None = DEADLINE_SECONDS,
     ) -> Flow[Allocation]:
         """As `allocate_database`, on a server of its own."""
         body = {
             "instance_id": instance_id, "plan": plan, "engine": engine, "version": version, "region": region,
-            "organization": organization, "name": name,
+            "organization": organization, "name": name, "bootstrap_schema": bootstrap_schema,
         }  # fmt: skip
         return (yield from _allocated(core, "database/provision-dedicated/", body, wait, deadline_seconds))
 

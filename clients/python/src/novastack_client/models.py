@@ -159,6 +159,7 @@ class Project:
     exposure: str = ""
     tls_required: bool = False
     deletion_protection: bool = False
+    bootstrap_schema: bool = False
     size_bytes: int | None = None
     write_fence: WriteFence | None = None
     operation: OperationBrief | None = None
