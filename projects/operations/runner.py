@@ -100,8 +100,7 @@ class _Run:
     # --- one step ---------------------------------------------------------------------------------------------
     def _step(self, definition: Definition, step: Step, row: OperationStep) -> bool:
         """True to go on with the next step (or with the undo)."""
-        away = row.state == StepState.WAITING and row.detail == UNREACHABLE
-        if away and not self._may_try(self._context(row, definition, 0).region):
+        if self._asks_anew(row) and not self._may_try(self._context(row, definition, 0).region):
             self._wait(row, Wait(UNREACHABLE, seconds=5))
             return False
         seconds = step.deadline_seconds
@@ -156,9 +155,18 @@ class _Run:
             deadline_seconds=seconds,
         )  # fmt: skip
 
+    def _asks_anew(self, row: OperationStep) -> bool:
+        """Whether this is the first question to its region that a worker asks for this operation since it took it up: it
+        waits for the region, or has not begun. Not once it is to be cancelled: that needs no region."""
+        if self.operation.cancel_requested_at is not None:
+            return False
+        waits = row.state == StepState.WAITING and row.detail == UNREACHABLE
+        return waits or (row.state == StepState.PENDING and not self._shown)
+
     def _may_try(self, region: Region) -> bool:
-        """Whether a step that waits for its region may ask again. Where the region is known to be away, one operation asks
-        every so often: each may hang for as long as a call may take, and workers are for those who can work."""
+        """Where the region is known to be away, one operation asks every so often, and the others wait, those that are new as
+        well: each question may hang for as long as a call may take (12 s, twice), and workers are for those who can work.
+        """
         if region.reachable:
             return True
         try:

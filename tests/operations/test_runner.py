@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.core.cache import cache
 
 from novastack.common.clock import DatabaseNow, now
 from projects import domain
@@ -198,6 +199,22 @@ def test_of_those_that_wait_for_a_region_one_asks_it_again(idle, kind, notes):
     assert operation.steps.get().attempt == 1
     Region.objects.filter(pk=idle.region_id).update(reachable=True)
     assert drive(operation).state == "succeeded", "it answers: nobody waits any more"
+
+
+def test_new_operations_of_a_region_that_hangs_hold_no_worker(idle, kind, notes):
+    """However many people ask for something there: others' databases need the workers."""
+    kind("greet", Step("one", "One", notes.say("one")), cancellable=True)
+    Region.objects.filter(pk=idle.region_id).update(reachable=False)
+    cache.set(f"region-asked:{idle.region_id}", True, 60)  # another operation has just asked
+    operation = once(begin(idle, "greet"))
+    assert states(operation) == {"one": "waiting"} and not notes
+    assert operation.steps.get().detail == UNREACHABLE
+    idle.refresh_from_db()
+    assert idle.status == "not_available"
+    Operation.objects.filter(pk=operation.pk).update(cancel_requested_at=now(), next_attempt_at=None)
+    assert once(operation).state == "cancelled", "to give up needs no region"
+    cache.delete(f"region-asked:{idle.region_id}")
+    assert once(begin(idle, "greet")).state == "succeeded", "its turn to ask, and the region answers"
 
 
 def test_one_call_that_timed_out_is_no_outage(idle, kind, notes):
