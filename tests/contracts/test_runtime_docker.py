@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -32,7 +31,8 @@ from projects.runtimes import docker_client, docker_spec
 from projects.runtimes.base import Runtime
 from projects.runtimes.docker import DockerRuntime
 from projects.runtimes.docker_images import Images
-from tests.contracts.runtime_contract import ENGINE, MIB, MakeSpec, RuntimeContract, Server, spec_maker
+from tests.contracts.runtime_contract import ENGINE, MIB, MakeSpec, Server, spec_maker
+from tests.contracts.volumes import OnVolumes
 
 pytestmark = pytest.mark.docker
 
@@ -62,7 +62,7 @@ def remove_install(client: docker.APIClient, install_id: str) -> None:
         client.remove_network(found["Id"])
 
 
-class DockerContract(RuntimeContract):
+class DockerContract(OnVolumes):
     @pytest.fixture(scope="class")
     @classmethod
     def runtime(cls, engine: docker.APIClient) -> Iterator[Runtime]:
@@ -91,44 +91,8 @@ class DockerContract(RuntimeContract):
         self.engine.remove_volume(docker_spec.volume_name(handle))
         return True
 
-    def change_marker(self, runtime: Runtime, handle: Handle) -> bool:
-        self.in_volume(handle, f"echo {handle.server_id}/2 >/v/.novastack/marker")
-        return True
-
-    def own_file(self, runtime: Runtime, handle: Handle, name: str) -> tuple[bytes, bool]:
-        said = self.in_volume(
-            handle, f"cd /v/.novastack && stat -c '%U %a' . files files/{name} && cat files/{name}"
-        ).splitlines()
-        return "\n".join(said[3:]).encode(), said[:3] == ["postgres 700", "postgres 700", "postgres 600"]
-
-    @contextlib.contextmanager
-    def hold_lock(self, runtime: Runtime, handle: Handle) -> Iterator[object]:
-        holder = self.beside(handle, "exec 9>>/v/.novastack/lock; flock -n 9; echo held; exec sleep 60")
-        try:
-            while b"held" not in self.engine.logs(holder):
-                time.sleep(0.05)
-            yield holder
-        finally:
-            self.engine.remove_container(holder, force=True, v=True)
-
-    # --- a second container on the same volume, made without the runtime ----------------------------------------------
-    def beside(self, handle: Handle, script: str) -> str:
-        image = DockerRuntime("probe").resolve_image(ENGINE.name, self.version, ENGINE.official_image)
-        host = self.engine.create_host_config(binds=[f"{docker_spec.volume_name(handle)}:/v"], network_mode="none")
-        made = self.engine.create_container(image.name, entrypoint=["sh", "-c", script], host_config=host, user="root")
-        try:
-            self.engine.start(made["Id"])
-        except docker.errors.APIError:
-            self.engine.remove_container(made["Id"], force=True, v=True)
-            raise
-        return str(made["Id"])
-
-    def in_volume(self, handle: Handle, script: str) -> str:
-        made = self.beside(handle, script)
-        assert self.engine.wait(made)["StatusCode"] == 0
-        said = self.engine.logs(made).decode()
-        self.engine.remove_container(made, force=True, v=True)
-        return said
+    def image_beside(self) -> str:
+        return DockerRuntime("probe").resolve_image(ENGINE.name, self.version, ENGINE.official_image).name
 
 
 class TestDocker(DockerContract):

@@ -35,7 +35,8 @@ from projects.domain import (
 from projects.runtimes import docker_spec, swarm_spec
 from projects.runtimes.base import Runtime
 from projects.runtimes.swarm import SwarmRuntime
-from tests.contracts.runtime_contract import ENGINE, MIB, MakeSpec, RuntimeContract, Server
+from tests.contracts.runtime_contract import ENGINE, MIB, MakeSpec, Server
+from tests.contracts.volumes import OnVolumes
 from tests.dockerd import Daemon, own_swarm
 
 pytestmark = pytest.mark.docker
@@ -48,7 +49,7 @@ def daemon() -> Iterator[Daemon]:
         yield daemon
 
 
-class TestSwarm(RuntimeContract):
+class TestSwarm(OnVolumes):
     published_on = "0.0.0.0"  # noqa: S104 - a Swarm publishes there
     keeps_logs = False
 
@@ -84,39 +85,8 @@ class TestSwarm(RuntimeContract):
             time.sleep(0.1)
         raise AssertionError("the stopped server's volume is in use")
 
-    def change_marker(self, runtime: Runtime, handle: Handle) -> bool:
-        self.in_volume(handle, f"echo {handle.server_id}/2 >/v/.novastack/marker")
-        return True
-
-    def own_file(self, runtime: Runtime, handle: Handle, name: str) -> tuple[bytes, bool]:
-        said = self.in_volume(
-            handle, f"cd /v/.novastack && stat -c '%U %a' . files files/{name} && cat files/{name}"
-        ).splitlines()
-        return "\n".join(said[3:]).encode(), said[:3] == ["postgres 700", "postgres 700", "postgres 600"]
-
-    @contextlib.contextmanager
-    def hold_lock(self, runtime: Runtime, handle: Handle) -> Iterator[object]:
-        holder = self.beside(handle, "exec 9>>/v/.novastack/lock; flock -n 9; echo held; exec sleep 60")
-        try:
-            while b"held" not in self.engine.logs(holder):
-                time.sleep(0.05)
-            yield holder
-        finally:
-            self.engine.remove_container(holder, force=True, v=True)
-
-    # --- a container on the same volume, made without the runtime -----------------------------------------------------
-    def beside(self, handle: Handle, script: str) -> str:
-        host = self.engine.create_host_config(binds=[f"{docker_spec.volume_name(handle)}:/v"], network_mode="none")
-        made = self.engine.create_container(IMAGE, entrypoint=["sh", "-c", script], host_config=host, user="root")
-        self.engine.start(made["Id"])
-        return str(made["Id"])
-
-    def in_volume(self, handle: Handle, script: str) -> str:
-        made = self.beside(handle, script)
-        assert self.engine.wait(made)["StatusCode"] == 0
-        said = str(self.engine.logs(made).decode())
-        self.engine.remove_container(made, force=True, v=True)
-        return said
+    def image_beside(self) -> str:
+        return IMAGE
 
     # --- what only a Swarm promises -----------------------------------------------------------------------------------
     def test_it_promises_no_more_than_it_keeps(self, runtime: Runtime, make_spec: MakeSpec) -> None:
