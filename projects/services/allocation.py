@@ -18,7 +18,7 @@ from accounts.permissions import Capability, Principal, require
 from accounts.services import audit
 from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, Conflict, FieldProblem, Invalid, OperationInProgress
-from projects import registry
+from projects import domain, registry
 from projects.models import (
     Allocation,
     DatabaseServer,
@@ -26,6 +26,7 @@ from projects.models import (
     Health,
     Operation,
     Placement,
+    Plan,
     Project,
     ServerDesired,
     ServerKind,
@@ -145,9 +146,10 @@ def _find(organization: Organization, instance_id: str) -> Allocation | None:
 
 def _make(principal: Principal, organization: Organization, request: AllocationRequest) -> Allocation:
     name = request.name if request.name is not None else _free_name(organization, request.instance_id)
+    placement, plan = _place(request)
     wanted = ProjectRequest(
         name=name, engine=request.engine or registry.DEFAULT_ENGINE, version=request.version, region=request.region,
-        plan=request.plan, placement=_placement(request), description=f"Instance {request.instance_id}",
+        plan=plan, placement=placement, description=f"Instance {request.instance_id}",
         bootstrap_schema=request.bootstrap_schema,
     )  # fmt: skip
     project = project_create(principal=principal, organization=organization, request=wanted)
@@ -161,8 +163,17 @@ def _make(principal: Principal, organization: Organization, request: AllocationR
     return made
 
 
-def _placement(request: AllocationRequest) -> str:
-    return Placement.DEDICATED
+def _place(request: AllocationRequest) -> tuple[str, str | None]:
+    """Placement and plan: on a pool where the engine can, unless a server of its own is asked for, or a plan is named whose
+    projects have such. Who names no plan gets the usual one of those that live on pools, else the default one."""
+    engine = registry.engines().get(request.engine or registry.DEFAULT_ENGINE)
+    plans = Plan.objects.filter(enabled=True, placement=Placement.POOL)
+    if request.dedicated or engine is None or domain.Capability.POOL not in engine.capabilities:
+        return Placement.DEDICATED, request.plan
+    if request.plan is not None:
+        return (Placement.POOL if plans.filter(slug=request.plan).exists() else Placement.DEDICATED), request.plan
+    usual = plans.order_by("-is_default", "position").values_list("slug", flat=True).first()
+    return Placement.POOL, usual
 
 
 def _free_name(organization: Organization, instance_id: str) -> str:

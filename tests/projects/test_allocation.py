@@ -8,16 +8,26 @@ from typing import Any
 
 import pytest
 import requests
+from django.db import transaction
 from pytest_django.live_server_helper import LiveServer
 
 from accounts.models import AuditEvent, Organization, User
 from accounts.permissions import Principal
 from novastack.common.clock import now
 from projects.models import Allocation, DatabaseServer, Operation, Project
-from projects.operations import status
+from projects.operations import placing, status
 from projects.operations.removal import remove_rows
 from projects.services import project_action
-from tests.factories import Team, api_client, finish_provisioning, make_catalogue, make_project, make_team, make_token
+from tests.factories import (
+    PlanFactory,
+    Team,
+    api_client,
+    finish_provisioning,
+    make_catalogue,
+    make_project,
+    make_team,
+    make_token,
+)
 
 ALLOCATE, DEDICATED, HEALTH = (
     "/api/v1/database/allocate/",
@@ -42,7 +52,19 @@ def only_project() -> Project:
 
 
 def ready() -> Project:
-    return finish_provisioning(only_project())
+    """As after a provisioning that went well, on a pool or not."""
+    project = only_project()
+    if project.placement == "pool":
+        pool = DatabaseServer.objects.create(
+            kind="pool", name="p1", region=project.region, engine=project.engine, version=project.version, port=21000,
+            memory_bytes=2**32, cpus=2, admin_username="postgres", max_databases=50, max_connections=200,
+            pool_ready_at=now(), initialised_at=now(), observed_state="running", observed_at=now(),
+        )  # fmt: skip
+        with transaction.atomic():
+            placing.put_rows(project, pool, number=1, slot="current")
+        project.endpoint.port = project.endpoint.control_port = 21000
+        project.endpoint.save()
+    return finish_provisioning(project)
 
 
 def failed(code: str, *, retryable: bool) -> Project:
@@ -108,6 +130,23 @@ def test_it_takes_the_right_to_make_projects(team: Team, scopes: list[str]) -> N
     assert ask(team.vera).status_code == ask(team.vera, DEDICATED).status_code == 403
     assert ask(team.bob, scopes=scopes).status_code == 403
     assert not Project.objects.exists()
+
+
+def place_of(answer: Any) -> tuple[str, str]:
+    project = answer.json()["project"]
+    return project["placement"], project["plan"]
+
+
+def test_it_lives_on_a_pool_unless_engine_or_plan_say_otherwise(team: Team) -> None:
+    assert place_of(ask(team.bob, instance_id="a")) == ("pool", "small")
+    assert place_of(ask(team.bob, instance_id="b", engine="ferretdb")) == ("dedicated", "small")
+    assert place_of(ask(team.bob, instance_id="c", plan="small")) == ("dedicated", "small")  # its projects live so
+    PlanFactory(slug="shared", is_default=False, placement="pool")
+    assert place_of(ask(team.bob, instance_id="d")) == ("pool", "shared")
+    assert place_of(ask(team.bob, instance_id="e", plan="shared")) == ("pool", "shared")
+    assert place_of(ask(team.bob, instance_id="f", plan="shared", engine="ferretdb")) == ("dedicated", "shared")
+    assert place_of(ask(team.bob, DEDICATED, instance_id="g", plan="shared")) == ("dedicated", "shared")
+    assert place_of(ask(team.bob, instance_id="a")) == ("pool", "small")
 
 
 def test_each_organization_has_instances_of_its_own(team: Team) -> None:
@@ -252,11 +291,10 @@ def test_in_the_bin_being_removed_and_gone(team: Team) -> None:
 def test_a_stopped_one_is_still_the_instances(team: Team) -> None:
     ask(team.bob)
     project = ready()
-    DatabaseServer.objects.filter(project_uuid=project.pk).update(observed_state="stopped")
     Project.objects.filter(pk=project.pk).update(desired_status="stopped")
     status.refresh([project.pk])
     body = ask(team.bob).json()
-    assert (body["status"], body["project"]["status"]) == ("allocated", "stopped")
+    assert body["status"] == "allocated" and body["project"]["status"] in {"stopping", "stopped"}
 
 
 def test_idempotency_keys(team: Team) -> None:

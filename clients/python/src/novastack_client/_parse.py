@@ -25,15 +25,16 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def build(kind: type[T], data: Any) -> T:
-    """An instance of a dataclass. What it does not know goes into `extra`; what it needs and does not get is an
-    `InvalidAnswer`."""
+    """An instance of a dataclass. What it does not know goes into `extra`; what is null although it should not be gets its
+    default; what it needs and does not get is an `InvalidAnswer`."""
     if not isinstance(data, dict):
         raise InvalidAnswer(f"{kind.__name__}: not an object")
     hints = _hints(kind)
+    usual = _with_defaults(kind)
     values = {
         name: _value(hint, data[name], f"{kind.__name__}.{name}")
         for name, hint in hints.items()
-        if name != "extra" and name in data
+        if name != "extra" and name in data and not (data[name] is None and name in usual)
     }
     if "extra" in hints:
         values["extra"] = {name: value for name, value in data.items() if name not in hints}
@@ -41,6 +42,15 @@ def build(kind: type[T], data: Any) -> T:
         return kind(**values)
     except TypeError as error:
         raise InvalidAnswer(str(error)) from None
+
+
+def _with_defaults(kind: Any) -> set[str]:
+    missing = dataclasses.MISSING
+    return {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is not missing or field.default_factory is not missing
+    }
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

@@ -24,8 +24,10 @@ def _secret() -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    memory_bytes: int
-    cpus: float
+    """None: on a pool, where memory and cores are everybody's."""
+
+    memory_bytes: int | None = None
+    cpus: float | None = None
     storage_bytes: int | None = None
     extra: Mapping[str, Any] = _extra()
 
