@@ -71,6 +71,8 @@ WORDS = {
     "organization.created": "Created organization",
     "organization.renamed": "Renamed organization",
     "organization.deleted": "Deleted organization",
+    "organization.quota_changed": "Changed quotas",
+    "quota_defaults.changed": "Changed the quotas of organizations without their own",
     "user.registered": "Registered",
     "auth.login": "Signed in",
     "auth.logout": "Signed out",

@@ -13,7 +13,17 @@ from django.contrib.auth.forms import AdminUserCreationForm, UserChangeForm
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 
-from accounts.models import ApiToken, AuditEvent, Invitation, Membership, Organization, RefreshFamily, User
+from accounts.models import (
+    ApiToken,
+    AuditEvent,
+    Invitation,
+    Membership,
+    Organization,
+    QuotaDefaults,
+    RefreshFamily,
+    User,
+)
+from accounts.models.organizations import QUOTAS
 from accounts.permissions import Principal, client_ip
 from accounts.services import personal_organization_ensure, record, user_sign_out_everywhere
 from novastack.common.clock import now
@@ -130,7 +140,7 @@ class MembershipInline(admin.TabularInline):  # type: ignore[type-arg]
 class OrganizationAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Quotas are the operator's; members are the organization's own business."""
 
-    list_display = ["name", "slug", "personal", "max_projects", "max_memory_bytes", "max_storage_bytes", "created_at"]
+    list_display = ["name", "slug", "personal", *QUOTAS, "created_at"]
     list_filter = ["personal"]
     search_fields = ["name", "slug", "memberships__user__email"]
     date_hierarchy = "created_at"
@@ -147,6 +157,29 @@ class OrganizationAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         super().save_model(request, obj, form, change)
         record(acting(request), "organization.quota_changed", organization=obj, target=obj.slug,
                data={"fields": sorted(form.changed_data)})  # fmt: skip
+
+
+@admin.register(QuotaDefaults)
+class QuotaDefaultsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """One row: it is changed, never added or removed."""
+
+    list_display = ["__str__", *QUOTAS]
+    readonly_fields = ["updated_at"]
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        QuotaDefaults.load()
+        return super().get_queryset(request)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def save_model(self, request: HttpRequest, obj: QuotaDefaults, form: Any, change: bool) -> None:
+        obj.updated_at = now()
+        super().save_model(request, obj, form, change)
+        record(acting(request), "quota_defaults.changed", target="install", data={"fields": sorted(form.changed_data)})
 
 
 @admin.register(Membership)

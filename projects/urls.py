@@ -26,6 +26,7 @@ urlpatterns = [
     path("projects/new/", creating.project_new, name="new"),
     path("projects/new/preview/", creating.project_new_preview, name="new-preview"),
     path("recycle-bin/", lists.recycle_bin, name="bin"),
+    path("usage/", lists.usage, name="usage"),
     path("search/", lists.search, name="search"),
     path("operator/", operator.operator, name="operator"),
     path("operator/regions/new/", regions.region_new, name="region-new"),

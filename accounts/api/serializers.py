@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from accounts.models import ApiToken, AuditEvent, Invitation, Membership, Organization, Role, Scope, Theme, User
+from accounts.models import (
+    ApiToken,
+    AuditEvent,
+    Invitation,
+    Membership,
+    Organization,
+    QuotaDefaults,
+    Role,
+    Scope,
+    Theme,
+    User,
+)
 
 MAX_SECRET = 256
 
@@ -15,14 +26,26 @@ MAX_SECRET = 256
 class OrganizationSerializer(serializers.ModelSerializer[Organization]):
     role = serializers.CharField(read_only=True, help_text="The caller's role here.")
     member_count = serializers.IntegerField(read_only=True)
+    max_projects = serializers.IntegerField(read_only=True)
+    max_memory_bytes = serializers.IntegerField(read_only=True)
+    max_storage_bytes = serializers.IntegerField(read_only=True)
+    max_backups = serializers.IntegerField(read_only=True)
+    max_backup_bytes = serializers.IntegerField(read_only=True)
 
     class Meta:
         model = Organization
         fields = [
             "id", "name", "slug", "personal", "role", "member_count", "max_projects", "max_memory_bytes",
-            "max_storage_bytes", "created_at", "updated_at",
+            "max_storage_bytes", "max_backups", "max_backup_bytes", "created_at", "updated_at",
         ]  # fmt: skip
         read_only_fields = fields
+
+    def to_representation(self, instance: Organization) -> dict[str, Any]:
+        """With the numbers that count; the install's are read once for all rows."""
+        shared = cast("dict[str, Any]", self.context)
+        if "quota_defaults" not in shared:
+            shared["quota_defaults"] = QuotaDefaults.load()
+        return {**super().to_representation(instance), **instance.quotas(shared["quota_defaults"])}
 
 
 class OrganizationCreateSerializer(serializers.Serializer[Any]):

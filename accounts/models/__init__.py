@@ -1,6 +1,7 @@
 from accounts.models.audit import AuditEvent
 from accounts.models.choices import Role, Scope, Theme
 from accounts.models.organizations import Invitation, Membership, Organization
+from accounts.models.quotas import QuotaDefaults
 from accounts.models.tokens import ApiToken, RefreshFamily
 from accounts.models.users import User
 
@@ -10,6 +11,7 @@ __all__ = [
     "Invitation",
     "Membership",
     "Organization",
+    "QuotaDefaults",
     "RefreshFamily",
     "Role",
     "Scope",

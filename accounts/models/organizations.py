@@ -10,11 +10,12 @@ from django.db.models import Q
 from django.db.models.functions import Lower
 
 from accounts.models.choices import Role
+from accounts.models.quotas import QuotaDefaults
 from accounts.querysets import OrganizationQuerySet
 from novastack.common.clock import now
 from novastack.common.models import BaseModel
 
-GIB = 1024**3
+QUOTAS = ("max_projects", "max_memory_bytes", "max_storage_bytes", "max_backups", "max_backup_bytes")
 
 
 class Organization(BaseModel):
@@ -23,9 +24,12 @@ class Organization(BaseModel):
     name = models.CharField(max_length=80)
     slug = models.SlugField(max_length=63, unique=True, editable=False, help_text="Immutable.")
     personal = models.BooleanField(default=False, editable=False, help_text="Made with its owner's account.")
-    max_projects = models.PositiveIntegerField(default=40)
-    max_memory_bytes = models.PositiveBigIntegerField(default=16 * GIB)
-    max_storage_bytes = models.PositiveBigIntegerField(default=200 * GIB)
+    # Empty: that of `QuotaDefaults`.
+    max_projects = models.PositiveIntegerField(null=True, blank=True)
+    max_memory_bytes = models.PositiveBigIntegerField(null=True, blank=True)
+    max_storage_bytes = models.PositiveBigIntegerField(null=True, blank=True)
+    max_backups = models.PositiveIntegerField(null=True, blank=True)
+    max_backup_bytes = models.PositiveBigIntegerField(null=True, blank=True)
 
     objects: ClassVar = OrganizationQuerySet.as_manager()
 
@@ -34,6 +38,13 @@ class Organization(BaseModel):
 
     def __str__(self) -> str:
         return self.name
+
+    def quotas(self, defaults: QuotaDefaults | None = None) -> dict[str, int]:
+        """`max_projects` … → what counts: its own number, else the install's."""
+        own = {name: getattr(self, name) for name in QUOTAS}
+        if defaults is None and None in own.values():
+            defaults = QuotaDefaults.load()
+        return {name: getattr(defaults, name) if value is None else value for name, value in own.items()}
 
 
 class Membership(BaseModel):

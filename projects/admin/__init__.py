@@ -3,6 +3,6 @@
 State is read-only, secrets are never shown, and nothing is deleted here: that is deprovisioning's.
 """
 
-from projects.admin import catalogue, operations, projects, servers
+from projects.admin import catalogue, operations, projects, quotas, servers
 
-__all__ = ["catalogue", "operations", "projects", "servers"]
+__all__ = ["catalogue", "operations", "projects", "quotas", "servers"]

@@ -141,8 +141,8 @@ class PlanSerializer(serializers.ModelSerializer[Plan]):
     class Meta:
         model = Plan
         fields = [
-            "id", "slug", "name", "memory_bytes", "cpus", "storage_bytes", "connection_limit", "recycle_days",
-            "placement", "is_default",
+            "id", "slug", "name", "memory_bytes", "cpus", "storage_bytes", "connection_limit", "max_databases",
+            "max_api_keys", "max_services", "recycle_days", "placement", "is_default",
         ]  # fmt: skip
         read_only_fields = fields
 
@@ -239,11 +239,22 @@ class Quota(serializers.Serializer[Any]):
 
 
 class UsageOutput(serializers.Serializer[Any]):
-    """Bytes are those of the projects' limits, not of disks. The recycle bin counts for storage only."""
+    """Bytes are those of the projects' limits, not of disks. The recycle bin counts for storage only. `used` may be above a
+    limit that was lowered since: then nothing more is made."""
 
     projects = Quota()
     memory_bytes = Quota()
     storage_bytes = Quota()
+    backups = Quota()
+    backup_bytes = Quota()
+
+
+class ProjectQuotas(serializers.Serializer[Any]):
+    """The plan's, of one project."""
+
+    databases = Quota()
+    api_keys = Quota()
+    services = Quota()
 
 
 class Sample(serializers.Serializer[Any]):

@@ -16,10 +16,11 @@ from novastack.common.errors import NotFound
 from novastack.common.openapi import IDEMPOTENCY_KEY, problems
 from projects.api.base import Brief, ProjectScoped, parsed
 from projects.api.fields import Input
-from projects.api.outputs import operation_brief
+from projects.api.outputs import ProjectQuotas, operation_brief
 from projects.api.projects import operation_of
 from projects.models import Project, ServiceStatus, ServiceType
 from projects.services.project_services import ACTIONS, ServiceState, resources_of, service_action, services_of
+from projects.services.quotas import project_usage
 
 
 class ServiceOutput(serializers.Serializer[Any]):
@@ -49,6 +50,16 @@ class ResourceOutput(serializers.Serializer[Any]):
     id = serializers.CharField()
     metadata = serializers.DictField()
     created_at = serializers.DateTimeField()
+
+
+class ResourcesOutput(serializers.Serializer[Any]):
+    """Oldest first."""
+
+    count = serializers.IntegerField()
+    next = serializers.URLField(allow_null=True)
+    previous = serializers.URLField(allow_null=True)
+    quotas = ProjectQuotas(help_text="The plan's, and what is used of them.")
+    results = ResourceOutput(many=True)
 
 
 class ServiceScoped(ProjectScoped):
@@ -124,11 +135,12 @@ class ServiceView(ServiceScoped, generics.GenericAPIView[Any]):
 @extend_schema(tags=["services"])
 class ResourceListView(ProjectScoped, generics.GenericAPIView[Any]):
     queryset = Project.objects.none()
-    serializer_class = ResourceOutput
+    serializer_class = ResourcesOutput
     filter_backends: list[Any] = []
 
-    @extend_schema(operation_id="resources_list", responses={200: ResourceOutput(many=True), **problems(404)})
+    @extend_schema(operation_id="resources_list", responses={200: ResourcesOutput, **problems(404)})
     def get(self, request: Request, pk: UUID) -> Response:
-        """What exists of the project: databases, API keys, registrations with services, storage."""
-        page = self.paginate_queryset(resources_of(self.project()))  # type: ignore[arg-type]
-        return self.get_paginated_response(ResourceOutput(page, many=True).data)
+        """What exists of the project: databases, API keys, registrations with services, storage; and the plan's quotas."""
+        project = self.project()
+        answer = self.get_paginated_response(self.paginate_queryset(resources_of(project)))  # type: ignore[arg-type]
+        return Response(ResourcesOutput({**answer.data, "quotas": project_usage(project)}).data)

@@ -246,6 +246,9 @@ class Plan(BaseModel):
     cpus = models.DecimalField(max_digits=5, decimal_places=2, default="0.5")
     storage_bytes = models.BigIntegerField(default=5 * GIB)
     connection_limit = models.PositiveSmallIntegerField(default=20)
+    max_databases = models.PositiveSmallIntegerField(
+        default=1, help_text="Of one project, which has one. 0: nothing new is made on this plan."
+    )
     max_api_keys = models.PositiveSmallIntegerField(default=10, help_text="Working API keys of one project.")
     max_services = models.PositiveSmallIntegerField(default=3, help_text="Services of one project.")
     placement = models.CharField(

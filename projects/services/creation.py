@@ -14,7 +14,7 @@ from django.db.models.functions import Lower
 from accounts.models import Organization
 from accounts.permissions import Capability, Principal, require
 from accounts.services import audit
-from novastack.common.errors import Invalid, NameTaken, Problem
+from novastack.common.errors import Invalid, NameTaken, Problem, QuotaExceeded
 from novastack.common.ids import slug_from
 from novastack.common.secrets import Sealed, random_password
 from projects import domain, registry
@@ -216,6 +216,8 @@ def project_create(
         username = _identifier(engine, request.username, slug, field="username", suffix="_user")
     if not name_is_free(organization, name):
         raise NameTaken(f"A project named “{name}” exists; choose another name.")
+    if plan.max_databases < 1:
+        raise QuotaExceeded(f"Nothing new is made on the plan {plan.name}; choose another one.")
     quotas.check(organization, projects=1, memory_bytes=0 if pooled else memory, storage_bytes=plan.storage_bytes)
     project = Project.objects.create(
         organization=organization, name=name, slug=slug, description=description, labels=labels,

@@ -68,9 +68,11 @@ def choose_runtime(setting: str, config: dict[str, Any]) -> RuntimeChoice:
 
 @transaction.atomic
 def catalogue_prepare() -> Region:
-    """Plans, example regions, and this machine's region. The region's runtime is chosen once, then kept: servers live
-    there. While it holds no project, a better choice replaces it."""
-    for position, (slug, name, memory, cpus, storage, default) in enumerate(PLANS):
+    """Plans and example regions, of a new install only: what an operator deletes stays deleted. And this machine's region;
+    its runtime is chosen once, then kept: servers live there. While it holds no project, a better choice replaces it."""
+    install = Install.objects.select_for_update().get(pk=Install.load().pk)  # two may start at once
+    new = not (install.notes.get("catalogue_made") or Plan.objects.exists() or Region.objects.exists())
+    for position, (slug, name, memory, cpus, storage, default) in enumerate(PLANS if new else ()):
         Plan.objects.get_or_create(
             slug=slug,
             defaults={
@@ -88,8 +90,9 @@ def catalogue_prepare() -> Region:
             "bind_address": "0.0.0.0" if public else "127.0.0.1",  # noqa: S104 - the operator named an address
         },
     )  # fmt: skip
-    for slug, name in EXAMPLE_REGIONS:
+    for slug, name in EXAMPLE_REGIONS if new else ():
         Region.objects.get_or_create(slug=slug, defaults={"name": name, "runtime": ""})
+    Install.merge_notes(catalogue_made=True)
     return region
 
 

@@ -35,7 +35,8 @@ def clean_prefix(value: object, *, field: str = "prefix") -> str:
     return value
 
 
-def _working(project: Project) -> int:
+def working_keys(project: Project) -> int:
+    """How many are neither revoked nor expired: what the plan's quota counts."""
     return ApiKey.objects.filter(
         Q(expires_at=None) | Q(expires_at__gt=now()), project=project, revoked_at=None
     ).count()  # fmt: skip
@@ -44,7 +45,7 @@ def _working(project: Project) -> int:
 def _check_quota(project: Project, more: int, *, field: str = "") -> None:
     """With the project's row locked, or not seen by anybody yet."""
     limit = project.plan.max_api_keys
-    if _working(project) + more > limit:
+    if working_keys(project) + more > limit:
         text = f"The plan {project.plan.name} allows {limit} working API keys in a project; revoke one first."
         if field:
             raise Invalid.field(field, "quota_exceeded", text)

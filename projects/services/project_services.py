@@ -9,10 +9,11 @@ from django.db import transaction
 
 from accounts.permissions import Capability, Principal, require
 from accounts.services import audit
-from novastack.common.errors import ActionNotAllowed, Invalid, NotFound
+from novastack.common.errors import ActionNotAllowed, Invalid, NotFound, QuotaExceeded
 from projects.models import (
     ApiKey,
     Database,
+    DatabaseSlot,
     DesiredStatus,
     Operation,
     Project,
@@ -89,7 +90,7 @@ def service_action(*, principal: Principal, project: Project, service: str, acti
     if action in {"enable", "register"}:
         others = ProjectService.objects.filter(project=project).exclude(service_type=service)
         if others.exclude(status=ServiceStatus.DISABLED).count() >= project.plan.max_services:
-            raise ActionNotAllowed(f"The plan {project.plan.name} allows {project.plan.max_services} services.")
+            raise QuotaExceeded(f"The plan {project.plan.name} allows {project.plan.max_services} services.")
         new_generation(project, service)
     operation = operation_create(
         project=project, kind="deregister_services" if action == "disable" else "register_services",
@@ -113,13 +114,17 @@ def _why_not(project: Project, row: ProjectService | None) -> str:
 def resources_of(project: Project) -> list[dict[str, Any]]:
     """What exists of a project, read from where it is recorded: `type`, `id`, `metadata`, `created_at`; oldest first."""
     found: list[dict[str, Any]] = []
-    for base in Database.objects.filter(project=project).select_related("server"):
-        data = {"name": base.name, "slot": base.slot, "server": base.server.handle.name}
-        found.append(_resource("databases", base.pk, base.created_at, data))
-        size = {"limit_bytes": project.storage_bytes, "used_bytes": project.size_bytes}
-        found.append(_resource("storage", base.server_id, base.created_at, size))
+    made = Database.objects.filter(project=project, created_in_engine_at__isnull=False).select_related("server")
+    for base in made:
+        data = {"name": base.name, "slot": base.slot}
+        if base.server.project_uuid is not None:  # of a server that others share nothing is told
+            data["server"] = base.server.handle.name
+        found.append(_resource("databases", base.pk, base.created_in_engine_at, data))
+        if base.slot == DatabaseSlot.CURRENT:
+            size = {"limit_bytes": project.storage_bytes, "used_bytes": project.size_bytes}
+            found.append(_resource("storage", base.pk, base.created_in_engine_at, size))
     found += [
-        _resource("api_keys", key.pk, key.created_at, {"name": key.name, "start": key.start})
+        _resource("api_keys", key.pk, key.created_at, {"name": key.name, "start": key.start, "state": key.state})
         for key in ApiKey.objects.filter(project=project, revoked_at=None)
     ]
     for row in ProjectService.objects.filter(project=project).exclude(service_id=""):

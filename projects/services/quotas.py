@@ -1,14 +1,32 @@
-"""Quotas of an organization, counted and enforced under its lock."""
+"""Quotas of an organization, counted and enforced under its lock; and what a project has of its plan's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.db.models import Count, Q, Sum
 
 from accounts.models import Organization
 from novastack.common.errors import QuotaExceeded
-from projects.models import Placement, Project
+from projects.models import Database, DatabaseSlot, Placement, Project, ProjectService, ServiceStatus
+from projects.services.keys import working_keys
+
+# quota → the organization's field, and its name for people
+QUOTAS: Mapping[str, tuple[str, str]] = {
+    "projects": ("max_projects", "projects"),
+    "memory_bytes": ("max_memory_bytes", "memory"),
+    "storage_bytes": ("max_storage_bytes", "storage"),
+    "backups": ("max_backups", "backups"),
+    "backup_bytes": ("max_backup_bytes", "storage of backups"),
+}
+Counter = Callable[[Organization], Mapping[str, int]]
+_counters: list[Counter] = []
+
+
+def count_also(counter: Counter) -> None:
+    """Another app counts what is its own (`backups`, `backup_bytes`), from its `AppConfig.ready()`."""
+    _counters.append(counter)
 
 
 def _used(organization: Organization) -> dict[str, int]:
@@ -19,25 +37,45 @@ def _used(organization: Organization) -> dict[str, int]:
         memory_bytes=Sum("memory_bytes", filter=live & ~Q(placement=Placement.POOL), default=0),
         storage_bytes=Sum("storage_bytes", default=0),  # the recycle bin counts for storage (rule 14)
     )
-    return {key: int(value or 0) for key, value in sums.items()}
+    used = dict.fromkeys(QUOTAS, 0) | {key: int(value or 0) for key, value in sums.items()}
+    for counter in _counters:
+        used |= counter(organization)
+    return used
 
 
 def usage_of(organization: Organization) -> dict[str, dict[str, Any]]:
-    """Each quota: `{"limit", "used"}`; bytes are of plans, not of disks."""
-    used = _used(organization)
+    """Each quota: `{"limit", "used"}`; bytes of projects are those of their limits, not of disks."""
+    used, limits = _used(organization), organization.quotas()
+    return {name: {"limit": limits[field], "used": used[name]} for name, (field, _) in QUOTAS.items()}
+
+
+def check(organization: Organization, **more: int) -> None:
+    """Raise `QuotaExceeded` when so much more (`projects=1`, `memory_bytes=…` …) would be too much. Call with the
+    organization's row locked. What is above a limit already stays; only more is refused."""
+    usage = usage_of(organization)
+    for name, wanted in more.items():
+        quota = usage[name]
+        if wanted > 0 and quota["used"] + wanted > quota["limit"]:
+            limit, used = (
+                f"{quota[key] / 2**30:g} GiB" if name.endswith("_bytes") else str(quota[key])
+                for key in ("limit", "used")
+            )
+            raise QuotaExceeded(
+                f"The organization's quota for {QUOTAS[name][1]} is {limit}, {used} are used; this would exceed it."
+            )
+
+
+def project_usage(project: Project) -> dict[str, dict[str, int]]:
+    """The plan's quotas of one project: `{"limit", "used"}` of databases, API keys and services."""
+    plan = project.plan
     return {
-        "projects": {"limit": organization.max_projects, "used": used["projects"]},
-        "memory_bytes": {"limit": organization.max_memory_bytes, "used": used["memory_bytes"]},
-        "storage_bytes": {"limit": organization.max_storage_bytes, "used": used["storage_bytes"]},
+        "databases": {
+            "limit": plan.max_databases,
+            "used": Database.objects.filter(project=project, slot=DatabaseSlot.CURRENT).count(),
+        },
+        "api_keys": {"limit": plan.max_api_keys, "used": working_keys(project)},
+        "services": {
+            "limit": plan.max_services,
+            "used": ProjectService.objects.filter(project=project).exclude(status=ServiceStatus.DISABLED).count(),
+        },
     }
-
-
-def check(organization: Organization, *, projects: int = 0, memory_bytes: int = 0, storage_bytes: int = 0) -> None:
-    """Raise `QuotaExceeded` when so much more would be too much. Call with the organization's row locked."""
-    more = {"projects": projects, "memory_bytes": memory_bytes, "storage_bytes": storage_bytes}
-    for name, quota in usage_of(organization).items():
-        wanted = quota["used"] + more[name]
-        if more[name] > 0 and wanted > quota["limit"]:
-            what = name.removesuffix("_bytes")
-            shown = f"{quota['limit'] / 2**30:g} GiB" if name.endswith("_bytes") else str(quota["limit"])
-            raise QuotaExceeded(f"The organization's quota for {what} is {shown}; this would exceed it.")

@@ -61,7 +61,7 @@ def project_new_preview(request: HttpRequest) -> HttpResponse:
 
 
 def _context(form: NewProjectForm, organization: Organization) -> dict[str, Any]:
-    regions = list(Region.objects.filter(enabled=True).order_by("created_at"))
+    regions = sorted(Region.objects.filter(enabled=True).order_by("created_at"), key=lambda r: not r.available)
     plans = list(Plan.objects.filter(enabled=True))
     usage = usage_of(organization)
     chosen = _chosen(form, regions, plans)

@@ -19,6 +19,7 @@ from projects import registry
 from projects.models import DesiredStatus, Endpoint, Operation, Project, ProjectStatus, Region
 from projects.services import usage_of
 from projects.services.actions import allowed_actions
+from projects.services.quotas import QUOTAS
 from projects.views.common import UNFINISHED, page_of
 
 PAGE_SIZE = 25
@@ -67,7 +68,9 @@ def project_list(request: HttpRequest) -> HttpResponse:
         "nav": {"projects": figures["total"], "recycled": figures["recycled"]},
         "statuses": [s for s in ProjectStatus.choices if s[0] != ProjectStatus.RECYCLED],
         "engines": [(e.name, e.title) for e in registry.engines().values()],
-        "regions": list(Region.objects.filter(enabled=True).order_by("name").values_list("slug", "name")),
+        "regions": list(
+            Region.objects.filter(enabled=True).exclude(runtime="").order_by("name").values_list("slug", "name")
+        ),
         "orderings": [(key, label) for key, (label, _) in ORDERINGS.items()],
     }
     return render(request, "projects/list.html", context)
@@ -114,6 +117,21 @@ def _figures(rows: QuerySet[Project], organization: Organization) -> dict[str, A
         connections_limit=Sum("connections_limit", filter=live, default=0),
     )
     return sums | {"usage": usage_of(organization)}
+
+
+@login_required
+@require_GET
+def usage(request: HttpRequest) -> HttpResponse:
+    """The organization's quotas and what is used of them."""
+    organization = current_organization(request)
+    rows = [
+        {
+            "name": QUOTAS[name][1].capitalize(), **quota, "bytes": name.endswith("_bytes"),
+            "percent": percent(quota["used"], quota["limit"]), "over": quota["used"] >= quota["limit"] > 0,
+        }
+        for name, quota in (usage_of(organization) if organization else {}).items()
+    ]  # fmt: skip
+    return render(request, "projects/usage.html", {"section": "projects", "organization": organization, "rows": rows})
 
 
 @login_required

@@ -11,13 +11,23 @@ from typing import Any
 import pytest
 from django.db import connections
 
+from accounts.models import QuotaDefaults
 from accounts.permissions import Principal
 from novastack.common.errors import NameTaken, Problem, QuotaExceeded
 from projects import registry
-from projects.models import Endpoint, Operation, OperationLock, Project, Region
+from projects.models import Endpoint, Operation, OperationLock, Plan, Project, ProjectService, Region
 from projects.operations import runner, wiring
 from projects.runtimes.memory import MemoryRuntime
-from projects.services import ProjectRequest, project_action, project_create, project_delete, project_update
+from projects.services import (
+    ProjectRequest,
+    key_create,
+    project_action,
+    project_create,
+    project_delete,
+    project_update,
+    usage_of,
+)
+from projects.services.project_services import service_action
 from tests.factories import Team, api_client, make_catalogue, make_project, make_team
 from tests.faults import ledger
 from tests.operations.conftest import drive, operation_of
@@ -69,6 +79,45 @@ def test_a_quota_holds_under_parallel_creates(team, runtime):
     team.organization.save()
     results = at_once(*[maker(team, f"P{n}") for n in range(8)])
     assert Counter(type(r) for r in results) == {Project: 3, QuotaExceeded: 5}
+
+
+@pytest.mark.parametrize("field", ["max_memory_bytes", "max_storage_bytes"])
+def test_bytes_hold_under_parallel_creates(team, runtime, field):
+    """The install's defaults count as an organization's own number does."""
+    plan = Plan.objects.get()
+    size = plan.memory_bytes if field == "max_memory_bytes" else plan.storage_bytes
+    QuotaDefaults.load()
+    QuotaDefaults.objects.update(**{field: 3 * size + 1})
+    results = at_once(*[maker(team, f"P{n}") for n in range(6)])
+    assert Counter(type(r) for r in results) == {Project: 3, QuotaExceeded: 3}
+    name = field.removeprefix("max_")
+    assert usage_of(team.organization)[name] == {"limit": 3 * size + 1, "used": 3 * size}
+
+
+def test_keys_hold_under_parallel_creates(team, runtime):
+    project = make_project(team.alice, team.organization)
+    Plan.objects.update(max_api_keys=4)
+
+    def make() -> Any:
+        return key_create(principal=Principal.of(team.alice), project=project, name="k")
+
+    results = at_once(*[make for _ in range(8)])
+    assert Counter(type(r) for r in results) == {tuple: 4, QuotaExceeded: 4}
+
+
+def test_services_hold_under_parallel_enables(team, runtime):
+    """Each is an operation of its own: one at a time, and never more than the plan has."""
+    project = make_project(team.alice, team.organization)
+    Plan.objects.update(max_services=1)
+    ProjectService.objects.create(project=project, service_type="auth", status="active")
+
+    def enable(name: str) -> Callable[[], Any]:
+        return lambda: service_action(
+            principal=Principal.of(team.alice), project=project, service=name, action="enable"
+        )
+
+    results = at_once(enable("realtime"), enable("storage"))
+    assert [type(r) for r in results] == [QuotaExceeded, QuotaExceeded]
 
 
 def test_ports_are_given_once(team, runtime):

@@ -373,7 +373,7 @@ class TestOverview:
 
 def test_usage(bob: APIClient, team: Team, project: Project) -> None:
     body = bob.get("/api/v1/organizations/acme/usage").json()
-    assert body["projects"] == {"limit": team.organization.max_projects, "used": 1}
+    assert body["projects"] == {"limit": 40, "used": 1}
     assert body["memory_bytes"]["used"] == project.memory_bytes
     assert body["storage_bytes"]["used"] == project.storage_bytes
     assert bob.get(f"/api/v1/organizations/{team.organization.pk}/usage/").status_code == 200
