@@ -167,7 +167,7 @@ class QuotaDefaultsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     readonly_fields = ["updated_at"]
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        QuotaDefaults.load()
+        QuotaDefaults.objects.get_or_create(id=1)
         return super().get_queryset(request)
 
     def has_add_permission(self, request: HttpRequest) -> bool:

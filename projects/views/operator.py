@@ -41,7 +41,8 @@ def operator(request: HttpRequest) -> HttpResponse:
     servers = DatabaseServer.objects.exclude(desired_state="absent").select_related("region")
     page, numbers = page_of(request, servers.defer("admin_secret", "admin_pending_secret"), 50)
     context = {
-        "section": "operator", "regions": sorted(regions, key=lambda region: not region.runtime), "page": page, "pages": numbers, "query": "",
+        "section": "operator", "regions": sorted(regions, key=lambda region: not region.runtime),
+        "page": page, "pages": numbers, "query": "",
         "orphans": list(Orphan.objects.filter(resolved_at=None).select_related("region")[:20]),
         "heartbeats": list(Heartbeat.objects.all()), "install": Install.load(),
         "control_disk_problem": control_disk_problem(), "standbys": fleet_standbys(),

@@ -100,7 +100,7 @@ class TestOrganizations:
         for _ in range(30):
             MembershipFactory(user=team.bob)
         client = api_client(team.bob)
-        with django_assert_max_num_queries(5):
+        with django_assert_max_num_queries(6):
             body = client.get(f"{URL}?ordering=name&page_size=100").json()
         assert body["count"] == 31
         acme = next(o for o in body["results"] if o["slug"] == "acme")

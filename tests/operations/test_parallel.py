@@ -86,8 +86,7 @@ def test_bytes_hold_under_parallel_creates(team, runtime, field):
     """The install's defaults count as an organization's own number does."""
     plan = Plan.objects.get()
     size = plan.memory_bytes if field == "max_memory_bytes" else plan.storage_bytes
-    QuotaDefaults.load()
-    QuotaDefaults.objects.update(**{field: 3 * size + 1})
+    QuotaDefaults.objects.update_or_create(id=1, defaults={field: 3 * size + 1})
     results = at_once(*[maker(team, f"P{n}") for n in range(6)])
     assert Counter(type(r) for r in results) == {Project: 3, QuotaExceeded: 3}
     name = field.removeprefix("max_")

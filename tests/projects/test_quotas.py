@@ -35,7 +35,7 @@ def test_the_installs_numbers_count_until_it_has_its_own(team: Team) -> None:
         "max_projects": 40, "max_memory_bytes": 16 * GIB, "max_storage_bytes": 200 * GIB, "max_backups": 500,
         "max_backup_bytes": 500 * GIB,
     }  # fmt: skip
-    QuotaDefaults.objects.update(max_projects=7, max_backups=9)
+    QuotaDefaults.objects.update_or_create(id=1, defaults={"max_projects": 7, "max_backups": 9})
     Organization.objects.filter(pk=team.organization.pk).update(max_projects=0)
     team.organization.refresh_from_db()
     assert team.organization.quotas()["max_projects"] == 0, "none at all is a number"
@@ -126,8 +126,7 @@ def test_a_plan_of_no_databases_makes_none(team: Team, bob: APIClient) -> None:
 
 class TestPages:
     def test_everybody_of_it_sees_what_is_used(self, team: Team, shop: Project) -> None:
-        QuotaDefaults.load()
-        QuotaDefaults.objects.update(max_projects=1)
+        QuotaDefaults.objects.update_or_create(id=1, defaults={"max_projects": 1})
         browser = Client()
         browser.force_login(team.vera)
         page = browser.get("/usage/").content.decode()
