@@ -22,7 +22,8 @@ from projects.domain import ConnectionInfo
 
 @dataclass(frozen=True)
 class Access:
-    """What a client was told. `ca`: the path of the CA's certificate; empty: there is no TLS."""
+    """What a client was told. `ca`: the path of the CA's certificate; empty: there is no TLS, unless `unchecked`: TLS with
+    whoever answers."""
 
     host: str
     port: int
@@ -30,6 +31,7 @@ class Access:
     username: str
     password: str = field(repr=False)
     ca: str = ""
+    unchecked: bool = False
 
     @classmethod
     def told(cls, answer: Mapping[str, Any], ca: str = "") -> Access:
@@ -69,11 +71,13 @@ class PostgreSQLClient(Client):
     gone = psycopg.OperationalError
 
     @contextlib.contextmanager
-    def session(self, access: Access) -> Iterator[psycopg.Connection[Any]]:
-        trust = {"sslmode": "verify-full", "sslrootcert": access.ca} if access.ca else {"sslmode": "disable"}
+    def session(self, access: Access, *, autocommit: bool = True) -> Iterator[psycopg.Connection[Any]]:
+        trust = {"sslmode": "require" if access.unchecked else "disable"}
+        if access.ca:
+            trust = {"sslmode": "verify-full", "sslrootcert": access.ca}
         with psycopg.connect(
             host=access.host, port=access.port, dbname=access.database, user=access.username, password=access.password,
-            connect_timeout=5, autocommit=True, **trust,
+            connect_timeout=5, autocommit=autocommit, **trust,
         ) as connection:  # fmt: skip
             yield connection
 
@@ -99,14 +103,22 @@ class MySQLClient(Client):
     gone = pymysql.OperationalError
 
     @contextlib.contextmanager
-    def session(self, access: Access) -> Iterator[Any]:
+    def connection(self, access: Access, *, read_timeout: int | None = None) -> Iterator[Any]:
         trust: dict[str, Any] = {"ssl_disabled": True}
-        if access.ca:
+        if access.unchecked:
+            trust = {"ssl": {"check_hostname": False, "verify_mode": "none"}}
+        elif access.ca:
             trust = {"ssl_ca": access.ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
         with pymysql.connect(
-            host=access.host, port=access.port, database=access.database, user=access.username,
-            password=access.password, connect_timeout=5, autocommit=True, charset="utf8mb4", **trust,
-        ) as connection, connection.cursor() as cursor:  # fmt: skip
+            host=access.host, port=access.port, database=access.database or None, user=access.username,
+            password=access.password, connect_timeout=5, read_timeout=read_timeout, autocommit=True, charset="utf8mb4",
+            **trust,
+        ) as connection:  # fmt: skip
+            yield connection
+
+    @contextlib.contextmanager
+    def session(self, access: Access) -> Iterator[Any]:
+        with self.connection(access) as connection, connection.cursor() as cursor:
             yield cursor
 
     def encrypted(self, access: Access) -> bool:
@@ -134,6 +146,8 @@ class MongoDBClient(Client):
     @contextlib.contextmanager
     def session(self, access: Access) -> Iterator[Any]:
         trust: dict[str, Any] = {"tls": True, "tlsCAFile": access.ca} if access.ca else {}
+        if access.unchecked:
+            trust = {"tls": True, "tlsAllowInvalidCertificates": True}
         with MongoClient[dict[str, Any]](
             access.host, access.port, username=access.username, password=access.password, authSource=access.database,
             directConnection=True, serverSelectionTimeoutMS=4000, uuidRepresentation="standard", **trust,

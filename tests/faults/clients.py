@@ -10,11 +10,10 @@ from typing import Any, ClassVar
 
 import psycopg
 import pymysql
-from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from projects.domain import Credentials
 from projects.models import DatabaseRole, DatabaseServer, Project, RoleKind
+from tests.clients import Access, MongoDBClient, MySQLClient, PostgreSQLClient
 
 ROWS = 1000
 Things = dict[tuple[str, str], str]
@@ -40,6 +39,7 @@ class Client(ABC):
     engine: ClassVar[str]
     versions: ClassVar[Mapping[str, str]]  # runtime → what the tests' machines have
     refusals: ClassVar[tuple[type[Exception], ...]]  # of the driver
+    home: ClassVar[str]  # the database in which an administrator's session begins
     listening: ClassVar[str]  # what a server writes into its log whenever it starts; empty: nothing
     platform: ClassVar[frozenset[tuple[str, str]]]  # what each server has besides one project's things
 
@@ -48,18 +48,15 @@ class Client(ABC):
         """A session of the driver's, as the owner, with the stored password, at the published address."""
         role = role_of(project)
         project.endpoint.refresh_from_db()
-        with self._owner(
-            project.endpoint.host, project.endpoint.port, Credentials(role.name, password_of(role), role.database.name),
-            tls=server_of(project).tls_enabled,
-        ) as session:  # fmt: skip
+        access = self._as_owner(project, role, tls=server_of(project).tls_enabled)
+        with self.session(access) as session:
             yield session
 
     def gets_in_plainly(self, project: Project) -> bool:
         """Whether the owner's login works without TLS."""
         role = role_of(project)
-        credentials = Credentials(role.name, password_of(role), role.database.name)
         try:
-            with self._owner(project.endpoint.host, project.endpoint.port, credentials, tls=False):
+            with self.session(self._as_owner(project, role, tls=False)):
                 return True
         except self.refusals:
             return False
@@ -70,14 +67,19 @@ class Client(ABC):
         server = server_of(project)
         assert pending or server.admin_pending_secret is None
         secret = server.admin_pending_secret or server.admin_secret
-        credentials = Credentials(server.admin_username, secret.open())
-        with self._owner("127.0.0.1", server.port or 0, credentials, tls=server.tls_enabled) as session:
+        access = Access(
+            "127.0.0.1", server.port or 0, self.home, server.admin_username, secret.open(), unchecked=server.tls_enabled
+        )
+        with self.session(access) as session:
             yield session
 
+    def _as_owner(self, project: Project, role: DatabaseRole, *, tls: bool) -> Access:
+        at = project.endpoint
+        return Access(at.host, at.port, role.database.name, role.name, password_of(role), unchecked=tls)
+
     @abstractmethod
-    def _owner(
-        self, host: str, port: int, who: Credentials, *, tls: bool
-    ) -> contextlib.AbstractContextManager[Any]: ...
+    def session(self, access: Access) -> contextlib.AbstractContextManager[Any]:
+        """Of the driver's."""
 
     @abstractmethod
     def fill(self, project: Project) -> None:
@@ -101,16 +103,12 @@ class PostgreSQL(Client):
     engine = "postgresql"
     versions = {"docker": "18", "process": "18"}
     refusals = (psycopg.OperationalError,)
+    home = "postgres"
     listening = "database system is ready to accept connections"
     platform = frozenset({("role", "novastack"), ("database", "postgres")})
 
-    @contextlib.contextmanager
-    def _owner(self, host: str, port: int, who: Credentials, *, tls: bool) -> Iterator[psycopg.Connection[Any]]:
-        with psycopg.connect(
-            host=host, port=port, dbname=who.database or "postgres", user=who.username, password=who.password,
-            connect_timeout=5, sslmode="require" if tls else "disable",
-        ) as session:  # fmt: skip
-            yield session
+    def session(self, access: Access) -> contextlib.AbstractContextManager[psycopg.Connection[Any]]:
+        return PostgreSQLClient().session(access, autocommit=False)
 
     def fill(self, project: Project) -> None:
         with self.login(project) as session:
@@ -134,18 +132,11 @@ class PostgreSQL(Client):
 
 class MySQLFamily(Client):
     refusals = (pymysql.err.OperationalError,)
+    home = ""
     listening = "ready for connections."
 
-    @contextlib.contextmanager
-    def _owner(self, host: str, port: int, who: Credentials, *, tls: bool) -> Iterator[Any]:
-        secured: dict[str, Any] = (
-            {"ssl": {"check_hostname": False, "verify_mode": "none"}} if tls else {"ssl_disabled": True}
-        )
-        with pymysql.connect(
-            host=host, port=port, database=who.database or None, user=who.username, password=who.password,
-            connect_timeout=5, read_timeout=10, autocommit=True, **secured,
-        ) as session:  # fmt: skip
-            yield session
+    def session(self, access: Access) -> contextlib.AbstractContextManager[Any]:
+        return MySQLClient().connection(access, read_timeout=10)
 
     def _ask(self, session: Any, statement: str) -> tuple[Any, ...]:
         with session.cursor() as cursor:
@@ -191,18 +182,15 @@ class FerretDB(Client):
     engine = "ferretdb"
     versions = {"docker": "1.24", "process": "1.24"}
     refusals = (PyMongoError,)
+    home = "admin"
     listening = ""
     platform = frozenset({("role", "novastack"), ("database", "admin")})
 
     @contextlib.contextmanager
-    def _owner(self, host: str, port: int, who: Credentials, *, tls: bool) -> Iterator[Any]:
-        secured: dict[str, Any] = {"tls": True, "tlsAllowInvalidCertificates": True} if tls else {}
-        with MongoClient[dict[str, Any]](
-            host=host, port=port, username=who.username, password=who.password, authSource=who.database or "admin",
-            authMechanism="SCRAM-SHA-256", serverSelectionTimeoutMS=5000, directConnection=True, **secured,
-        ) as client:  # fmt: skip
-            client[who.database or "admin"].command("ping")
-            yield client[who.database or "admin"]
+    def session(self, access: Access) -> Iterator[Any]:
+        with MongoDBClient().session(access) as database:
+            database.command("ping")  # the driver logs in when it first needs to
+            yield database
 
     def fill(self, project: Project) -> None:
         with self.login(project) as database:
