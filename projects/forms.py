@@ -6,12 +6,13 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from django import forms
+from django.conf import settings
 
 from accounts.page_forms import EXPIRIES
 from novastack.common.clock import now
 from novastack.common.secrets import Sealed
-from projects import registry
-from projects.models import Exposure, KeyScope, Project, Region
+from projects import domain, registry
+from projects.models import Exposure, KeyScope, Plan, Project, Region
 
 MIB = 1024**2
 
@@ -125,6 +126,45 @@ class UndeleteForm(forms.Form):
     """A new name, when the old one was given away since."""
 
     name = forms.CharField(max_length=200, label="New name")
+
+
+class PoolForm(forms.Form):
+    """A pool by hand. What is left empty is as the settings say."""
+
+    engine = forms.ChoiceField(label="Engine")
+    version = forms.CharField(max_length=16, required=False, label="Version", help_text="Empty: the default one.")
+    region = forms.ChoiceField(label="Region")
+    plan = forms.ChoiceField(label="Plan", required=False, help_text="Whose projects it takes.")
+    max_databases = forms.IntegerField(label="Databases", required=False, min_value=0, max_value=100_000)
+    memory_mib = forms.IntegerField(label="Memory (MiB)", required=False, min_value=0, max_value=16_777_216)
+    cpus = forms.DecimalField(label="CPU cores", required=False, min_value=0, max_value=10_000, decimal_places=2)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        shared = [e for e in registry.engines().values() if domain.Capability.POOL in e.capabilities]
+        regions = Region.objects.filter(enabled=True, gone_at=None).exclude(runtime="")
+        choices = {
+            "engine": [(engine.name, engine.title) for engine in shared],
+            "region": [(region.slug, region.name) for region in regions],
+            "plan": [("", "Every plan"), *Plan.objects.filter(enabled=True).values_list("slug", "name")],
+        }
+        for name, found in choices.items():
+            self.fields[name].choices = found  # type: ignore[attr-defined]
+        for name, value in (
+            ("max_databases", settings.NOVASTACK_POOL_MAX_DATABASES),
+            ("memory_mib", settings.NOVASTACK_POOL_MEMORY >> 20),
+            ("cpus", f"{settings.NOVASTACK_POOL_CPUS:g}"),
+        ):
+            self.fields[name].widget.attrs["placeholder"] = value
+
+    def values(self) -> dict[str, Any]:
+        """As the service takes them."""
+        found = dict(self.cleaned_data)
+        memory = found.pop("memory_mib")
+        return {
+            **found, "version": found["version"] or None, "plan": found["plan"] or None,
+            "memory_bytes": None if memory is None else memory << 20,
+        }  # fmt: skip
 
 
 class SecretTextarea(forms.Textarea):

@@ -103,7 +103,7 @@ def world(db: None) -> World:
     values = {
         "ref": "acme", "slug": "acme", "project_id": str(project.pk), "operation_id": operation,
         "user_id": str(team.bob.pk), "invitation_id": str(invitation.pk), "token": clear, "token_id": str(token.pk),
-        "key_id": str(key.pk), "region": "local", "service": "auth",
+        "key_id": str(key.pk), "region": "local", "service": "auth", "pool_id": str(uuid4()),
     }  # fmt: skip
     return World(team, invitation, clear, values, operation, str(token.pk))
 

@@ -11,7 +11,8 @@ from django.http import HttpRequest
 from accounts.admin import ReadOnlyAdmin
 from accounts.services import record
 from novastack.common.clock import now
-from projects.admin.acting import operator_of
+from novastack.common.errors import ActionNotAllowed
+from projects.admin.acting import act_on, operator_of
 from projects.models import (
     Allocation,
     BlankDatabase,
@@ -23,7 +24,9 @@ from projects.models import (
     DataTombstone,
     Endpoint,
     Orphan,
+    ServerKind,
 )
+from projects.services.pools import pool_check, pool_drain
 
 
 @admin.register(Endpoint)
@@ -73,8 +76,9 @@ class DatabaseServerAdmin(ReadOnlyAdmin):
                     "port", "cpu_percent", "memory_used_bytes", "reconcile", "started_at"]  # fmt: skip
     list_filter = ["observed_state", "desired_state", "kind", "engine", "version", "runtime", "region", "reconcile"]
     list_select_related = ["region"]
-    search_fields = ["id", "project_uuid", "=port", "runtime_ref", "image"]
+    search_fields = ["id", "name", "project_uuid", "=port", "runtime_ref", "image"]
     date_hierarchy = "created_at"
+    actions = ["check_pools", "drain_pools"]
     show_full_result_count = False
     inlines = [DatabaseInline]
     fields: ClassVar[Any] = [
@@ -83,6 +87,8 @@ class DatabaseServerAdmin(ReadOnlyAdmin):
         "max_connections", "max_databases", "system_identifier", "initialised_at", "desired_state", "observed_state",
         "observed_detail", "observed_at", "started_at", "recoveries", "recover_after", "cpu_percent",
         "memory_used_bytes", "usage_at", "standby_of", "standby_ready_at",
+        "name", "plan", "pool_ready_at", "draining_at", "pool_health", "pool_health_detail", "pool_checked_at",
+        "pool_size_bytes",
         "tls_enabled", "tls_reason", "tls_not_after", "tls_names", "tls_authority",
         "created_at", "updated_at",
     ]  # fmt: skip
@@ -95,6 +101,23 @@ class DatabaseServerAdmin(ReadOnlyAdmin):
         obj.save(update_fields=["reconcile", "updated_at"])
         record(operator_of(request), "server.reconcile_changed", project_id=obj.project_uuid, target=str(obj.pk),
                data={"reconcile": obj.reconcile})  # fmt: skip
+
+    @admin.action(description="Pools: check health now")
+    def check_pools(self, request: HttpRequest, rows: QuerySet[DatabaseServer]) -> None:
+        act_on(request, rows, self._pool(pool_check), "Asked for", " What is found is on the pool in a few seconds.")
+
+    @admin.action(description="Pools: drain, then remove")
+    def drain_pools(self, request: HttpRequest, rows: QuerySet[DatabaseServer]) -> None:
+        act_on(request, rows, self._pool(pool_drain), "Draining")
+
+    @staticmethod
+    def _pool(act: Any) -> Any:
+        def one(operator: Any, row: DatabaseServer) -> None:
+            if row.kind != ServerKind.POOL:
+                raise ActionNotAllowed("This is no pool.")
+            act(principal=operator, server=row)
+
+        return one
 
 
 @admin.register(CertificateAuthority)

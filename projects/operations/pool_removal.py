@@ -53,9 +53,9 @@ def mover(function: Mover) -> Mover:
 def drain_begin(server: DatabaseServer, *, created_by_label: str) -> Operation | None:
     """From here on nothing is placed on it, and everybody moves out; then it is removed. None when it is drained already. In
     a transaction."""
+    subject = locks.subject_of("drain", server.pk)
+    locks.lock_subject(subject)  # before the row, as in the runner
     row = pools.pools().select_for_update(of=("self",)).get(pk=server.pk)
-    subject = locks.subject_of("drain", row.pk)
-    locks.lock_subject(subject)
     if Operation.objects.live().filter(kind=DRAIN, server_uuid=row.pk).exists():
         return None
     definition = base.latest_definition(DRAIN)
@@ -113,6 +113,7 @@ def _not_drained(operation: Operation) -> None:
 @transaction.atomic
 def remove_begin(server: DatabaseServer, why: str) -> Operation | None:
     """Nobody is placed on it from here on, and an operation removes it. None when somebody is on it, or works on it."""
+    locks.lock_subject(locks.subject_of("server", server.pk))  # before the row, as in the runner
     row = pools.pools().select_for_update(of=("self",)).filter(pk=server.pk).first()
     if row is None or not row.reconcile or Database.objects.filter(server=row).exists():
         return None

@@ -136,7 +136,10 @@ def pool_begin(
         return None
     driver = registry.engine(engine)
     size = pool_sizes.size_of(driver, plan, max_databases=max_databases, memory_bytes=memory_bytes, cpus=cpus)
-    failed = _failed(region, engine, version, plan).select_for_update(of=("self",)).first()
+    failed = _failed(region, engine, version, plan).first()
+    if failed is not None:  # the subject before the row, as in the runner: two orders would deadlock
+        locks.lock_subject(locks.subject_of("server", failed.pk))
+        failed = _failed(region, engine, version, plan).select_for_update(of=("self",)).filter(pk=failed.pk).first()
     if failed is not None and failed.recover_after and failed.recover_after > now() and not by_hand:
         return None
     locks.lock_subject(locks.subject_of("ports", region.pk))
@@ -185,6 +188,7 @@ def _clean(server: DatabaseServer) -> bool:
 
 def recover_begin(server: DatabaseServer, *, why: str, kind: str = RECOVER) -> Operation | None:
     """Start it again on its own data. None when somebody works on it. In a transaction."""
+    locks.lock_subject(locks.subject_of("server", server.pk))  # before the row, as in the runner
     row = pools().select_for_update(of=("self",)).filter(pk=server.pk, desired_state=ServerDesired.RUNNING).first()
     if row is None or row.initialised_at is None or not row.reconcile:
         return None
