@@ -350,6 +350,7 @@ SPECTACULAR_SETTINGS = {
         "KeyScopeEnum": "projects.models.KeyScope",
         "ServiceStatusEnum": "projects.models.ServiceStatus",
         "KeyStateEnum": "projects.api.keys.STATES",
+        "PoolStatusEnum": "projects.services.pools.PoolStatus",
         "TokenScopeEnum": "accounts.models.Scope",
         "PlacementEnum": "projects.models.Placement",
         "PlanPlacementEnum": [("dedicated", "Dedicated"), ("pool", "Pool")],
