@@ -256,6 +256,7 @@ class ProcessProgram:
     version_argv: tuple[str, ...] = ("--version",)
     tls_argv: tuple[str, ...] = ()
     reserved_bytes: int = 0  # private memory that it only sets aside (stacks of its threads), above what it may use
+    session_bytes: int = 0  # private memory that each of its processes may have; 0: as much as the whole server
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,8 +46,19 @@ class MariaDB(MySQLFamily):
             "aria_pagecache_buffer_size": "8M" if request.limits.memory_bytes < 1024 * MIB else "64M",
             "skip_symbolic_links": "ON",  # else a tenant places tables anywhere by DATA DIRECTORY
         }
-        if tuple(int(part) for part in request.version.split(".")[:2]) >= (11, 4):
+        if _numbers(request.version) >= (11, 4):
             settings["max_binlog_total_size"] = "1G"
+        return settings
+
+    def pool_settings(self, request: ServerRequest) -> dict[str, str]:
+        settings = {
+            **super().pool_settings(request),
+            "maximum-tmp-memory-table-size": "64M",
+            "maximum-bulk-insert-buffer-size": "16M",
+            "max_statement_time": "300",  # for mistakes: a session may choose another
+        }
+        if _numbers(request.version) >= (11, 5):
+            settings["max_tmp_session_space_usage"] = settings["maximum-max-tmp-session-space-usage"] = "1G"
         return settings
 
     def identified(self, password: str, *, seed: str = "") -> str:
@@ -59,3 +70,7 @@ class MariaDB(MySQLFamily):
             "mariadb-install-db", "--no-defaults", "--datadir={data}", "--auth-root-authentication-method=normal",
             "--skip-test-db", f"--extra-file={{secret:{FIRST_SQL}}}",
         )  # fmt: skip
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])

@@ -58,6 +58,19 @@ class MySQL(MySQLFamily):
             "innodb_redo_log_capacity": "100M" if memory < 1024 else "512M",
         }
 
+    def pool_settings(self, request: ServerRequest) -> dict[str, str]:
+        return {
+            **super().pool_settings(request),
+            # Their rows are not in InnoDB: memory without an end, or files that a crash breaks.
+            "disabled_storage_engines": "MyISAM,MEMORY,ARCHIVE,BLACKHOLE,FEDERATED,CSV,MRG_MYISAM",
+            "maximum-innodb-ddl-buffer-size": "64M",
+            "maximum-innodb-ddl-threads": "2",
+            "maximum-innodb-parallel-read-threads": "2",
+            "maximum-set-operations-buffer-size": "16M",
+            "maximum-parser-max-mem-size": "64M",
+            "max_execution_time": "300000",  # of SELECT; for mistakes: a session may choose another
+        }
+
     def no_files(self, empty_folder: str) -> str:
         return "NULL"
 

@@ -61,6 +61,21 @@ class MySQLFamily(Engine):
     def own_settings(self, request: ServerRequest) -> dict[str, str]:
         """Settings that only this product has."""
 
+    def pool_settings(self, request: ServerRequest) -> dict[str, str]:
+        """Settings of a server that several tenants share. `maximum-…`: no session chooses more."""
+        return {
+            # Events run beside the connections that a tenant may have, as many as it likes.
+            "event_scheduler": "OFF",
+            "maximum-sort-buffer-size": "16M",
+            "maximum-join-buffer-size": "16M",
+            "maximum-read-buffer-size": "4M",
+            "maximum-read-rnd-buffer-size": "4M",
+            "maximum-tmp-table-size": "64M",
+            "maximum-max-heap-table-size": "64M",
+            "maximum-group-concat-max-len": "64M",
+            "maximum-myisam-sort-buffer-size": "16M",
+        }
+
     def contained_settings(self, request: ServerRequest) -> dict[str, str]:
         """Settings that only this product has, in a container."""
         return {}
@@ -74,7 +89,9 @@ class MySQLFamily(Engine):
         """How data is made without a container: a program and its arguments, which run `FIRST_SQL`."""
 
     def server_spec(self, request: ServerRequest) -> ServerSpec:
-        settings = arguments({**_settings(request), **self.own_settings(request)})
+        settings = arguments(
+            {**_settings(request), **self.own_settings(request), **(self.pool_settings(request) if request.pool else {})}
+        )
         in_memory = {"/tmp": "mode=1777,size=64m", "/run/mysqld": "mode=3777,size=1m"}  # noqa: S108 - the container's
         options, secure = self._tls(request, f"{MOUNT}/.novastack/files/{{}}", "extra-file")
         only, secure_process = self._tls(request, "{file:{}}", "file")

@@ -95,7 +95,7 @@ class PostgreSQL(Engine):
             initialised_file="PG_VERSION",
             # Written by the first server that runs on the data, which is after initdb and pg_hba.conf.
             completed_file="postmaster.opts",
-            entrypoint=("sh", "-c", _INITIALISE, "novastack-initialise"),
+            entrypoint=("sh", "-c", _first_words(request) + _INITIALISE, "novastack-initialise"),
             argv=("postgres", "-c", "listen_addresses=*", *settings, *secure),
             env={
                 "PGDATA": f"{mount}/{sub}",
@@ -121,6 +121,7 @@ class PostgreSQL(Engine):
                     *initdb,
                 ),
                 run=("postgres", "-D", "{data}", "-p", "{port}", "-h", "{host}", "-k", "", *settings, *secure_process),
+                session_bytes=postgresql_pools.session_bytes(request.limits.memory_bytes) if request.pool else 0,
                 tls_argv=("-C", "ssl_library", "-D", ".", "-c", "config_file=/dev/null"),  # "OpenSSL", or nothing
             ),
         )
@@ -228,6 +229,14 @@ def _initdb_arguments(major: int) -> tuple[str, ...]:
 
 def _arguments(settings: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(word for pair in settings.items() for word in ("-c", "=".join(pair)))
+
+
+def _first_words(request: ServerRequest) -> str:
+    """A tenant may ask for any `work_mem`. What one session can't get is its error; without a limit the kernel ends the
+    largest process, and every tenant's sessions with it."""
+    if not request.pool:
+        return ""
+    return f"ulimit -d {postgresql_pools.session_bytes(request.limits.memory_bytes) // 1024}\n"
 
 
 def _shared_buffers(memory_bytes: int) -> int:

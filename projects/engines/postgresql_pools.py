@@ -32,8 +32,16 @@ SETTINGS = {
 }
 NOTIFY_PAGES = "65536"  # 17+: of 8 kB, for all databases together; 8 GB unless told
 
+SESSION_BYTES = 256 << 20
+
 _OWN_LOGINS = """(SELECT m.member FROM pg_database d, aclexplode(d.datacl) x, pg_auth_members m
     WHERE d.datname = current_database() AND x.privilege_type = 'CONNECT' AND m.roleid = x.grantee)"""
+# Roles of the product, and those that have something to do with this database; `pg_roles` shows what they set as well.
+_OWN_ROLES = """IN (SELECT a.oid FROM pg_authid a WHERE a.oid < 16384
+    UNION SELECT d.datdba FROM pg_database d WHERE d.datname = current_database()
+    UNION SELECT x.grantee FROM pg_database d, aclexplode(d.datacl) x WHERE d.datname = current_database()
+    UNION SELECT m.member FROM pg_database d, aclexplode(d.datacl) x, pg_auth_members m
+     WHERE d.datname = current_database() AND m.roleid = x.grantee)"""
 _OWN_SESSIONS = f"""(SELECT s.pid FROM pg_catalog.nvs_all_pg_stat_activity s
     WHERE s.datname = current_database() AND s.usesysid IN {_OWN_LOGINS})"""  # noqa: S608 - our own words only
 _OWN_DATABASE = "datname = current_database()"
@@ -45,6 +53,9 @@ _VIEWS = {
     "pg_stat_database": _OWN_DATABASE,
     "pg_stat_database_conflicts": _OWN_DATABASE,
     "pg_locks": f"pid IN {_OWN_SESSIONS} OR database = (SELECT oid FROM pg_database WHERE {_OWN_DATABASE})",  # noqa: S608
+    "pg_roles": f"oid {_OWN_ROLES}",
+    "pg_user": f"usesysid {_OWN_ROLES}",
+    "pg_group": f"grosysid {_OWN_ROLES}",
     "pg_prepared_xacts": "database = current_database()",
     "pg_stat_progress_analyze": _OWN_DATABASE,
     "pg_stat_progress_cluster": _OWN_DATABASE,
@@ -56,8 +67,8 @@ _FUNCTIONS = (
     "^pg_(stat_get_(activity|progress_info|backend_.*|db_.*|wal_senders|wal_receiver|replication_slot|subscription)"
     "|lock_status|prepared_xact|get_replication_slots|tablespace_size)$"
 )
-# What logins set for themselves (`app.secret`, say), and how many things each role owns where.
-_TABLES = ("pg_db_role_setting", "pg_shdepend")
+# What logins set for themselves, how many things each role owns where, and the names of our own logins.
+_TABLES = ("pg_db_role_setting", "pg_shdepend", "pg_parameter_acl")
 
 _CLOSE = """
 DO $do$
@@ -92,6 +103,11 @@ UPDATE pg_init_privs i SET initprivs = c.relacl FROM pg_class c
  WHERE i.classoid = 'pg_class'::regclass AND i.objoid = c.oid AND i.objsubid = 0
    AND c.relnamespace = 'pg_catalog'::regnamespace AND c.relname = ANY({tables})
 """
+
+
+def session_bytes(memory_bytes: int) -> int:
+    """Memory of its own that a session may have, shared buffers not counted."""
+    return max(SESSION_BYTES, memory_bytes // 8)
 
 
 def is_pool(connection: BoundedConnection) -> bool:

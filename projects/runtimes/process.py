@@ -345,7 +345,7 @@ class ProcessRuntime(Runtime):
                 if holds is not None and holds > limits.memory_bytes:
                     self._groups.set(volume.name, before)
                     raise LimitTooSmall("the server uses more memory than that")
-                process_start.allow(last, limits.memory_bytes + int(plan.get("reserved", 0)))
+                process_start.allow(last, process_start.data_bytes(plan, limits))
             volume.write("spec.json", plan | {"limits": asdict(limits)})
 
     @_honest

@@ -22,6 +22,7 @@ from projects.domain import (
     DataInUse,
     DataMissing,
     Handle,
+    Limits,
     NovaStackRuntimeError,
     PortTaken,
     ServerSpec,
@@ -48,6 +49,7 @@ def plan_of(spec: ServerSpec, found: Found, folder: Path, files: Path) -> dict[s
         "stop_signal": spec.stop_signal, "engine": spec.engine,
         # only where there is one: servers that were started before this was known are not started anew for it
         **({"reserved": spec.process.reserved_bytes} if spec.process.reserved_bytes else {}),
+        **({"session": spec.process.session_bytes} if spec.process.session_bytes else {}),
     }  # fmt: skip
     # Without the exact version: the system's update of a minor version is no reason to restart a server.
     described = {key: value for key, value in plan.items() if key != "version"}
@@ -95,7 +97,7 @@ def run(volume: Volume, account: Account, groups: ControlGroups) -> Handle:
             plan["argv"], env=_environment(Path(plan["bin"]), data), folder=data, log=volume.log, lock=volume.lock,
             record=volume.record, uid=account.uid, gid=account.gid, extra={"spec_hash": plan["spec_hash"]},
             # Private memory of one process: a runaway query gets an error instead of the kernel's killer.
-            rlimits={"RLIMIT_CORE": 0, "RLIMIT_DATA": limits.memory_bytes + int(plan.get("reserved", 0))}
+            rlimits={"RLIMIT_CORE": 0, "RLIMIT_DATA": data_bytes(plan, limits)}
             | ({"RLIMIT_NPROC": limits.pids} if account.own else {}),
             cgroups=groups.make(volume.name, limits),
         )  # fmt: skip
@@ -108,6 +110,11 @@ def run(volume: Volume, account: Account, groups: ControlGroups) -> Handle:
         raise NovaStackRuntimeError("the server could not be started")
     _wait_listening(volume, plan, ref)
     return with_ref(volume.handle, ref)
+
+
+def data_bytes(plan: Mapping[str, Any], limits: Limits) -> int:
+    """The private memory that each process of the server may have."""
+    return int(plan.get("session", 0)) or limits.memory_bytes + int(plan.get("reserved", 0))
 
 
 def allow(ref: ProcessRef, data_bytes: int) -> None:
