@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from projects.domain import Counters, EngineError, Limits, ServerStats, TableCount, TableCounts, TenantNames
-from projects.engines import mysql_tls
+from projects.engines import mysql_prepared, mysql_tls
 from projects.engines.base import TABLES_MOST, TABLES_SECONDS, EngineAdmin
 from projects.engines.mysql_session import Session, name, pattern
 
@@ -166,7 +166,8 @@ class MySQLFamilyAdmin(EngineAdmin):
         self._end_all(names.control)
         logins = self._logins(names)
         self._session.bound(16)  # it removes files
-        self._session.do(f"DROP DATABASE IF EXISTS {name(names.database)}")
+        mysql_prepared.end_prepared(self._session, names.database)
+        mysql_prepared.drop(self._session, f"DROP DATABASE IF EXISTS {name(names.database)}")
         for user in [*logins, names.control]:
             self._session.do("DROP USER IF EXISTS %s@%s", user, ANYWHERE)
 

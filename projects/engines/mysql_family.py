@@ -90,7 +90,11 @@ class MySQLFamily(Engine):
 
     def server_spec(self, request: ServerRequest) -> ServerSpec:
         settings = arguments(
-            {**_settings(request), **self.own_settings(request), **(self.pool_settings(request) if request.pool else {})}
+            {
+                **_settings(request),
+                **self.own_settings(request),
+                **(self.pool_settings(request) if request.pool else {}),
+            }
         )
         in_memory = {"/tmp": "mode=1777,size=64m", "/run/mysqld": "mode=3777,size=1m"}  # noqa: S108 - the container's
         options, secure = self._tls(request, f"{MOUNT}/.novastack/files/{{}}", "extra-file")

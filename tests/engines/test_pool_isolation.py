@@ -145,7 +145,8 @@ class Isolation:
     @pytest.mark.parametrize("attack", of(Outcome.REFUSED), ids=ids)
     def test_refused(self, pool: Pool, attack: Attack, *, as_login: bool) -> None:
         if attack.statement.startswith("\\c "):
-            with pytest.raises(psycopg.OperationalError, match=r"permission denied|not currently accepting|must be|no pg_hba.conf entry"):
+            said = r"permission denied|not currently accepting|must be|no pg_hba.conf entry"
+            with pytest.raises(psycopg.OperationalError, match=said):
                 self.run(pool, attack, as_login=as_login)
             return
         with pytest.raises(_ERRORS):
