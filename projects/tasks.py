@@ -23,6 +23,7 @@ from projects.operations import (
     logs,
     metrics,
     parallel,
+    pool_blanks,
     pool_upkeep,
     reconciler,
     region_check,
@@ -134,10 +135,11 @@ def keep_standbys() -> None:
 
 @shared_task(name="projects.keep_pools")
 def keep_pools() -> None:
-    """The next pool ahead of its need, and what drained pools are waiting for."""
+    """The next pool ahead of its need, what drained pools are waiting for, and empty databases for whoever comes."""
     with parallel.alone("pools", seconds=60) as mine:
         if mine:
             pool_upkeep.keep()
+            pool_blanks.keep()
 
 
 @shared_task(name="projects.check_pools")

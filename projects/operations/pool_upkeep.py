@@ -20,7 +20,7 @@ from django.db.models import Q
 from novastack.common.clock import now
 from novastack.common.models import Install
 from projects import domain, registry
-from projects.engines.base import Engine
+from projects.engines.base import BLANK_PREFIX, Engine
 from projects.models import (
     DISK_WARN_PERCENT,
     BlankDatabase,
@@ -234,7 +234,7 @@ def _judge(row: DatabaseServer, look: _Look, before: tuple[set[str], set[str]]) 
         return Health.UNHEALTHY, look.detail
     after = _expected(row)  # what was made or removed while we looked is in one of the two only
     missing = sorted((before[0] & after[0]) - set(look.sizes))
-    strange = sorted(set(look.sizes) - before[1] - after[1])
+    strange = sorted(n for n in set(look.sizes) - before[1] - after[1] if not n.startswith(BLANK_PREFIX))
     if missing:
         return Health.UNHEALTHY, f"{len(missing)} of its databases are missing: {', '.join(missing[:5])}"[:500]
     if strange:

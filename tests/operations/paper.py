@@ -167,7 +167,7 @@ class PaperAdmin(EngineAdmin):
 
     def database_sizes(self) -> dict[str, int]:
         self.engine.act("database_sizes")
-        return dict.fromkeys(self.held.databases, self.engine.size_bytes)
+        return dict.fromkeys(self.databases(), self.engine.size_bytes)
 
     def harden(self) -> None:
         self.engine.act("harden")
