@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+from tests.install import Install, running_install
+
 AXE = Path(__file__).parent / "vendor" / "axe-4.14.1.min.js"  # npm axe-core, MPL 2.0 (notice in the file)
 CHROMIUM = os.environ.get("NOVASTACK_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-# Set for the suite's own process; an install has its own.
-FOREIGN = (
-    "DATABASE_URL",
-    "BROKER_URL",
-    "CACHE_URL",
-    "NOVASTACK_MODE",
-    "DJANGO_SETTINGS_MODULE",
-    "NOVASTACK_TEST_DATABASE",
-)
-
-
-@dataclass(frozen=True)
-class Install:
-    url: str
-    email: str
-    password: str
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,48 +37,10 @@ def browser_type_launch_args(browser_type_launch_args: dict[str, Any]) -> dict[s
     }
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - our own http address
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
 @pytest.fixture(scope="session")
 def install(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Install]:
-    """Started empty (no first project), on the process runtime; stopped with Ctrl-C."""
-    home = tmp_path_factory.mktemp("install")
-    port = _free_port()
-    found = Install(f"http://localhost:{port}", "operator@example.test", "correct-horse-battery")
-    env = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    env |= {
-        "NOVASTACK_HOME": str(home), "NOVASTACK_PORT": str(port), "NOVASTACK_RUNTIME": "process",
-        "NOVASTACK_ADMIN_EMAIL": found.email, "NOVASTACK_ADMIN_PASSWORD": found.password,
-        "NOVASTACK_FIRST_PROJECT": "0", "NOVASTACK_PORT_RANGE": "28200-28299",
-    }  # fmt: skip
-    log = home / "up.log"
-    with log.open("wb") as output:
-        up = subprocess.Popen(
-            [sys.executable, "-m", "novastack.embedded", "up"],
-            cwd=CHECKOUT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-    try:
-        until = time.monotonic() + 90
-        while not _answers(f"{found.url}/readyz"):
-            assert up.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.3)
+    with running_install(tmp_path_factory.mktemp("install"), ports="28200-28299") as found:
         yield found
-    finally:
-        up.send_signal(signal.SIGINT)
-        up.wait(timeout=60)
 
 
 @pytest.fixture
