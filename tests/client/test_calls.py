@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -150,6 +151,33 @@ def test_operators_see_where_there_is_room(nova: Any, connect: Callable[..., Any
     team.alice.save()
     found = nova.get_pool_status()
     assert found.status in {"healthy", "degraded"} and found.pools == ()
+
+
+def test_operators_make_look_at_and_drain_pools(nova: Any, team: Team, worker: threading.Event) -> None:
+    with pytest.raises(PermissionDenied):
+        nova.create_pool()
+    team.alice.is_staff = True
+    team.alice.save()
+    with pytest.raises(Conflict) as refused:
+        nova.create_pool(engine="ferretdb")
+    assert refused.value.code == "engine_not_pooled"
+    made = nova.create_pool(name="one", max_databases=3, memory_bytes=2**30)
+    assert (made.name, made.max_databases, made.limits.memory_bytes) == ("one", 3, 2**30)
+    assert made.operation.kind == "prepare_pool"
+    until = time.monotonic() + 60
+    while nova.get_pool(made.id).ready_at is None:
+        assert time.monotonic() < until, nova.get_pool(made.id)
+        time.sleep(0.1)
+    assert [(p.databases, p.room) for p in nova.get_pool_status().pools] == [(0, True)]
+    project = nova.allocate_database("odoo-1", deadline_seconds=60).project
+    pool = nova.get_pool(made.id)
+    assert (pool.databases, [m.project for m in pool.members]) == (1, [project.id])
+    assert [p.id for p in nova.list_pools(engine="postgresql", draining=False)] == [made.id]
+    assert list(nova.list_pools(engine="mariadb")) == []
+    assert nova.check_pool(made.id).id == made.id
+    worker.clear()
+    assert nova.drain_pool(made.id).draining_at is not None
+    assert nova.stop_draining_pool(made.id).id == made.id
 
 
 def test_refusals_are_exceptions_by_what_they_mean(

@@ -86,7 +86,8 @@ def test_its_readme_names_every_call() -> None:
     ("model", "component"),
     [("Project", "CreatedProject"), ("Operation", "Operation"), ("ApiKey", "KeyCreated"), ("KeyCheck", "VerifyOutput"),
      ("Connection", "ConnectionOutput"), ("Service", "ServiceAccepted"), ("ProjectStatus", "StatusOutput"),
-     ("PoolRoom", "PoolRoomOutput"), ("Limits", "Limits"), ("Step", "Step"), ("WriteFence", "WriteFenceOutput")],
+     ("PoolRoom", "PoolRoomOutput"), ("Pool", "PoolDetail"), ("PoolLimits", "PoolLimits"),
+     ("PoolMember", "PoolMember"), ("Limits", "Limits"), ("Step", "Step"), ("WriteFence", "WriteFenceOutput")],
 )  # fmt: skip
 def test_its_models_know_what_the_schema_says(model: str, component: str) -> None:
     """A field that is new in the API is added to the client's model (with a default), too."""

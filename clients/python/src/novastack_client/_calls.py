@@ -16,6 +16,7 @@ from novastack_client.models import (
     Connection,
     KeyCheck,
     Operation,
+    Pool,
     PoolStatus,
     Project,
     ProjectStatus,
@@ -67,6 +68,12 @@ def _accepted(
         yield from _done(core, project.operation.id, deadline)
         project = yield from core.one(Project, get(f"projects/{part(project_id)}/"), deadline)
     return project
+
+
+def _drained(core: Core, request: Request) -> Flow[Pool]:
+    answer = yield from core.exchange(request)
+    body = answer.json()
+    return parsed(Pool, answer, body.get("pool") if isinstance(body, dict) else None)
 
 
 class Calls:
@@ -129,6 +136,66 @@ class Calls:
         if isinstance(body, dict) and "status" in body and "pools" not in body:
             raise PermissionDenied("Only operators see the pools.", code="permission_denied", status=403)
         return parsed(PoolStatus, answer)
+
+    @listing(Pool)
+    def list_pools(
+        core: Core,
+        *,
+        search: str | None = None,
+        engine: str | None = None,
+        version: str | None = None,
+        region: str | None = None,
+        plan: str | None = None,
+        health: str | None = None,
+        draining: bool | None = None,
+        ordering: str = "created_at",
+    ) -> Flow[None]:
+        """All shared servers. For operators, as all calls about pools are."""
+        params = {
+            "search": search, "engine": engine, "version": version, "region": region, "plan": plan, "health": health,
+            "draining": draining, "ordering": ordering,
+        }  # fmt: skip
+        return (yield from core.pages(Pool, "database/admin/pools/", params))
+
+    @Endpoint
+    def get_pool(core: Core, pool_id: str) -> Flow[Pool]:
+        """One of them, with the databases on it."""
+        return (yield from core.one(Pool, get(f"database/admin/pools/{part(pool_id)}/")))
+
+    @Endpoint
+    def create_pool(
+        core: Core,
+        *,
+        engine: str | None = None,
+        version: str | None = None,
+        region: str | None = None,
+        plan: str | None = None,
+        name: str | None = None,
+        max_databases: int | None = None,
+        memory_bytes: int | None = None,
+        cpus: float | None = None,
+    ) -> Flow[Pool]:
+        """One more; what is not given is as the operator's settings say. It is being made when this returns."""
+        body = {
+            "engine": engine, "version": version, "region": region, "plan": plan, "name": name,
+            "max_databases": max_databases, "memory_bytes": memory_bytes, "cpus": cpus,
+        }  # fmt: skip
+        return (yield from core.one(Pool, post("database/admin/pools/", body)))
+
+    @Endpoint
+    def check_pool(core: Core, pool_id: str) -> Flow[Pool]:
+        """Have a worker look at it now; `checked_at` says when it has."""
+        return (yield from core.one(Pool, post(f"database/admin/pools/{part(pool_id)}/health-check/")))
+
+    @Endpoint
+    def drain_pool(core: Core, pool_id: str) -> Flow[Pool]:
+        """Nothing new is placed on it, all move out, then it is removed."""
+        return (yield from _drained(core, post(f"database/admin/pools/{part(pool_id)}/drain/")))
+
+    @Endpoint
+    def stop_draining_pool(core: Core, pool_id: str) -> Flow[Pool]:
+        """It takes projects again. Who has moved stays where they are."""
+        return (yield from _drained(core, delete(f"database/admin/pools/{part(pool_id)}/drain/")))
 
     # ── projects ──
 

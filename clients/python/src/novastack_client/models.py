@@ -282,3 +282,87 @@ class Service:
     actions: tuple[str, ...] = ()
     operation: OperationBrief | None = None
     extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolEndpoint:
+    host: str
+    port: int | None = None
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolLimits:
+    """`connections_per_database`: guaranteed, and the most of one login."""
+
+    memory_bytes: int
+    cpus: float
+    max_connections: int
+    connections_per_database: int
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolUsage:
+    cpu_percent: float | None = None
+    memory_bytes: int | None = None
+    read_at: datetime | None = None
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolOperation:
+    """What works on a pool; ask the pool again for how far it is."""
+
+    id: str
+    kind: str
+    state: str
+    url: str = ""
+    steps: tuple[Step, ...] = ()
+    error: OperationError | None = None
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolMember:
+    """One of the databases on a pool."""
+
+    database: str
+    slot: str
+    project: str
+    project_slug: str = ""
+    organization: str = ""
+    status: str = ""
+    size_bytes: int | None = None
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """A shared server. `members`: only of `get_pool`."""
+
+    id: str
+    name: str
+    engine: str
+    version: str
+    region: str
+    status: str
+    health: str
+    databases: int
+    max_databases: int
+    created_at: datetime
+    plan: str | None = None
+    placement: str = "pool"
+    blanks: int = 0
+    health_detail: str = ""
+    status_detail: str = ""
+    endpoint: PoolEndpoint | None = None
+    limits: PoolLimits | None = None
+    usage: PoolUsage | None = None
+    size_bytes: int | None = None
+    checked_at: datetime | None = None
+    ready_at: datetime | None = None
+    draining_at: datetime | None = None
+    operation: PoolOperation | None = None
+    members: tuple[PoolMember, ...] = ()
+    extra: Mapping[str, Any] = _extra()
