@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -262,14 +263,30 @@ class MySQLFamilyAdmin(EngineAdmin):
     # --- parts --------------------------------------------------------------------------------------------------------
     def _platform_schema(self) -> None:
         self._session.do("CREATE DATABASE IF NOT EXISTS novastack CHARACTER SET utf8mb4")
-        self._session.do("DROP PROCEDURE IF EXISTS novastack.tenant_stats")
-        self._session.do(_STATS.replace("%", "%%"))
+        self._stats_procedure()
         # The table last: its file says that all of this is done (`ServerSpec.completed_file`).
         self._session.do(
             "CREATE TABLE IF NOT EXISTS novastack.identity (one TINYINT PRIMARY KEY CHECK (one = 1), id CHAR(36) NOT NULL)"
             " ENGINE=InnoDB"
         )
         self._session.do("INSERT IGNORE INTO novastack.identity VALUES (1, %s)", str(uuid.uuid4()))
+
+    def _stats_procedure(self) -> None:
+        """Made anew only when it is another one: with a procedure go the rights to it, of every tenant's control login."""
+        text = f"{zlib.crc32(_STATS.encode()):08x}"
+        known = self._session.value(
+            "SELECT routine_comment FROM information_schema.routines WHERE routine_schema = 'novastack'"
+            " AND routine_name = 'tenant_stats'"
+        )
+        if known == text:
+            return
+        users = self._session.rows(
+            "SELECT User, Host FROM mysql.procs_priv WHERE Db = 'novastack' AND Routine_name = 'tenant_stats'"
+        )
+        self._session.do("DROP PROCEDURE IF EXISTS novastack.tenant_stats")
+        self._session.do(_STATS.replace("READS SQL DATA", f"READS SQL DATA COMMENT '{text}'"))
+        for user, host in users:
+            self._session.do("GRANT EXECUTE ON PROCEDURE novastack.tenant_stats TO %s@%s", user, host)
 
     def _logins(self, names: TenantNames) -> list[str]:
         """Every login of the tenant that exists: the first one, and those that were given its database later."""

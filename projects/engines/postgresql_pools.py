@@ -42,10 +42,10 @@ _OWN_ROLES = """IN (SELECT a.oid FROM pg_authid a WHERE a.oid < 16384
     UNION SELECT x.grantee FROM pg_database d, aclexplode(d.datacl) x WHERE d.datname = current_database()
     UNION SELECT m.member FROM pg_database d, aclexplode(d.datacl) x, pg_auth_members m
      WHERE d.datname = current_database() AND m.roleid = x.grantee)"""
-_OWN_SESSIONS = f"""(SELECT s.pid FROM pg_catalog.nvs_all_pg_stat_activity s
-    WHERE s.datname = current_database() AND s.usesysid IN {_OWN_LOGINS})"""  # noqa: S608 - our own words only
+_OWN_SESSIONS = f"""(SELECT s.pid FROM pg_stat_get_activity(NULL) s
+    WHERE s.datid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND s.usesysid IN {_OWN_LOGINS})"""  # noqa: S608 - our own words only
 _OWN_DATABASE = "datname = current_database()"
-# view → which of its rows are the tenant's; the first one is used by the others
+# view → which of its rows are the tenant's
 _VIEWS = {
     "pg_stat_activity": f"{_OWN_DATABASE} AND usesysid IN {_OWN_LOGINS}",
     "pg_stat_ssl": f"pid IN {_OWN_SESSIONS}",
@@ -76,12 +76,11 @@ DECLARE
     view text; mine text; changed regprocedure;
 BEGIN
     FOR view, mine IN SELECT * FROM unnest({views}::text[], {filters}::text[]) LOOP
-        EXECUTE format('CREATE VIEW pg_catalog.%I AS %s', 'nvs_all_' || view,
-                       pg_get_viewdef(('pg_catalog.' || quote_ident(view))::regclass));
         EXECUTE format('CREATE FUNCTION pg_catalog.%1$I() RETURNS SETOF pg_catalog.%2$I LANGUAGE sql STABLE'
                        ' SECURITY DEFINER PARALLEL RESTRICTED SET search_path = pg_catalog'
-                       ' AS $f$ SELECT * FROM pg_catalog.%2$I WHERE %3$s $f$',
-                       'nvs_own_' || view, 'nvs_all_' || view, mine);
+                       ' AS $f$ SELECT * FROM (%3$s) seen WHERE %4$s $f$',
+                       'nvs_own_' || view, view, rtrim(pg_get_viewdef(('pg_catalog.' || quote_ident(view))::regclass), ';'),
+                       mine);
         EXECUTE format('CREATE OR REPLACE VIEW pg_catalog.%I AS SELECT * FROM pg_catalog.%I()', view, 'nvs_own_' || view);
     END LOOP;
     FOR changed IN SELECT oid FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace AND proname ~ {functions} LOOP
@@ -117,7 +116,7 @@ def is_pool(connection: BoundedConnection) -> bool:
 
 def close_views(connection: BoundedConnection) -> None:
     """In the database of this session, a superuser's, into which no tenant ever got; in a transaction. Again is nothing."""
-    row = connection.execute("SELECT to_regclass('pg_catalog.nvs_all_pg_stat_activity') IS NOT NULL").fetchone()
+    row = connection.execute("SELECT to_regprocedure('pg_catalog.nvs_own_pg_stat_activity()') IS NOT NULL").fetchone()
     if row and row[0]:
         return
     connection.execute("SET LOCAL allow_system_table_mods = on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import socket
@@ -427,6 +428,87 @@ class EngineContract:
                 with pytest.raises(EngineError, match="blank"):
                     call(tenant.names.database)
         self.engine.verify_tenant(server.endpoint, tenant.names, tenant.password)
+
+    def test_what_is_done_to_one_tenant_leaves_its_neighbour_alone(self, server: LiveServer, tenant: Tenant) -> None:
+        """Every method that names a tenant, with another one at work on the same server: its session lives, writes and is
+        not fenced, its logins get in, and all that the product keeps of it is as it was."""
+        if not {Capability.POOL, Capability.END_SESSIONS} <= self.engine.capabilities:
+            return  # one tenant a server; or no way to see whose sessions live
+        one = self.make(server, new_names())
+        names = one.names
+
+        def dropped_and_made_again(admin: EngineAdmin) -> None:
+            admin.drop_tenant(names)
+            admin.create_tenant(names, login_password=one.password, control_password=one.control_password)
+
+        calls: dict[str, Callable[[EngineAdmin], object]] = {
+            "made again": lambda admin: admin.create_tenant(
+                names, login_password=one.password, control_password=one.control_password
+            ),
+            "rotated": lambda admin: admin.set_password(names.login, "rotated", keep_old=True),
+            "the old password discarded": lambda admin: admin.discard_old_password(names.login),
+            "its sessions ended": lambda admin: admin.end_sessions(names.login),
+            "locked": lambda admin: admin.lock_tenant(names, locked=True),
+            "unlocked": lambda admin: admin.lock_tenant(names, locked=False),
+            "fenced": lambda admin: admin.fence_writers(names, fenced=True),
+            "its fence held": lambda admin: admin.hold_fence(names, hard=True),
+            "its fence lifted": lambda admin: admin.fence_writers(names, fenced=False),
+            "looked at": lambda admin: admin.stats(names.database),
+            "dropped, and made again": dropped_and_made_again,
+            "dropped": lambda admin: admin.drop_tenant(names),
+        }
+        with (
+            self.engine.admin(server.endpoint, server.admin) as admin,
+            self.open_session(server, tenant) as neighbour,
+            self.open_session(server, tenant) as writing,
+        ):
+            neighbour.make_table()
+            neighbour.write()
+            writing.begin_writing()
+            before = self.fingerprint(server, tenant)
+            for what, call in calls.items():
+                with contextlib.ExitStack() as stack:
+                    if what not in {"locked", "unlocked", "dropped", "rotated", "the old password discarded"}:
+                        with contextlib.suppress(Exception):  # of the one that it is done to: whatever state it is in
+                            stack.enter_context(self.open_session(server, one))
+                    call(admin)
+                assert not neighbour.ended(), what
+                assert not writing.ended(), what
+                assert self.fingerprint(server, tenant) == before, what
+                stats = admin.stats(tenant.names.database)
+                assert not stats.fenced, what
+                assert stats.connections == 2, what
+                assert stats.connections_limit == tenant.names.connection_limit, what
+                self.engine.probe(server.endpoint, tenant.login)
+                self.engine.probe(server.endpoint, tenant.control)
+                with self.open_session(server, tenant) as another:
+                    assert another.rows() == 2, what
+            assert self.table_counts(server, tenant).total == 1
+
+    def fingerprint(self, server: LiveServer, tenant: Tenant) -> object:
+        """All that the product keeps of a tenant's logins and database besides its rows; and its sessions."""
+        raise NotImplementedError("override it for this engine")
+
+    def test_fencing_one_of_two(self, server: LiveServer, tenant: Tenant) -> None:
+        """The fence is the tenant's: seen and felt by nobody else, also not by new sessions."""
+        if not {Capability.POOL, Capability.WRITE_FENCE, Capability.END_SESSIONS} <= self.engine.capabilities:
+            return
+        other = self.make(server, new_names())
+        try:
+            for each in (tenant, other):
+                with self.open_session(server, each) as session:
+                    session.make_table()
+            with self.engine.admin(server.endpoint, server.admin) as admin:
+                admin.fence_writers(other.names, fenced=True)
+                assert (admin.stats(tenant.names.database).fenced, admin.stats(other.names.database).fenced) == (
+                    False,
+                    True,
+                )
+                with self.open_session(server, tenant) as free, self.open_session(server, other) as fenced:
+                    assert free.write()
+                    assert not fenced.write()
+        finally:
+            self.drop(server, other.names)
 
     def test_dropping_twice_is_success(self, server: LiveServer) -> None:
         tenant = self.make(server, new_names())

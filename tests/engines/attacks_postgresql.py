@@ -117,14 +117,13 @@ POSTGRESQL: tuple[Attack, ...] = (
         ("The catalog", "SELECT * FROM pg_db_role_setting"),
         ("The catalog", "SELECT * FROM pg_shdepend"),
         ("The catalog", "SELECT * FROM pg_subscription"),
-        ("The catalog", "SELECT * FROM nvs_all_pg_stat_activity"),
         ("The catalog", "UPDATE pg_database SET datname = 'mine' WHERE datname = '{their_database}'"),
         ("The catalog", "DELETE FROM pg_auth_members"),
         ("The catalog", "SELECT * FROM pg_database FOR UPDATE"),
         ("The catalog", "BEGIN; LOCK TABLE pg_database IN ACCESS EXCLUSIVE MODE"),
         ("The catalog", "CREATE OR REPLACE VIEW pg_catalog.pg_stat_activity AS SELECT 1"),
-        ("The catalog", "CREATE OR REPLACE FUNCTION pg_catalog.nvs_own_pg_locks() RETURNS SETOF pg_catalog.nvs_all_pg_locks"
-         " LANGUAGE sql AS 'SELECT * FROM pg_catalog.nvs_all_pg_locks'"),
+        ("The catalog", "CREATE OR REPLACE FUNCTION pg_catalog.nvs_own_pg_locks() RETURNS SETOF pg_locks"
+         " LANGUAGE sql AS 'SELECT * FROM pg_lock_status()'"),
         ("The catalog", "GRANT EXECUTE ON FUNCTION pg_stat_get_activity TO PUBLIC"),
         ("How large and how busy others are", "SELECT pg_database_size('{their_database}')"),
         ("How large and how busy others are", "SELECT pg_tablespace_size('pg_default')"),

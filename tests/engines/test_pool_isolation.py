@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -22,10 +24,11 @@ from psycopg import sql
 from projects.domain import Credentials, TenantNames
 from projects.engines.base import BLANK_PREFIX
 from projects.engines.postgresql import PostgreSQL
+from projects.runtimes.docker import DockerRuntime
 from projects.runtimes.process import ProcessRuntime
 from projects.runtimes.process_binaries import find
 from tests.contracts.engine_contract import LiveServer
-from tests.contracts.engine_servers import docker_server, live_server
+from tests.contracts.engine_servers import docker_server, image_of, live_server
 from tests.engines.attacks import Attack, Outcome
 from tests.engines.attacks_postgresql import POSTGRESQL
 
@@ -96,8 +99,9 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
         mine, theirs, blank = pool_names(), pool_names(), f"{BLANK_PREFIX}{uuid.uuid4().hex[:8]}"
         with ENGINE.admin(server.endpoint, server.admin) as admin:
             admin.harden()
-            for names in (mine, theirs):
-                admin.create_tenant(names, login_password=PASSWORD, control_password=CONTROL)
+            admin.make_blank(blank)
+            admin.create_tenant(mine, login_password=PASSWORD, control_password=CONTROL, blank=blank)
+            admin.create_tenant(theirs, login_password=PASSWORD, control_password=CONTROL)
             admin.make_blank(blank)
         place = server.endpoint
         with psycopg.connect(
@@ -337,6 +341,24 @@ class InDocker(Isolation):
     @classmethod
     def servers(cls) -> Iterator[LiveServer]:
         yield from docker_server(ENGINE, cls.version, pool=True)
+
+    @pytest.mark.parametrize("as_us", [False, True], ids=["by the tenant", "by us"])
+    def test_a_dump_carries_nothing_of_it(self, pool: Pool, *, as_us: bool) -> None:
+        """So that it can be restored anywhere: what is closed in the catalog stays here."""
+        user = pool.server.admin if as_us else Credentials(pool.mine.login, PASSWORD)
+        image = image_of(ENGINE, self.version, DockerRuntime("probe"))
+        place = pool.server.endpoint
+        with contextlib.closing(pool.login(pool.mine)) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS dumped (i int)")
+        done = subprocess.run(
+            ["docker", "run", "--rm", "--network", "host", "-e", "PGPASSWORD", "--entrypoint", "pg_dump", image,
+             "-h", place.host, "-p", str(place.port), "-U", user.username, pool.mine.database],
+            capture_output=True, timeout=60, check=False, env={**os.environ, "PGPASSWORD": user.password},
+        )  # fmt: skip
+        text = done.stdout.decode()
+        assert "CREATE TABLE public.dumped" in text, done.stderr.decode()
+        assert not re.search(r"^(GRANT|REVOKE).*pg_catalog|nvs_(own|all)|pg_init_privs", text, re.MULTILINE)
+        assert pool.mine.control not in text
 
 
 @pytest.mark.docker

@@ -103,6 +103,22 @@ class FamilyContract(EngineContract):
         with contextlib.closing(connect(server, tenant.login)) as connection:
             yield FamilySession(connection)
 
+    def fingerprint(self, server: LiveServer, tenant: Tenant) -> object:
+        names = tenant.names
+        logins = (names.login, names.control)
+        with connect(server, server.admin) as connection:
+            return [
+                ask(connection, "SELECT * FROM mysql.db WHERE User IN %s ORDER BY User", logins),
+                ask(connection, "SELECT * FROM mysql.procs_priv WHERE User IN %s ORDER BY User", logins)[0][:5],
+                *(ask(connection, f"SHOW CREATE USER '{user}'@'%'") for user in logins),
+                *(ask(connection, f"SHOW GRANTS FOR '{user}'@'%'") for user in logins),
+                ask(
+                    connection, "SELECT id FROM information_schema.processlist WHERE user = %s ORDER BY 1", names.login
+                ),
+                ask(connection, "SHOW GLOBAL VARIABLES LIKE '%%read_only'"),
+                ask(connection, f"SHOW CREATE DATABASE {names.database}"),
+            ]
+
     def fill(self, server: LiveServer, tenant: Tenant, table: str, rows: int) -> None:
         with self.inside(server, tenant) as connection:
             ask(connection, f"CREATE TABLE {table} (id INT AUTO_INCREMENT PRIMARY KEY, word VARCHAR(200))")
@@ -285,6 +301,17 @@ class FamilyContract(EngineContract):
         finally:
             self.drop(server, mine.names)
             self.drop(server, other.names)
+
+    def test_making_the_server_ready_again_takes_no_right_away(self, server: LiveServer, tenant: Tenant) -> None:
+        """Also when the procedure behind the figures is another one than before."""
+        for older in (False, True):
+            if older:
+                with connect(server, server.admin) as connection:
+                    ask(connection, "ALTER PROCEDURE novastack.tenant_stats COMMENT 'an older one'")
+            with self.engine.admin(server.endpoint, server.admin) as admin:
+                admin.harden()
+            with self.engine.admin(server.endpoint, tenant.control) as session:
+                assert session.stats(tenant.names.database).connections == 0
 
     def test_the_control_login_sees_no_rows(self, server: LiveServer, tenant: Tenant) -> None:
         with self.inside(server, tenant) as connection:

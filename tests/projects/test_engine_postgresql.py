@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -17,32 +16,12 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from projects.domain import ConnectionInfo, Credentials, DataPolicy, LoginRefused, NovaStackRuntimeError, TenantNames
+from projects.domain import ConnectionInfo, Credentials, LoginRefused, TenantNames
 from projects.engines.postgresql import PostgreSQL
-from projects.runtimes.docker import DockerRuntime
 from tests.contracts.engine_contract import HOSTILE, EngineContract, LiveServer, Tenant, new_names
-from tests.contracts.runtime_contract import RuntimeContract, Server, spec_maker
+from tests.contracts.engine_servers import docker_server
 
 Connection = psycopg.Connection[tuple[object, ...]]
-
-
-def live_server(version: str) -> Iterator[LiveServer]:
-    runtime, password = DockerRuntime(f"test{uuid.uuid4().hex[:10]}"), uuid.uuid4().hex
-    try:
-        image = runtime.resolve_image("postgresql", version, PostgreSQL.official_image)
-    except NovaStackRuntimeError as error:
-        if os.environ.get("NOVASTACK_REQUIRE_DOCKER") == "1":
-            raise
-        pytest.skip(f"no Docker engine with PostgreSQL {version}: {error}")
-    spec = spec_maker(version, image, password)()
-    handle = runtime.ensure(spec, data=DataPolicy.CREATE)
-    try:
-        admin = Credentials(PostgreSQL.bootstrap_username, password)
-        RuntimeContract().wait_ready(runtime, Server(spec, handle, admin))
-        yield LiveServer(spec.publish, admin, lambda: b"\n".join(runtime.logs(handle, tail=5000)).decode())
-    finally:
-        runtime.destroy(handle, delete_data=True)
-        runtime.remove_network()
 
 
 def connect(server: LiveServer, credentials: Credentials, **options: object) -> Connection:
@@ -105,11 +84,12 @@ class PostgreSQLSession:
 class PostgreSQLContract(EngineContract):
     engine = PostgreSQL()
     version = "17"
+    pool = False
 
     @pytest.fixture(scope="class")
     @classmethod
     def server(cls) -> Iterator[LiveServer]:
-        yield from live_server(cls.version)
+        yield from docker_server(cls.engine, cls.version, pool=cls.pool)
 
     @contextlib.contextmanager
     def inside(self, server: LiveServer, tenant: Tenant) -> Iterator[Connection]:
@@ -120,6 +100,22 @@ class PostgreSQLContract(EngineContract):
     def open_session(self, server: LiveServer, tenant: Tenant) -> Iterator[PostgreSQLSession]:
         with contextlib.closing(connect(server, tenant.login)) as connection:
             yield PostgreSQLSession(connection)
+
+    def fingerprint(self, server: LiveServer, tenant: Tenant) -> object:
+        names = tenant.names
+        with connect(server, server.admin) as connection:
+            return connection.execute(
+                "SELECT d.datname, d.datdba, d.datacl::text, d.datconnlimit, d.datallowconn, d.datistemplate,"
+                " (SELECT array_agg(s::text ORDER BY 1) FROM pg_db_role_setting s WHERE setdatabase = d.oid OR setrole IN"
+                "   (SELECT oid FROM pg_roles WHERE rolname = ANY(%(roles)s))),"
+                " (SELECT array_agg(a::text ORDER BY rolname) FROM pg_authid a WHERE rolname = ANY(%(roles)s)),"
+                " (SELECT array_agg(m.roleid::text || m.member ORDER BY 1) FROM pg_auth_members m WHERE member IN"
+                "   (SELECT oid FROM pg_roles WHERE rolname = ANY(%(roles)s))),"
+                " (SELECT array_agg(pid ORDER BY pid) FROM pg_stat_activity WHERE usename = %(login)s)"
+                "  FROM pg_database d WHERE d.datname = %(database)s",
+                {"database": names.database, "login": names.login,
+                 "roles": [names.owner, names.group, names.login, names.control]},
+            ).fetchall()  # fmt: skip
 
     # --- what a tenant may do -----------------------------------------------------------------------------------------
     @pytest.mark.parametrize("extension", ["pgcrypto", "citext", "hstore", "pg_trgm", "uuid-ossp", "btree_gist"])
@@ -465,6 +461,12 @@ class TestPostgreSQL17(PostgreSQLContract):
 
 class TestPostgreSQL15(PostgreSQLContract):
     version = "15"
+
+
+class TestPoolOfPostgreSQL17(PostgreSQLContract):
+    """All of it on a server that tells no tenant of another."""
+
+    pool = True
 
 
 class TestPostgreSQL18(PostgreSQLContract):
