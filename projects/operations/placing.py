@@ -34,7 +34,6 @@ from projects.models import (
     OperationState,
     OperationStep,
     Placement,
-    Plan,
     Project,
     RoleKind,
     ServerDesired,
@@ -63,13 +62,9 @@ class AllBusy(Exception):
 
 
 # --- which pools --------------------------------------------------------------------------------------------------------
-def own_plan(project: Project) -> Plan | None:
-    """The plan whose pools are made for such a project: plans that live on pools have pools of their own."""
-    return project.plan if project.plan.placement == Placement.POOL else None
-
-
 def pools_for(project: Project) -> QuerySet[DatabaseServer]:
-    """Those that take projects like this one, however full; made or being made."""
+    """Those that take projects like this one, however full; made or being made. Pools that are begun here are of one plan;
+    an operator may make one for all."""
     return DatabaseServer.objects.filter(
         Q(plan=None) | Q(plan_id=project.plan_id), kind=ServerKind.POOL, region_id=project.region_id,
         engine=project.engine, version=project.version, desired_state=ServerDesired.RUNNING, reconcile=True,
@@ -221,13 +216,13 @@ def _region_is_fit(ctx: Context) -> None:
 # --- no room ------------------------------------------------------------------------------------------------------------
 def _wait(ctx: Context) -> NoReturn:
     """Nobody has room. Begin as many pools as those who wait will fill, say what is going on, and come again."""
-    project, plan = ctx.project, own_plan(ctx.project)
+    project, plan = ctx.project, ctx.project.plan
     awaited, failed = _awaited(ctx)
     ctx.guard()
     with transaction.atomic():
         # Who decides about more pools does so alone, and sees what was decided before.
         locks.lock_subject(locks.subject_of("placing", f"{project.region_id}:{project.engine}:{project.version}"))
-        short = _waiting(project, plan) > _room(project)
+        short = _waiting(project) > _room(project)
         if short and failed is None:
             pools.pool_begin(
                 region=project.region, engine=project.engine, version=project.version, plan=plan,
@@ -274,10 +269,9 @@ def _room(project: Project) -> int:
     return sum(max(0, most - taken) for most, taken in rows.values_list("max_databases", "taken"))
 
 
-def _waiting(project: Project, plan: Plan | None) -> int:
+def _waiting(project: Project) -> int:
     """How many want a place on pools like these and have none."""
-    rows = _without_place(project.region_id, project.engine, project.version)
-    rows = rows.filter(plan=plan) if plan is not None else rows.exclude(plan__placement=Placement.POOL)
+    rows = _without_place(project.region_id, project.engine, project.version).filter(plan_id=project.plan_id)
     live = _provisions().filter(project_uuid=OuterRef("pk"))
     return int(rows.filter(Exists(live)).count())
 

@@ -27,7 +27,7 @@ def role_of(project: Project) -> DatabaseRole:
 
 
 def server_of(project: Project) -> DatabaseServer:
-    return DatabaseServer.objects.get(project_uuid=project.pk)
+    return DatabaseServer.objects.get(databases__project=project, databases__slot="current")
 
 
 def password_of(role: DatabaseRole) -> str:

@@ -69,7 +69,7 @@ def install_fault(text: str) -> None:
 
 def work(fault: str, reconciles: bool, ready: int) -> None:
     from projects.models import Operation
-    from projects.operations import abilities, janitor, queue, reconciler, runner, standby_upkeep, watch
+    from projects.operations import abilities, janitor, queue, reconciler, retiring, runner, standby_upkeep, watch
 
     if fault:
         install_fault(fault)
@@ -84,6 +84,7 @@ def work(fault: str, reconciles: bool, ready: int) -> None:
             ticked = time.monotonic()
             reconciler.reconcile()
             janitor.delete_due_data()
+            retiring.drop_due()
             watch.check_health()
             standby_upkeep.keep()
         due += Operation.objects.live().filter(lease_until=None, next_attempt_at=None).values_list("pk", flat=True)

@@ -147,7 +147,6 @@ def test_the_plan_says_where_and_the_request_wins(team, runtime, paper):
     project = ask(team, "By plan", placement=None)
     assert project.placement == "pool"
     settle()
-    assert pool_of(project).plan == project.plan  # a plan that lives on pools has its own
     dedicated = ask(team, "Own", placement="dedicated")
     assert dedicated.placement == "dedicated"
 
@@ -157,7 +156,14 @@ def test_a_pool_of_one_plan_takes_no_other(team, runtime, paper):
     first = placed(team, "First", plan="other", placement=None)
     second = placed(team, "Second")
     assert pool_of(first).plan == other
-    assert pool_of(second).plan is None
+    assert pool_of(second).plan == second.plan
+
+
+def test_a_pool_for_all_plans_takes_every_project(team, runtime, paper):
+    other = Plan.objects.create(slug="other", name="Other")
+    first = placed(team, "First")
+    DatabaseServer.objects.filter(pk=pool_of(first).pk).update(plan=None)
+    assert pool_of(placed(team, "Second", plan=other.slug)) == pool_of(first)
 
 
 @pytest.mark.parametrize(
