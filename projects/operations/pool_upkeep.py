@@ -215,16 +215,20 @@ def _look(asked: tuple[Engine, domain.Endpoint, list[domain.Credentials]]) -> _L
 
 
 def _expected(row: DatabaseServer) -> tuple[set[str], set[str]]:
-    """Names of databases that must be there, and of those that may: of projects on which somebody works, and blanks."""
-    rows = list(Database.objects.filter(server=row).values_list("project_id", "name", "created_in_engine_at"))
+    """Names of databases that must be there, and of those that may: of projects on which somebody works, given up, and
+    blanks."""
+    rows = list(
+        Database.objects.filter(server=row).only("project_id", "name", "created_in_engine_at", "drop_due_at", "made_of")
+    )
     at_work = set(
         Operation.objects.live()
-        .filter(project_uuid__in=[each[0] for each in rows])
+        .filter(project_uuid__in=[each.project_id for each in rows])
         .values_list("project_uuid", flat=True)
     )
-    must = {name for project, name, made in rows if made is not None and project not in at_work}
-    may = {name for _, name, _ in rows} | set(BlankDatabase.objects.filter(server=row).values_list("name", flat=True))
-    return must, may
+    made = [each for each in rows if each.created_in_engine_at is not None and each.drop_due_at is None]
+    must = {each.name for each in made if each.project_id not in at_work}
+    may = {name for each in rows for name in (each.name, each.made_of) if name}
+    return must, may | set(BlankDatabase.objects.filter(server=row).values_list("name", flat=True))
 
 
 def _judge(row: DatabaseServer, look: _Look, before: tuple[set[str], set[str]]) -> tuple[Health, str]:
