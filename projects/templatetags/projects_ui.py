@@ -163,6 +163,14 @@ def rate(value: float | None) -> str:
 
 
 @register.filter
+def axis(value: float) -> str:
+    """A figure of a chart: whole where that says enough, so that a small rate's axis is not 0, 0, 0."""
+    if value >= 10 or value == int(value):
+        return rate(round(value)) if value >= 10 else str(int(value))
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+@register.filter
 def with_code(text: str) -> SafeString:
     """What stands between backticks as `<code>`: for texts that are also read at a console."""
     parts = str(text).split("`")

@@ -241,6 +241,24 @@ document.addEventListener("htmx:afterSwap", (event) => {
     if (palette.dataset.go !== undefined && shown === $("input", palette).value) { delete palette.dataset.go; $("a", palette)?.click(); }
   }
 });
+// --- what is swapped under somebody's focus keeps it: htmx itself looks at ids only, and a poll comes every few seconds
+const REACHABLE = "a[href], button, input, select, textarea, summary, [tabindex]";
+const called = (part) => part.getAttribute("aria-label") || part.textContent.trim();
+let held = null;
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const at = document.activeElement;
+  const part = event.detail.target;
+  const within = part?.id && at !== part && part.contains(at) && !at.id;
+  held = within ? { id: part.id, place: $$(REACHABLE, part).indexOf(at), words: called(at) } : null;
+});
+document.addEventListener("htmx:afterSettle", () => {
+  const part = held && document.getElementById(held.id);
+  if (!part || document.activeElement !== document.body) return;
+  const all = $$(REACHABLE, part);
+  const same = all.filter((each) => called(each) === held.words);
+  (same.includes(all[held.place]) ? all[held.place] : same[0])?.focus({ preventScroll: true });
+  held = null;
+});
 // --- what changed by itself is said once, in a region that stays
 let announced = "";
 document.addEventListener("htmx:afterSettle", () => {

@@ -38,6 +38,11 @@ def browser_type_launch_args(browser_type_launch_args: dict[str, Any]) -> dict[s
 
 
 @pytest.fixture(scope="session")
+def base_url() -> None:
+    """The tests name the install's address. Instead of the plugin's own, which pytest 10 will refuse."""
+
+
+@pytest.fixture(scope="session")
 def install(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Install]:
     with running_install(tmp_path_factory.mktemp("install"), ports="28200-28299") as found:
         yield found

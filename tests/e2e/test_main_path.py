@@ -116,6 +116,20 @@ def test_a_revealed_password_is_masked_again(operator: Page, install: Install) -
     expect(field).to_have_attribute("type", "password")
 
 
+def test_a_poll_takes_the_focus_from_nobody(operator: Page, install: Install) -> None:
+    create(operator, install, "focus-e2e")
+    is_running(operator)
+    for place in (
+        operator.locator(".project-head").get_by_text("Connect"),
+        operator.get_by_role("link", name="Activity", exact=True).last,
+    ):
+        place.focus()
+        operator.evaluate("document.querySelector('#live').dataset.before = ''")
+        operator.evaluate("htmx.trigger('#live', 'poll')")
+        expect(operator.locator("#live[data-before]")).to_have_count(0)
+        expect(place).to_be_focused()
+
+
 def test_keys_open_search_and_help(operator: Page, install: Install) -> None:
     operator.goto(f"{install.url}/tokens/")
     operator.locator("h1").click()

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from novastack.common.templatetags.ui import ago_text, duration_text, size_text
 from projects.charts import chart
-from projects.templatetags.projects_ui import with_code
+from projects.templatetags.projects_ui import axis, with_code
 from projects.views.logs import parse
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -54,6 +54,13 @@ def test_a_chart_keeps_its_gaps() -> None:
 
 def test_one_reading_is_no_chart() -> None:
     assert chart([(NOON, 1.0), (NOON, None)], start=NOON - timedelta(hours=24), end=NOON) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (5.0, "5"), (0.254, "0.25"), (2.5, "2.5"), (12.6, "13"), (1200.0, "1\u202f200")]
+)
+def test_a_small_rate_has_an_axis(value: float, text: str) -> None:
+    assert axis(value) == text
 
 
 def test_backticks_are_code_and_nothing_else_is() -> None:
