@@ -26,6 +26,7 @@ from projects.models import (
     Orphan,
     ServerKind,
 )
+from projects.models.servers import NOTED_KINDS
 from projects.services.pools import pool_check, pool_drain
 
 
@@ -178,10 +179,10 @@ class OrphanAdmin(ReadOnlyAdmin):
     date_hierarchy = "first_seen_at"
     actions = ["settled"]
 
-    @admin.action(description="Settled: the service was told by hand")
+    @admin.action(description="Settled by hand")
     def settled(self, request: HttpRequest, rows: QuerySet[Orphan]) -> None:
         """Only for registrations that a service was left with: what runtimes hold is looked at, not declared."""
-        number = rows.filter(kind__in=["service", "database"], resolved_at=None).update(resolved_at=now())
+        number = rows.filter(kind__in=NOTED_KINDS, resolved_at=None).update(resolved_at=now())
         messages.success(request, f"Settled: {number}.")
 
 

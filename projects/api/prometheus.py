@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prometheus_client import Metric
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.utils import floatToGoString
 
 from projects.services import fleet
+from projects.services.operation_figures import Durations, operation_figures
 
 
 class FleetCollector:
@@ -51,6 +53,34 @@ class FleetCollector:
         yield _counts("novastack_standbys_wanted", "Warm standbys that operators want", labels, wanted)
         beats = {(name,): at.timestamp() for name, at in figures["heartbeats"].items()}
         yield _counts("novastack_heartbeat_timestamp_seconds", "Last sign of life", ["process"], beats)
+        yield from _operations()
+
+
+def _operations() -> Iterator[Metric]:
+    """Counters: operations are kept, so these only grow."""
+    found = operation_figures()
+    yield _totals("novastack_operations_ended", "Operations by how they ended", ["kind", "state"], found.ended)
+    yield _totals("novastack_operation_failures", "Ended with an error, by its code", ["kind", "code"], found.failures)
+    yield _totals("novastack_step_retries", "Tries of steps after a failure", ["kind", "step"], found.retries)
+    asked = "Of those that succeeded, from being asked for"
+    yield _histogram("novastack_operation_duration_seconds", asked, ["kind"], found.operations)
+    begun = "Of those that succeeded, from their first begin, retries included"
+    yield _histogram("novastack_step_duration_seconds", begun, ["kind", "step"], found.steps)
+
+
+def _totals(name: str, text: str, labels: list[str], values: Mapping[Any, float]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, value in sorted(values.items()):
+        family.add_metric(key, value)
+    return family
+
+
+def _histogram(name: str, text: str, labels: list[str], values: Mapping[Any, Durations]) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for key, each in sorted(values.items()):
+        buckets = [(floatToGoString(le), float(number)) for le, number in each.buckets.items()]
+        family.add_metric(key, buckets=[*buckets, ("+Inf", float(each.count))], sum_value=each.seconds)
+    return family
 
 
 def _counts(name: str, text: str, labels: list[str], values: Mapping[Any, float]) -> Metric:

@@ -95,6 +95,7 @@ class OperationStep(BaseModel):
     title = models.CharField(max_length=80)
     state = models.CharField(max_length=12, choices=StepState, default=StepState.PENDING)
     attempt = models.PositiveSmallIntegerField(default=0)
+    retries = models.PositiveIntegerField(default=0, help_text="Tries after a failure, in all; `attempt` begins anew.")
     crashes = models.PositiveSmallIntegerField(default=0)
     detail = models.CharField(max_length=500, blank=True)
     error_code = models.CharField(max_length=64, blank=True)

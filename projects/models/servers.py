@@ -229,6 +229,10 @@ class DataTombstone(BaseModel):
         return {"server": str(self.server_uuid), "incarnation": self.incarnation, "due_at": self.due_at.isoformat()}
 
 
+LEFT_BY_UNDO = "undo"
+NOTED_KINDS = ("service", "database", LEFT_BY_UNDO)  # of orphans: written down by operations, not found in a runtime
+
+
 class Orphan(BaseModel):
     """Something that exists in a runtime and is not known here, or that may exist in one that was given up (`forgotten_at`
     with a `note`). Reported, never touched (rule 11)."""

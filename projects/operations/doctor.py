@@ -39,6 +39,7 @@ from projects.models import (
     ServerDesired,
     ServerKind,
 )
+from projects.models.servers import LEFT_BY_UNDO
 from projects.operations import disks, doctor_pools, fanout, reconciler, wiring
 from projects.operations import doctor_logins as logins
 from projects.operations.doctor_findings import Finding, Report, of
@@ -280,6 +281,12 @@ def _noted_orphans(found: list[Finding]) -> Iterator[Finding]:
             yield Finding(
                 "unknown.database", row.name, row.note,
                 "Look whose it is; drop it by hand, then mark it resolved in the admin, Orphans.", row.region.slug,
+            )  # fmt: skip
+            continue
+        if row.kind == LEFT_BY_UNDO:
+            yield Finding(
+                "left.undo", row.name, row.note, "Look what is left of it; then mark it settled in the admin, Orphans.",
+                row.region.slug, key=row.name.rpartition(":")[2],
             )  # fmt: skip
             continue
         unseen = row.region.slug in away or not row.region.enabled or row.region.gone_at is not None

@@ -40,6 +40,7 @@ from projects.models import (
     ServerDesired,
     ServerKind,
 )
+from projects.models.servers import NOTED_KINDS
 from projects.operations import abilities, fanout, pooled_upkeep, pools, status, wiring
 from projects.operations.queue import hint_health, operation_create, send_hint
 from projects.runtimes.base import Runtime
@@ -503,9 +504,7 @@ def _report_orphans(
         raise found
     known = known | known_in(region)
     strange = {(kind, h.name) for kind, h in found if (kind, h.server_id, h.incarnation) not in known}
-    noted = Orphan.objects.filter(region=region, resolved_at=None).exclude(
-        kind__in=["service", "database"]
-    )  # no runtime's
+    noted = Orphan.objects.filter(region=region, resolved_at=None).exclude(kind__in=NOTED_KINDS)  # no runtime's
     open_rows: dict[Any, Orphan] = {(o.kind, o.name): o for o in noted}
     new = strange - set(open_rows)
     for kind, name in sorted(new):

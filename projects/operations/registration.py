@@ -109,6 +109,8 @@ def register_services(ctx: Context) -> None:
             refused.append(outcome)
             # It may have registered and failed to say so: the next try carries the same id.
             _write(ctx, row, ServiceStatus.ERROR, outcome.detail)
+    tries = ctx.row.data.get("tries", {})
+    ctx.record(tries={**tries, **{name: tries.get(name, 0) + 1 for name in calls}})
     _raise(refused)
     ctx.explain(_summary(_wanted(ctx)))
 

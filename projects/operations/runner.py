@@ -10,14 +10,16 @@ from uuid import UUID
 
 import structlog
 from django.core.cache import cache
+from django.core.exceptions import ObjectDoesNotExist
 from django.db import Error as DatabaseError
 from django.db import connection, transaction
 
 from novastack.common.clock import DatabaseNow, now
 from novastack.common.logs import without_places
 from projects import domain
-from projects.models import OnGiveUp, Operation, OperationState, OperationStep, Project, Region, StepState
+from projects.models import OnGiveUp, Operation, OperationState, OperationStep, Orphan, Project, Region, StepState
 from projects.models.catalogue import UNREACHABLE
+from projects.models.servers import LEFT_BY_UNDO
 from projects.operations import base, leases, locks, status
 from projects.operations.base import CancelRequested, Definition, LeaseLost, Step, StepFailed, Wait
 from projects.operations.context import Context
@@ -30,7 +32,7 @@ DONE = {StepState.SUCCEEDED, StepState.SKIPPED}
 SERVER_LOST = {"server_exited", "server_not_ready"}
 MAX_RESTARTS = 2  # of a server that went away under one step
 STEP_FIELDS = [
-    "state", "attempt", "crashes", "detail", "error_code", "data", "started_at", "deadline_at", "finished_at",
+    "state", "attempt", "retries", "crashes", "detail", "error_code", "data", "started_at", "deadline_at", "finished_at",
     "updated_at",
 ]  # fmt: skip
 MAX_COUNT = 30_000  # a small integer's column; what rolls forward may try for months
@@ -233,7 +235,7 @@ class _Run:
         return True
 
     def _retry(self, row: OperationStep, delay: float, message: str) -> None:
-        row.state = StepState.RETRYING
+        row.state, row.retries = StepState.RETRYING, row.retries + 1
         with transaction.atomic():
             self._save_row(row)
             self._event("warning", message)
@@ -325,12 +327,28 @@ class _Run:
                     row, min(60, 2**tries), f"Undo of “{row.title}” failed: {failure.detail} It is tried again."
                 )
                 return False
-            # What can't be taken back is named, not hidden: the reconciler reports it as an orphan.
             row.data = {**row.data, "undo_failed": failure.code}
-            self._event("error", f"Undo of “{row.title}” failed for good: {failure.detail}")
+            with transaction.atomic():
+                self._leave_behind(context, row, failure)
         finally:
             self.heartbeat.set_deadline(None)
         return True
+
+    def _leave_behind(self, context: Context, row: OperationStep, failure: StepFailed) -> None:
+        """What can't be taken back is named, not hidden: an orphan, which the doctor shows until an operator has settled
+        it. In a transaction."""
+        self._fenced()
+        self._event("error", f"Undo of “{row.title}” failed for good: {failure.detail}")
+        try:
+            region = context.region
+        except ObjectDoesNotExist:  # its rows are gone, and with them what it was about
+            return
+        whose = f" of project {self.operation.project_name}" if self.operation.project_name else ""
+        note = f"“{row.title}”{whose} could not be undone ({failure.code}): {failure.detail}"
+        Orphan.objects.update_or_create(
+            region=region, kind=LEFT_BY_UNDO, name=f"{self.operation.kind}:{row.name}:{self.operation.pk}",
+            defaults={"note": note[:500], "resolved_at": None},
+        )  # fmt: skip
 
     # --- crashes ----------------------------------------------------------------------------------------------
     def _count_crash(self, definition: Definition) -> bool:

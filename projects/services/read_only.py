@@ -13,6 +13,7 @@ from accounts.services import audit
 from novastack.common.models import Install
 from projects import domain
 from projects.models import DataTombstone, Operation, Orphan, Project, Region
+from projects.models.servers import NOTED_KINDS
 from projects.operations import wiring
 
 
@@ -42,7 +43,7 @@ def state() -> State:
         "live operations": Operation.objects.live().count(),
         "projects in the recycle bin": Project.objects.in_bin().count(),
         "data waiting for deletion": DataTombstone.objects.filter(deleted_at=None, forgotten_at=None).count(),
-        "unknown servers and volumes": Orphan.objects.filter(resolved_at=None).count(),
+        "unknown servers and volumes": Orphan.objects.filter(resolved_at=None).exclude(kind__in=NOTED_KINDS).count(),
     }
     return found
 

@@ -1,0 +1,163 @@
+"""Why an operation can fail: every stable code, whether trying again may help, and what to do about it.
+
+`docs/errors.md` shows this table, and a test holds it against the source: a code that is raised and not listed fails it.
+The third column of `CODES` is seed 001's name for the error, where it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """`retryable` None: it depends on what exactly was refused; the operation's `error` says it."""
+
+    meaning: str
+    advice: str
+    retryable: bool | None = True
+    seed: str = ""
+
+
+WAIT = "It is tried again by itself."
+OPERATOR = "For the operator."
+CODES: Mapping[str, Code] = {
+    # --- making a database
+    "project_gone": Code("The project is being removed.", "Nothing.", False, "ProjectNotFoundError"),
+    "database_creation_failed": Code(
+        "The engine refused to make the database or its logins.",
+        f"{WAIT} Its own words are in `detail`.",
+        None,
+        "DatabaseCreationError",
+    ),
+    "schema_creation_failed": Code(
+        "The engine refused to make the bootstrap tables.",
+        f'{WAIT} Its own words are in `detail`; `"bootstrap_schema": false` leaves them out.',
+        None,
+        "SchemaCreationError",
+    ),
+    "api_key_generation_failed": Code(
+        "The control database refused to store the project's API keys.",
+        f"{WAIT} {OPERATOR}",
+        True,
+        "ApiKeyGenerationError",
+    ),
+    "region_unavailable": Code(
+        "The region has no runtime, or is switched off.",
+        "Choose another region, or have an operator set it up.",
+        False,
+        "RegionUnavailableError",
+    ),
+    "deadline_exceeded": Code(
+        "A step took longer than it may.",
+        f"{WAIT} Look whether the host is overloaded.",
+        True,
+        "ProvisioningTimeoutError",
+    ),
+    "no_answer": Code(
+        "The server runs, but nothing answers at its port.",
+        "Its image must listen on the engine's port.",
+        True,
+        "ProvisioningTimeoutError",
+    ),
+    "server_not_ready": Code(
+        "The server does not answer now, or the way to it is cut.",
+        f"{WAIT} A server that went away is started again.",
+        True,
+        "ProvisioningNetworkError",
+    ),
+    "runtime_unavailable": Code(
+        "The region's runtime can't be reached.",
+        "It waits and uses up no attempt; `not_available` meanwhile.",
+        True,
+        "ProvisioningNetworkError",
+    ),
+    # --- services around it
+    "service_unreachable": Code(
+        "A service's endpoint did not answer in time, or must not be reached.",
+        "Tried again, unless its address is not allowed (`NOVASTACK_OUTBOUND_ALLOW`).",
+        None,
+        "ServiceRegistrationError",
+    ),
+    "service_failed": Code("A service answered 408, 425, 429 or 5xx.", WAIT, True, "ServiceRegistrationError"),
+    "service_refused": Code(
+        "A service refused the project: another 4xx.", "Ask who runs the service.", False, "ServiceRegistrationError"
+    ),
+    "service_answer_invalid": Code(
+        "A service's answer has not the agreed shape: it may have registered, and did not say so.",
+        "Tried again with the same id. See docs/services.md.",
+        True,
+        "ServiceRegistrationError",
+    ),
+    # --- images, hosts, room
+    "image_missing": Code("No image of this engine's version can be had.", "`make images`, or let the host pull."),
+    "port_taken": Code("The port belongs to somebody else.", "The next one is tried by itself."),
+    "no_free_port": Code("All ports of the region are in use.", "Widen the region's range. " + OPERATOR),
+    "capacity_exhausted": Code("A disk, or the host's memory, is full.", f"Free some. {OPERATOR}"),
+    "no_node": Code("No node of the Swarm fits.", f"{WAIT} Look at the nodes and their labels. {OPERATOR}"),
+    "address_refused": Code(
+        "The engine can't publish at the region's address.", f"Correct the region. {OPERATOR}", False
+    ),
+    "node_not_reachable": Code(
+        "The server runs on a machine that workers can't reach.", f"Correct the region. {OPERATOR}", False
+    ),
+    "limit_too_small": Code(
+        "The server uses more than the new limit.", "Choose a higher one; all is as it was.", False
+    ),
+    "runtime_error": Code("The runtime refused what it was told.", f"{WAIT} Its own words are in `detail`."),
+    # --- servers and their data
+    "server_exited": Code("The server ended while it was starting.", "The end of its log is in `detail`."),
+    "server_busy": Code("All connections of the server are in use.", WAIT),
+    "not_stopped": Code("The server still runs after it was told to stop.", WAIT),
+    "data_exists": Code(
+        "There is data already where new data was to be made.", f"Nothing was touched. {OPERATOR}", False
+    ),
+    "data_missing": Code(
+        "The server's own data is not there, or is another's.", f"No empty server takes its place. {OPERATOR}", False
+    ),
+    "data_in_use": Code("Another server runs on this data.", f"{WAIT} The second one was refused."),
+    "stale_handle": Code("What was found is not what was recorded.", f"Nothing was touched. {OPERATOR}", False),
+    "not_empty": Code("Something is in there that nobody expected.", f"Nothing was removed. {OPERATOR}", False),
+    # --- logins, passwords, TLS
+    "login_refused": Code(
+        "The server refuses NovaStack's own login.", f"Its image must set the password it is given. {OPERATOR}", False
+    ),
+    "engine_error": Code("The engine refused a statement.", f"{WAIT} Its own words are in `detail`."),
+    "rotation_not_proven": Code("The new password did not log in.", f"{WAIT} The old one stays until it does."),
+    "tls_not_available": Code("The server speaks no TLS.", "Restart it; see `server.tls_reason`.", False),
+    "tls_name_invalid": Code("No certificate can be made for the region's address.", f"Correct the region. {OPERATOR}"),
+    "tls_not_applied": Code("The server does not show its new certificate yet.", WAIT),
+    "tls_not_trusted": Code("What answers does not show the certificate made for it.", f"{WAIT} {OPERATOR}"),
+    # --- pools and standbys
+    "engine_unknown": Code("This release knows no such engine.", OPERATOR, False),
+    "not_wanted": Code("Nobody wants this server any more.", "Nothing: it is removed.", False),
+    "standby_in_use": Code("A project took the standby meanwhile.", "Nothing.", False),
+    "pool_in_use": Code("Databases live on the pool.", "Drain it first.", False),
+    # --- copies
+    "copy_interrupted": Code("A copy was cut short.", f"{WAIT} The source is as it was."),
+    "dump_failed": Code("The engine's dump tool failed.", "Its own words are in `detail`; the source is as it was."),
+    "restore_failed": Code(
+        "The engine's restore tool failed.", "Its own words are in `detail`; the source is as it was."
+    ),
+    "target_full": Code(
+        "The copy does not fit where it is to go.", "Choose a larger plan; the source is as it was.", False
+    ),
+    "tool_killed": Code("A tool was ended from outside.", WAIT),
+    "tool_out_of_memory": Code("A tool needed more memory than it may.", OPERATOR),
+    # --- the operation itself
+    "cancelled": Code("Somebody cancelled it.", "What it did was undone.", False),
+    "definition_changed": Code("It was begun by another version of NovaStack.", "Ask for it again.", False),
+    "poison": Code("It ended its worker five times.", f"{OPERATOR} Ask for it again when that is mended."),
+    "internal_error": Code("Something broke on our side.", f"The worker's log has it. {OPERATOR}", None),
+}
+
+
+def document() -> str:
+    """The table of docs/errors.md."""
+    said = {True: "yes", False: "no", None: "depends"}
+    rows = [
+        f"| `{code}` | {said[row.retryable]} | {row.meaning} | {row.advice} | {row.seed} |"
+        for code, row in CODES.items()
+    ]
+    return "\n".join(["| Code | Retryable | Means | What to do | Seed 001 |", "|---|---|---|---|---|", *rows])
