@@ -76,6 +76,7 @@ class MongoDB(Engine):
                 "mongod", "--dbpath", data, "--directoryperdb", "--bind_ip_all", "--auth", "--wiredTigerCacheSizeGB",
                 f"{cache / 1024:.2f}", "--maxConns", str(request.max_connections + RESERVED_CONNECTIONS),
                 "--setParameter", "diagnosticDataCollectionEnabled=false",
+                *(("--noscripting",) if request.pool else ()),  # $where and mapReduce: code of a tenant in the server
                 *(("--config", f"{MOUNT}/.novastack/files/{CONFIG}") if request.tls else ()),
             ),
             # The name comes from a file too: once both are emptied the entrypoint asks for neither.

@@ -68,7 +68,8 @@ class MySQL(MySQLFamily):
             "maximum-innodb-parallel-read-threads": "2",
             "maximum-set-operations-buffer-size": "16M",
             "maximum-parser-max-mem-size": "64M",
-            "max_execution_time": "300000",  # of SELECT; for mistakes: a session may choose another
+            # Of SELECT, for mistakes: a session may choose another. mysqldump does not, and reads a table by one statement.
+            "max_execution_time": "3600000",
         }
 
     def no_files(self, empty_folder: str) -> str:

@@ -103,7 +103,7 @@ _BOTH: tuple[Attack, ...] = (
          "Names of GET_LOCK are the whole server's: put your database's name into them."),
         ("How busy the server is", "SHOW GLOBAL STATUS LIKE 'Questions'", "Sums of the whole server, of nobody in particular."),
         ("Lift one's own limit of time", "SET SESSION wait_timeout = 31536000",
-         "The pool's five minutes for a statement are for mistakes: a session may choose another limit, or none."),
+         "The pool's limit for a statement is for mistakes: a session may choose another one, or none."),
         ("Fill the server's memory with variables", "SET @one = REPEAT('x', 60000000)",
          "Variables of a session have no limit together. A tenant that wants to can make the server restart; all its tenants"
          " are away for seconds, and lose nothing that was confirmed."),
