@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from uuid import UUID
 
 import structlog
 from django.db import transaction
@@ -18,11 +19,13 @@ from projects.models import (
     BlankDatabase,
     Database,
     DatabaseServer,
+    DatabaseSlot,
     DataTombstone,
     Endpoint,
     OnGiveUp,
     Operation,
     OperationLock,
+    OperationState,
     Project,
     ServerDesired,
     ServerKind,
@@ -37,6 +40,7 @@ log = structlog.get_logger(__name__)
 DRAIN, REMOVE = "drain_pool", "remove_pool"
 DRAIN_SECONDS = 5.0  # between two looks at what is left
 MOVES_AT_ONCE = 2
+MOVE_AGAIN_SECONDS, MOVE_AGAIN_MOST = 600, 6 * 3600  # after a move out that failed; doubled each time
 REMOVE_AGAIN_SECONDS = 300
 # Records the move of one project out of the pool that drains it. Returns why it can't begin now; empty: it has begun.
 Mover = Callable[[Project, DatabaseServer], str]
@@ -75,26 +79,60 @@ def drain_begin(server: DatabaseServer, *, created_by_label: str) -> Operation |
 def move_out(ctx: Context) -> None:
     """A few projects at a time, until nothing is on it. Says which are left."""
     server = ctx.server
-    left = list(Database.objects.filter(server=server).select_related("project").order_by("created_at"))
-    if not left:
+    rows = list(Database.objects.filter(server=server).select_related("project").order_by("created_at"))
+    if not rows:
         ctx.explain("Nobody is on it")
         return
-    ids = [row.project_id for row in left]
+    left = [row for row in rows if row.slot == DatabaseSlot.CURRENT]
+    ids = [row.project_id for row in rows]
     at_work = set(Operation.objects.live().filter(project_uuid__in=ids).values_list("project_uuid", flat=True))
-    free = [row for row in left if row.project_id not in at_work and row.slot == "current"]
+    failed = _failed_moves(server, ids)
     moving, reasons = len(at_work), {}
-    for row in free:
-        if moving >= MOVES_AT_ONCE or not _movers:
-            break
-        ctx.guard()
-        reason = _movers[-1](row.project, server)
-        moving += not reason
+    for row in left:
+        if row.project_id in at_work or not _movers:
+            continue
+        reason = _too_soon(failed.get(row.project_id, []))
+        if not reason and moving < MOVES_AT_ONCE:
+            ctx.guard()
+            reason = _movers[-1](row.project, server)
+            moving += not reason
         if reason:
             reasons[row.project.name] = reason
-    names = ", ".join(dict.fromkeys(row.project.name for row in left[:10]))
-    more = f" and {len(left) - 10} more" if len(left) > 10 else ""
-    why = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
-    raise Wait(f"{len(left)} left: {names}{more}.{f' {why}' if why else ''}"[:480], seconds=DRAIN_SECONDS)
+    raise Wait(_who_is_left(left, len(rows) - len(left), reasons), seconds=DRAIN_SECONDS)
+
+
+def _failed_moves(server: DatabaseServer, ids: list[UUID]) -> dict[UUID, list[Operation]]:
+    """Project → its moves that failed since the pool is drained, the newest first."""
+    since = Operation.objects.filter(
+        kind="move", state=OperationState.FAILED, project_uuid__in=ids, created_at__gte=server.draining_at or now()
+    )
+    found: dict[UUID, list[Operation]] = {}
+    for operation in since.order_by("-created_at"):
+        if operation.project_uuid is not None:
+            found.setdefault(operation.project_uuid, []).append(operation)
+    return found
+
+
+def _too_soon(failed: list[Operation]) -> str:
+    """Each try shuts clients out for a while: after a failure the next one waits, longer each time."""
+    if not failed or failed[0].finished_at is None:
+        return ""
+    again = failed[0].finished_at + timedelta(seconds=min(MOVE_AGAIN_MOST, MOVE_AGAIN_SECONDS * 2 ** (len(failed) - 1)))
+    if again <= now():
+        return ""
+    why = str((failed[0].error or {}).get("detail", ""))[:120]
+    return f"{why} Next try at {again:%H:%M} UTC."
+
+
+def _who_is_left(left: list[Database], others: int, reasons: dict[str, str]) -> str:
+    parts = []
+    if left:
+        names = ", ".join(row.project.name for row in left[:10])
+        parts.append(f"{len(left)} left: {names}{f' and {len(left) - 10} more' if len(left) > 10 else ''}.")
+    if others:
+        parts.append(f"{others} old or given-up database{'' if others == 1 else 's'} kept for their time.")
+    parts += ["; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])] if reasons else []
+    return " ".join(parts)[:480]
 
 
 def _drained(operation: Operation) -> None:

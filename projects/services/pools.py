@@ -333,7 +333,7 @@ def _make_room(row: DatabaseServer, label: str) -> None:
     if not needed:
         return
     others = pools.pools_open().filter(region=row.region, engine=row.engine, version=row.version).exclude(pk=row.pk)
-    others = others.filter(Q(plan=None) | Q(plan=row.plan)) if row.plan is not None else others
+    others = others.filter(Q(plan=None) | Q(plan=row.plan))  # of every plan, or of this one
     free = sum(max(0, other.max_databases - pools.pool_used(other)) for other in others)
     if free >= needed or pools.preparing(row.region, row.engine, row.version, row.plan) is not None:
         return

@@ -366,6 +366,45 @@ def test_draining_says_who_is_left_and_why(pool, team, paper):
     assert pool.desired_state == "running"
 
 
+def test_a_move_that_failed_is_not_tried_again_at_once(pool, team, paper):
+    shop = settle_in(pool, team, "Shop", paper)
+    tries = []
+
+    @pool_removal.mover
+    def move(project, server):
+        """Begun, and failed at once."""
+        tries.append(project.name)
+        Operation.objects.create(
+            kind="move", on_give_up="undo", project_uuid=project.pk, state="failed", finished_at=now(),
+            error={"code": "copy_differs", "detail": "Rows differ.", "retryable": False},
+        )  # fmt: skip
+        return ""
+
+    operation = drain(pool)
+    for _ in range(4):
+        let_time_pass(operation)
+        runner.run(operation.pk)
+    assert tries == ["Shop"]
+    assert operation.steps.get().detail.startswith("1 left: Shop. Shop: Rows differ. Next try at ")
+    Operation.objects.filter(project_uuid=shop.pk, kind="move").update(finished_at=now() - timedelta(seconds=601))
+    let_time_pass(operation)
+    runner.run(operation.pk)
+    assert tries == ["Shop", "Shop"]
+    Operation.objects.filter(project_uuid=shop.pk, kind="move").update(finished_at=now() - timedelta(seconds=601))
+    let_time_pass(operation)
+    runner.run(operation.pk)
+    assert len(tries) == 2, "twice as long after the second one"
+
+
+def test_old_copies_are_waited_for_and_said(pool, team, runtime, paper):
+    settle_in(pool, team, "Shop", paper)
+    Database.objects.filter(server=pool).update(slot="previous")
+    operation = drain(pool)
+    runner.run(operation.pk)
+    assert operation.steps.get().detail == "1 old or given-up database kept for their time."
+    assert pool_upkeep.keep().removing == 0
+
+
 def test_a_pool_that_fails_while_it_is_drained_is_started_again(pool, team, runtime, paper):
     settle_in(pool, team, "Shop", paper)
     drain(pool)
