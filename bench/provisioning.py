@@ -43,7 +43,7 @@ def run() -> list[str]:
     lines = [f"{name}: not measured, no Docker engine with its image" for name, image in found.items() if not image]
     if not any(found.values()):
         return lines
-    with _instance() as install:
+    with instance() as install:
         for name, image in found.items():
             if image and "cold" in MODES:
                 lines += _cold(install, RAW[name], image)
@@ -100,25 +100,26 @@ def _image(raw: Raw) -> str:
     return ""
 
 
-def _port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 @contextmanager
-def _instance() -> Iterator[Install]:
-    """A throw-away embedded install on Docker, signed in."""
-    port = _port()
+def instance(runtime: str = "docker", **extra: str) -> Iterator[Install]:
+    """A throw-away embedded install, signed in. `extra`: its environment's own."""
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         env = {
-            **os.environ, "NOVASTACK_HOME": folder, "NOVASTACK_PORT": str(port), "NOVASTACK_RUNTIME": "docker",
+            **os.environ, "NOVASTACK_HOME": folder, "NOVASTACK_PORT": str(port), "NOVASTACK_RUNTIME": runtime,
             "NOVASTACK_FIRST_PROJECT": "0", "NOVASTACK_ADMIN_EMAIL": "bench@example.com",
             "NOVASTACK_ADMIN_PASSWORD": PASSWORD, "NOVASTACK_DATA_GRACE_SECONDS": "0",
             "NOVASTACK_PORT_RANGE": "31000-31999", "NOVASTACK_MODE": "embedded",
         }  # fmt: skip
         env.pop("DATABASE_URL", None)
         env.pop("BROKER_URL", None)
+        env |= extra
         log = (Path(folder) / "bench.log").open("wb")
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "novastack.embedded", "up"], env=env, stdout=log, stderr=log, start_new_session=True
@@ -141,19 +142,16 @@ class Install:
     def __init__(self, client: Client, env: Mapping[str, str], home: Path) -> None:
         self.client, self._env, self._home = client, env, home
 
-    def manage(self, *words: str) -> None:
-        subprocess.run(
-            [sys.executable, "-m", "novastack.embedded.manage", *words],
-            env=dict(self._env),
-            check=True,
-            capture_output=True,
-        )
+    def manage(self, *words: str) -> str:
+        """What it printed."""
+        argv = [sys.executable, "-m", "novastack.embedded.manage", *words]
+        return subprocess.run(argv, env=dict(self._env), check=True, capture_output=True, text=True).stdout
 
     def names(self) -> tuple[str, str]:
         """Slugs of the region and of the plan that a project gets which names none."""
         regions = "SELECT slug FROM projects_region WHERE enabled AND runtime <> '' ORDER BY created_at"
         plans = "SELECT slug FROM projects_plan WHERE enabled ORDER BY is_default DESC, position"
-        return self._value(regions), self._value(plans)
+        return self.value(regions), self.value(plans)
 
     def await_standbys(self, engine: str, count: int) -> None:
         """Return when so many are ready, and nothing else is at work."""
@@ -162,17 +160,17 @@ class Install:
             "SELECT count(*) FROM projects_operation WHERE state IN ('queued', 'running') AND kind <> 'remove_standby'"
         )
         for _ in range(1200):
-            made = self._value(f"{ready} AND standby_ready_at IS NOT NULL" if count else ready)
-            if made == count and not self._value(live):
+            made = self.value(f"{ready} AND standby_ready_at IS NOT NULL" if count else ready)
+            if made == count and not self.value(live):
                 return
             time.sleep(0.1)
         raise SystemExit(f"no {count} standbys of {engine} after two minutes")
 
     def was_claimed(self, operation: str) -> bool:
         query = f"SELECT count(*) FROM projects_operationstep WHERE operation_id = '{operation}' AND data ? 'standby'"
-        return bool(self._value(query))
+        return bool(self.value(query))
 
-    def _value(self, query: str) -> Any:
+    def value(self, query: str) -> Any:
         with psycopg.connect(EmbeddedPostgres(self._home).url) as session:
             found = session.execute(query).fetchone()  # type: ignore[call-overload]
         return found[0] if found else None
@@ -202,7 +200,7 @@ def _await_web(client: Client, supervisor: subprocess.Popen[bytes], log: Path) -
         try:
             if client.status("readyz") == 200:
                 return
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             pass
         time.sleep(0.1)
     raise SystemExit("the instance did not start:\n" + log.read_text()[-2000:])
@@ -223,11 +221,11 @@ def _ours(client: Client, raw: Raw, name: str, install: Install | None = None) -
     if install is not None and not install.was_claimed(operation):
         raise SystemExit("no standby was claimed: nothing was measured")
     client.call("DELETE", f"projects/{made['id']}/?purge=true&confirm={made['slug']}")
-    _await_gone(client, made["id"])
+    await_gone(client, made["id"])
     return taken
 
 
-def _await_gone(client: Client, project: str) -> None:
+def await_gone(client: Client, project: str) -> None:
     for _ in range(300):
         if client.status(f"api/v1/projects/{project}/") == 404:
             return
@@ -236,7 +234,7 @@ def _await_gone(client: Client, project: str) -> None:
 
 
 def _raw(raw: Raw, image: str) -> float:
-    name, port = f"bench-{uuid.uuid4().hex[:12]}", _port()
+    name, port = f"bench-{uuid.uuid4().hex[:12]}", free_port()
     env = [word for variable, value in raw.env.items() for word in ("-e", f"{variable}={value}")]
     begun = perf_counter()
     subprocess.run(
