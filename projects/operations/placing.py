@@ -7,6 +7,7 @@ pool has room is another one begun, and only as many as those who wait will fill
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Callable, Collection
@@ -93,10 +94,11 @@ def take(
     slot: str = DatabaseSlot.CURRENT,
     besides: Collection[UUID] = (),
     within: Callable[[], AbstractContextManager[None]] = transaction.atomic,
+    then: Callable[[DatabaseServer], None] = lambda _pool: None,
 ) -> Database | None:
     """A slot for this project on the fullest pool that has room, with the rows of its database and roles; None when none
     has any. `number`: which place of this project it is, since names on servers are never used twice. `besides`: not on
-    these pools. `within`: the transaction. Raises `AllBusy`."""
+    these pools. `within`: the transaction; `then`: what else is written in it. Raises `AllBusy`."""
     busy = False
     free = with_taken(pools_for(project).filter(is_open())).filter(taken__lt=F("max_databases")).exclude(pk__in=besides)
     for pk in free.order_by(F("plan").asc(nulls_last=True), "-taken", "pool_ready_at").values_list("pk", flat=True):
@@ -109,6 +111,7 @@ def take(
                 continue
             if Database.objects.filter(server=pool).count() >= pool.max_databases:
                 continue
+            then(pool)
             return put_rows(project, pool, number=number, slot=slot)
     if busy:
         raise AllBusy
@@ -171,7 +174,8 @@ def place(ctx: Context) -> None:
     until = time.monotonic() + TRY_SECONDS
     while True:
         try:
-            database = take(project, number=number, within=lambda: _placed(ctx))
+            # The address follows in the same transaction, and only who holds the lease writes.
+            database = take(project, number=number, within=ctx.fenced, then=functools.partial(address, project))
             break
         except AllBusy:
             if time.monotonic() > until:
@@ -181,26 +185,6 @@ def place(ctx: Context) -> None:
         _wait(ctx)
     ctx.forget_rows()
     ctx.explain(f"{ctx.engine.title} {project.version}, a shared server in {project.region.name}")
-    ctx.say("Placed on a shared server.")
-
-
-class _placed(AbstractContextManager[None]):
-    """The transaction in which a slot is taken: only by who holds the lease, and the address follows in it."""
-
-    def __init__(self, ctx: Context) -> None:
-        self._ctx, self._fenced = ctx, ctx.fenced()
-
-    def __enter__(self) -> None:
-        self._fenced.__enter__()
-
-    def __exit__(self, *error: object) -> bool | None:
-        if error[0] is None:
-            taken = Database.objects.select_related("server").filter(
-                project=self._ctx.project, slot=DatabaseSlot.CURRENT
-            )
-            for database in taken:
-                address(self._ctx.project, database.server)
-        return self._fenced.__exit__(*error)  # type: ignore[arg-type]
 
 
 def _region_is_fit(ctx: Context) -> None:

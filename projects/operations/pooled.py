@@ -45,18 +45,17 @@ def has_place(ctx: Context) -> bool:
 
 def await_pool(ctx: Context) -> None:
     """Its pool runs, as far as anybody has seen; `Wait` while it does not: somebody else starts it."""
-    steps.writes_allowed(ctx)
     pool = ctx.server
+    if not pool.reconcile:  # a read-only install is seen by the guard
+        raise Wait("An operator has set its pool aside: nothing is changed on it.", seconds=30)
     if pool.desired_state != ServerDesired.RUNNING or pool.observed_state != ObservedState.RUNNING:
         raise Wait(status.POOL_DOWN, seconds=5)
 
 
 def create_database(ctx: Context) -> None:
-    """Of a blank that was claimed with the place, if there was one; from then on nothing names that any more."""
+    """Of a blank that was claimed with the place, if there was one."""
     await_pool(ctx)
     provision.create_database(ctx)
-    with ctx.fenced():
-        Database.objects.filter(pk=ctx.database.pk).exclude(made_of="").update(made_of="")
 
 
 def lock(ctx: Context) -> None:

@@ -95,7 +95,10 @@ def create_database(ctx: Context) -> None:
             blank=ctx.database.made_of,
         )  # fmt: skip
     with ctx.fenced():
-        Database.objects.filter(pk=ctx.database.pk, created_in_engine_at=None).update(created_in_engine_at=now())
+        Database.objects.filter(pk=ctx.database.pk, created_in_engine_at=None).update(
+            created_in_engine_at=now(),
+            made_of="",  # the blank, if it was one, is nobody's any more
+        )
     ctx.explain(f"{ctx.names.database}, closed to everybody else before any credential could reach it")
     ctx.say(f"Database {ctx.names.database}, user {ctx.names.login}, {ctx.names.connection_limit} connections.")
 
