@@ -27,6 +27,8 @@ WORDS = {
     "project.deleted": "Deleted project",
     "project.undelete": "Restored from the bin",
     "project.purged": "Removed for good",
+    "project.move": "Moved",
+    "project.copy_removed": "Removed the old copy after a move",
     "project.writes_fenced": "Paused writing",
     "project.writes_allowed": "Allowed writing again",
     "project.forgotten": "Forgot without its runtime",

@@ -73,6 +73,7 @@ NOVASTACK_IMAGES: dict[str, str] = json.loads(
 NOVASTACK_DOCKER_URL: str = env("NOVASTACK_DOCKER_URL", default=env("DOCKER_HOST", default=""))
 NOVASTACK_METRICS_TOKEN: str = env("NOVASTACK_METRICS_TOKEN", default="")
 # Data is deleted by the janitor, never by an operation, and not sooner than this after it was given up (rule 3).
+NOVASTACK_MOVE_KEEP_HOURS: float = env.float("NOVASTACK_MOVE_KEEP_HOURS", default=24.0)
 NOVASTACK_DATA_GRACE_SECONDS: int = env.int("NOVASTACK_DATA_GRACE_SECONDS", default=900)
 # A file that is given up when its disk is 95 % full; `make run` keeps it beside the control database. No folder: none.
 NOVASTACK_BALLAST_FOLDER: str = env("NOVASTACK_BALLAST_FOLDER", default="")

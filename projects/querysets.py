@@ -29,12 +29,13 @@ class ProjectQuerySet(models.QuerySet[Any]):
 
 class EndpointQuerySet(models.QuerySet[Any]):
     def used_ports(self, region_id: Any) -> set[int]:
-        """Of clients' addresses, of pools, and of standbys, which have none yet. In one statement: a standby that is claimed
-        at this moment is in one of the two."""
+        """Of clients' addresses, of pools, and of servers that have none: standbys, and the one that a project moves to or came
+        from. In one statement: a standby that is claimed at this moment is in one of the two."""
         from projects.models import DatabaseServer, ServerKind
 
         kinds = [ServerKind.STANDBY, ServerKind.POOL]
-        standbys = DatabaseServer.objects.order_by().filter(region_id=region_id, kind__in=kinds, port__gt=0)
+        nobodys = models.Q(kind__in=kinds) | models.Q(kind=ServerKind.DEDICATED, project_uuid=None)
+        standbys = DatabaseServer.objects.order_by().filter(nobodys, region_id=region_id, port__gt=0)
         mine = self.order_by().filter(region_id=region_id).values_list("port", flat=True)
         return set(mine.union(standbys.values_list("port", flat=True)))
 

@@ -22,6 +22,7 @@ from projects.operations import (
     janitor,
     logs,
     metrics,
+    moving,
     parallel,
     pool_blanks,
     pool_upkeep,
@@ -107,7 +108,7 @@ def run_janitor() -> None:
 
 @shared_task(name="projects.purge_due")
 def purge_due() -> None:
-    """The daily clean-up of the recycle bin: runs once in 20 hours however often it is sent."""
+    """The daily clean-up of the recycle bin and of what moves kept: runs once in 20 hours however often it is sent."""
     Install.load()
     with transaction.atomic():
         install = Install.objects.select_for_update().get(pk=1)  # of two at once the second sees that it was done
@@ -115,9 +116,18 @@ def purge_due() -> None:
         if install.read_only or (last and last > (now() - timedelta(hours=20)).isoformat()):
             return
         due = janitor.due_in_bin(install.notes.get("purge_due_seen", []))
-        Install.merge_notes(purge_due_at=now().isoformat(), purge_due_seen=due.seen, purge_due_refused=due.refusal)
+        copies = moving.copies_due(install.notes.get("copies_due_seen", []))
+        Install.merge_notes(
+            purge_due_at=now().isoformat(), purge_due_seen=due.seen, purge_due_refused=due.refusal,
+            copies_due_seen=copies.seen, copies_due_refused=copies.refusal,
+        )  # fmt: skip
     if due.refusal:
         log.error("recycle bin not emptied", reason=due.refusal)
+    if copies.refusal:
+        log.error("old copies not removed", reason=copies.refusal)
+    for copy in copies.databases:
+        with transaction.atomic():
+            moving.discard_begin(copy, created_by_label="clean-up of old copies")
     for project in due.projects:
         with transaction.atomic():
             removal.purge_begin(project, created_by_label="recycle bin clean-up")

@@ -166,6 +166,14 @@ class EngineAdmin(ABC):
         logins, comments. Plain data, without secrets."""
         raise NotImplementedError
 
+    def password_hashes(self, names: TenantNames) -> dict[str, str]:
+        """Each login of the tenant and what the server keeps of its password: for another server of the same product."""
+        raise NotImplementedError
+
+    def put_password_hashes(self, names: TenantNames, hashes: Mapping[str, str]) -> None:
+        """Give logins of this copy the passwords that they had at the other one. Of an empty mapping nothing."""
+        raise NotImplementedError
+
     def put_around(self, names: TenantNames, around: dict[str, Any]) -> None:
         """Set on this copy what `around` said of the other one."""
         raise NotImplementedError

@@ -8,7 +8,7 @@ made, they do with the tenant's rights (rule 18).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -176,6 +176,16 @@ class PostgreSQLCopies:
             "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", names.database
         )
         return {"settings": sorted(settings), "comment": str(comment[0][0] or "") if comment else ""}
+
+    def password_hashes(self, names: TenantNames) -> dict[str, str]:
+        rows = self._rows(
+            "SELECT rolname, rolpassword FROM pg_authid WHERE rolname = ANY(%(r)s)", r=self._logins(names)
+        )
+        return {str(login): str(verifier) for login, verifier in rows if verifier}
+
+    def put_password_hashes(self, names: TenantNames, hashes: Mapping[str, str]) -> None:
+        for login, verifier in hashes.items():
+            self._do("ALTER ROLE {} PASSWORD {}", login, sql.Literal(verifier))
 
     def put_around(self, names: TenantNames, around: dict[str, Any]) -> None:
         self._alone(names.owner)

@@ -32,6 +32,7 @@ class Operation(BaseModel):
     project_name = models.CharField(max_length=63, blank=True)
     server_uuid = models.UUIDField(null=True)
     params = models.JSONField(default=dict, blank=True, help_text="No secrets.")
+    result = models.JSONField(default=dict, blank=True, help_text="What came of it, for people. No secrets.")
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )

@@ -155,6 +155,7 @@ class Database(BaseModel):
     drop_error = models.CharField(max_length=500, blank=True)
     recoveries = models.PositiveSmallIntegerField(default=0, help_text="Tries of the reconciler in a row.")
     recover_after = models.DateTimeField(null=True, blank=True)
+    keep_until = models.DateTimeField(null=True, blank=True, help_text="Of a previous one: it is removed after.")
 
     class Meta:
         constraints = [

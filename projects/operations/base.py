@@ -103,6 +103,7 @@ class Definition:
     variant: str = ""  # "pool": how the same kind is done for a project on a pool
     cancellable: bool = False
     yields: bool = False  # a deletion that queues behind may cut it short between side effects
+    once: bool = False  # a failure ends it: the whole is not begun again after five minutes
     insists: bool = False  # never gives up, whatever the error: tried again at the longest back-off (rule 1)
     on_success: Callable[[Operation], None] = _nothing
     on_failure: Callable[[Operation], None] = _nothing

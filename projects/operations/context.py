@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from django.db import connection, transaction
@@ -32,6 +32,8 @@ from projects.operations.base import CancelRequested, LeaseLost, StepFailed, Wai
 from projects.runtimes.base import Runtime
 
 log = structlog.get_logger(__name__)
+View = TypeVar("View", bound="Context")
+COMMITTED = "_committed"  # in the data of the step after which there is no way back
 
 
 class Context:
@@ -45,6 +47,19 @@ class Context:
         self._heartbeat, self._cancellable = heartbeat, cancellable
         self._deadline = time.monotonic() + deadline_seconds
         self.skipped: set[str] = set()  # later steps that this one has put down as not needed
+
+    def seen_as(self, kind: type[View]) -> View:
+        """The same step and its promises, with other rows in sight."""
+        other = kind(
+            operation=self.operation, row=self.row, lease=self.lease, heartbeat=self._heartbeat,
+            cancellable=self._cancellable, deadline_seconds=self.remaining_seconds(),
+        )  # fmt: skip
+        other.skipped = self.skipped
+        return other
+
+    def pulse(self) -> None:
+        """Within what takes long, from any thread: raises when this worker must stop. Costs no query."""
+        self.sleep(0)
 
     # --- rows -------------------------------------------------------------------------------------------------
     @cached_property
@@ -158,6 +173,11 @@ class Context:
         self.row.data = {**self.row.data, **data}
         with self.fenced():
             OperationStep.objects.filter(pk=self.row.pk).update(data=self.row.data)
+
+    def commit(self, **data: Any) -> None:
+        """The point of no return, in the transaction that makes it one: from here on the operation is not undone, nor cut
+        short; its later steps are tried until they succeed."""
+        self.record(**{**data, COMMITTED: True})
 
     def say(self, message: str, *, level: str = "info") -> None:
         """A line for the operation's live log and for ours. Never secrets."""

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import UUID
 
 import structlog
 from django.db.models import F
@@ -32,6 +33,7 @@ log = structlog.get_logger(__name__)
 SERVICES_RETRY = RetryPolicy(attempts=2, delay_seconds=3)  # design.md, Provisioning
 FAREWELL_ATTEMPTS = 3
 NOT_CONFIGURED = "No endpoint is configured for it in this region."
+MOVED_AWAY = "Left with the region that the project has moved from."
 SWITCHED_OFF = "Its endpoint is switched off in this region."
 CHECK_PARALLEL = 8
 
@@ -143,8 +145,21 @@ def farewell(ctx: Context) -> None:
         ctx.explain(f"Could not be told: {', '.join(left)}. Reported to the operators.")
 
 
-def _farewell(ctx: Context, rows: Iterable[ProjectService]) -> list[connectors.ServiceRefused]:
-    known, told = places(ctx.project.region_id), described(ctx)
+def leave_region(ctx: Context, region_id: UUID) -> None:
+    """Services of a region from which the project has moved forget it; who does not answer is written down as an orphan."""
+    rows = [row for row in _wanted(ctx) if row.may_be_known]
+    if _farewell(ctx, rows, region_id):
+        _leave_behind(ctx, rows)
+    with ctx.fenced():
+        ProjectService.objects.filter(pk__in=[row.pk for row in rows]).update(
+            status=ServiceStatus.DISABLED, reason=MOVED_AWAY
+        )
+
+
+def _farewell(
+    ctx: Context, rows: Iterable[ProjectService], region_id: UUID | None = None
+) -> list[connectors.ServiceRefused]:
+    known, told = places(region_id or ctx.project.region_id), described(ctx)
     calls: dict[str, Callable[[], Outcome]] = {}
     mine = {row.service_type: row for row in rows if row.may_be_known}
     for name, row in mine.items():

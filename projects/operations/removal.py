@@ -6,12 +6,15 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from django.db.models import Q
+
 from novastack.common.clock import now
 from projects import domain
 from projects.models import (
     Database,
     DatabaseRole,
     DatabaseServer,
+    DatabaseSlot,
     DataTombstone,
     DesiredStatus,
     Endpoint,
@@ -24,6 +27,7 @@ from projects.models import (
     ProjectService,
     ProjectStatus,
     ServerDesired,
+    ServerKind,
 )
 from projects.operations import lifecycle, registration, steps, wiring
 from projects.operations.base import DATABASE_RETRY, SERVER_RETRY, Definition, Step, Wait, register
@@ -71,10 +75,11 @@ def purge_begin(project: Project, *, created_by: Any = None, created_by_label: s
         return None
     locked.desired_status = DesiredStatus.ABSENT
     locked.save(update_fields=["desired_status", "updated_at"])
+    copies = Database.objects.filter(project_id=locked.pk).exclude(slot=DatabaseSlot.CURRENT).exists()
     known = ProjectService.objects.filter(project_id=locked.pk, generation__gt=0).exists()
     return operation_create(
         project=locked, kind="purge", queue_behind=True, created_by=created_by, created_by_label=created_by_label,
-        optional_steps={"services"} if known else (),
+        optional_steps={name for name, asked in (("services", known), ("copies", copies)) if asked},
     )  # fmt: skip
 
 
@@ -103,6 +108,51 @@ def remove_server(ctx: Context) -> None:
     ctx.explain("Removed")
 
 
+def remove_copies(ctx: Context) -> None:
+    """All databases of the project that are not current: what moves kept, or left."""
+    rows = Database.objects.filter(project_id=ctx.project.pk).exclude(slot=DatabaseSlot.CURRENT)
+    for copy in rows.select_related("server__region"):
+        remove_copy(ctx, copy)
+    ctx.explain("Removed")
+
+
+def remove_copy(ctx: Context, copy: Database) -> None:
+    """An old copy goes: its database on a pool, or its server, whose data gets a tombstone. Rows go last."""
+    if copy.slot == DatabaseSlot.CURRENT:
+        raise ValueError("the current database is no old copy")
+    server, project = copy.server, ctx.project
+    steps.writes_allowed(ctx)
+    ctx.guard()
+    if server.kind == ServerKind.POOL:
+        with wiring.admin_session(ctx.engine, server) as admin:
+            admin.drop_tenant(wiring.tenant_names(copy))
+    else:
+        runtime = wiring.runtime_of(server.region)
+        seen = runtime.observe([server.handle])[server.handle]
+        if seen.state == domain.ServerState.UNREACHABLE:
+            raise domain.RuntimeUnreachable(seen.detail or "The runtime can't be reached.")
+        runtime.destroy(domain.Handle(str(server.pk), server.incarnation, seen.ref), delete_data=False)
+    with ctx.fenced():
+        if server.kind != ServerKind.POOL:
+            tomb = steps.entomb(
+                server,
+                project_name=project.name,
+                organization_id=project.organization_id,
+                reason="old copy after a move",
+            )
+            DataTombstone.objects.filter(pk=tomb.pk).update(project_uuid=project.pk)
+        forget_copy(copy)
+
+
+def forget_copy(copy: Database) -> None:
+    """The rows of a database that is not current, with its server when that was its own. In a transaction."""
+    server = copy.server
+    DatabaseRole.objects.filter(database=copy).delete()
+    copy.delete()
+    if server.kind == ServerKind.DEDICATED:
+        server.delete()
+
+
 def never_begun(server: DatabaseServer) -> bool:
     """By the rows alone: no worker ever began to make this incarnation, so that there is nothing to look for anywhere."""
     if server.initialised_at is not None or server.runtime_ref or server.incarnation > 1:
@@ -129,7 +179,8 @@ def never_made(ctx: Context) -> bool:
 
 def await_data_gone(ctx: Context) -> None:
     """Wait for the janitor: nothing is reported done that was not seen done."""
-    tombs = DataTombstone.objects.filter(server_uuid=ctx.server.pk, deleted_at=None).order_by("due_at")
+    mine = Q(server_uuid=ctx.server.pk) | Q(project_uuid=ctx.operation.project_uuid, forgotten_at=None)
+    tombs = DataTombstone.objects.filter(mine, deleted_at=None).order_by("due_at")
     tomb = tombs.last()
     if tomb is not None:
         seconds = max(1.0, (tomb.due_at - now()).total_seconds())
@@ -200,6 +251,7 @@ register(
             Step("services", "Deregister from the services", registration.farewell, deadline_seconds=60, optional=True),
             Step("shut", "Shut everybody out", shut_out, retry=DATABASE_RETRY, deadline_seconds=60),
             Step("stop", "Stop the server", steps.stop_server, retry=SERVER_RETRY),
+            Step("copies", "Remove old copies", remove_copies, retry=SERVER_RETRY, optional=True),
             Step("server", "Remove the server", remove_server, retry=SERVER_RETRY),
             Step("data", "Delete the data", await_data_gone, retry=SERVER_RETRY),
             Step("rows", "Forget it", rows_gone, retry=SERVER_RETRY, deadline_seconds=60),

@@ -22,7 +22,7 @@ from projects.models.catalogue import UNREACHABLE
 from projects.models.servers import LEFT_BY_UNDO
 from projects.operations import base, leases, locks, status
 from projects.operations.base import CancelRequested, Definition, LeaseLost, Step, StepFailed, Wait
-from projects.operations.context import Context
+from projects.operations.context import COMMITTED, Context
 from projects.operations.queue import hint_on_commit
 
 log = structlog.get_logger(__name__)
@@ -99,6 +99,10 @@ class _Run:
                 return
         self._undo(definition, known, rows)
 
+    @property
+    def _committed(self) -> bool:
+        return any(row.data.get(COMMITTED) for row in self.rows)
+
     # --- one step ---------------------------------------------------------------------------------------------
     def _step(self, definition: Definition, step: Step, row: OperationStep) -> bool:
         """True to go on with the next step (or with the undo)."""
@@ -153,7 +157,9 @@ class _Run:
     def _context(self, row: OperationStep, definition: Definition, seconds: float) -> Context:
         return Context(
             operation=self.operation, row=row, lease=self.lease, heartbeat=self.heartbeat,
-            cancellable=(definition.cancellable or definition.yields) and not self.operation.undoing,
+            cancellable=(definition.cancellable or definition.yields)
+            and not self.operation.undoing
+            and not self._committed,
             deadline_seconds=seconds,
         )  # fmt: skip
 
@@ -207,15 +213,16 @@ class _Run:
         if failure.raw:
             log.warning("what the runtime said", step=row.name, raw=failure.raw)
             row.data = {**row.data, "raw": failure.raw[:1000]}  # operators see it in the admin
-        forward = definition.on_give_up == OnGiveUp.ROLL_FORWARD
+        committed = self._committed
+        forward = definition.on_give_up == OnGiveUp.ROLL_FORWARD or committed
         if failure.retryable and self._start_again(step, row, failure):
             return False
-        if definition.insists or (failure.retryable and (forward or row.attempt < step.retry.attempts)):
+        if definition.insists or committed or (failure.retryable and (forward or row.attempt < step.retry.attempts)):
             delay = step.retry.delay(row.attempt) if failure.retryable else step.retry.cap_seconds
             self._retry(row, delay, f"{row.title}: {failure.detail} Next try in {delay:.0f} s.")
             self._refresh_status()
             return False
-        if failure.retryable and self.operation.attempt < base.OPERATION_ATTEMPTS:
+        if failure.retryable and not definition.once and self.operation.attempt < base.OPERATION_ATTEMPTS:
             with transaction.atomic():
                 self._rewind(row, self.rows[0].name)
                 row.attempt = 0
@@ -360,6 +367,8 @@ class _Run:
         if row.crashes < base.MAX_CRASHES:
             return True
         text = f"“{row.title}” ended its worker {row.crashes} times."
+        if self._committed and not self.operation.undoing:
+            return True  # there is nothing but to go on; the lease and its expiry set the pace
         if self.operation.undoing or definition.on_give_up == OnGiveUp.ROLL_FORWARD:
             row.state, row.finished_at, row.error_code = StepState.FAILED, now(), "poison"
             self._save_row(row)

@@ -92,7 +92,7 @@ def create_server(ctx: Context) -> None:
         burst = server.initialised_at is None
         request = wiring.server_request(server, burst=burst, required=ctx.tls_required)
         try:
-            _ensure(ctx, request, data, "desired_state")
+            ensure(ctx, request, data, "desired_state")
         except domain.PortTaken:
             taken = server.port
             move_port(ctx)
@@ -104,7 +104,7 @@ def create_server(ctx: Context) -> None:
     raise StepFailed("no_free_port", f"{PORT_TRIES} ports in a row belong to somebody else. Widen the region's range.")
 
 
-def _ensure(ctx: Context, request: domain.ServerRequest, data: domain.DataPolicy, *fields: str) -> None:
+def ensure(ctx: Context, request: domain.ServerRequest, data: domain.DataPolicy, *fields: str) -> None:
     """Have the server run, and put down which process or container it is, with other fields of the row."""
     spec = ctx.engine.server_spec(request)
     handle = ctx.runtime.ensure(spec, data=data)
@@ -210,7 +210,7 @@ def move_port(ctx: Context) -> None:
         locks.lock_subject(locks.subject_of("ports", server.region_id))
         port = free_port(server.region)
         endpoint.port = endpoint.control_port = server.port = port
-        if ctx.operation.project_uuid is not None:
+        if not endpoint._state.adding:  # what is not yet the project's server has no address on a row
             endpoint.save(update_fields=["port", "control_port", "updated_at"])
         server.save(update_fields=["port", "updated_at"])
 
@@ -238,7 +238,7 @@ def run_server(ctx: Context) -> None:
     ctx.save_server("desired_state", "memory_bytes", "cpus")
     certificates.prepare(ctx)
     ctx.guard()
-    _ensure(ctx, wiring.server_request(server, required=ctx.tls_required), domain.DataPolicy.MUST_EXIST)
+    ensure(ctx, wiring.server_request(server, required=ctx.tls_required), domain.DataPolicy.MUST_EXIST)
     ctx.explain(f"Listening on {server.bind_address}:{server.port}")
 
 

@@ -1,0 +1,190 @@
+"""The two ends of a move: each as a step sees its own server, and the tools' logins on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import cached_property
+from uuid import UUID
+
+from django.conf import settings
+
+from novastack.common.clock import now
+from novastack.common.secrets import Sealed, random_password
+from projects import domain
+from projects.models import (
+    Database,
+    DatabaseRole,
+    DatabaseServer,
+    DatabaseSlot,
+    Endpoint,
+    Exposure,
+    ObservedState,
+    Operation,
+    Placement,
+    Plan,
+    Project,
+    Region,
+    RoleKind,
+    ServerKind,
+)
+from projects.operations import copying, locks, steps, wiring
+from projects.operations.base import PLATFORM_CONNECTIONS, Wait
+from projects.operations.context import Context
+
+
+class SlotContext(Context):
+    """Looks at another of the project's databases than the current one."""
+
+    slot = DatabaseSlot.CURRENT
+
+    @cached_property
+    def database(self) -> Database:
+        return Database.objects.select_related("server", "server__region").get(
+            project_id=self.operation.project_key, slot=self.slot, server_id__in=self.servers()
+        )
+
+    def servers(self) -> list[UUID]:
+        """Kept copies of earlier moves have the same slot: this move's servers are those that it names."""
+        params = self.operation.params
+        return [UUID(params[name]) for name in ("source", "incoming") if params.get(name)]
+
+    @property
+    def region(self) -> Region:
+        return self.server.region
+
+    @cached_property
+    def endpoint(self) -> Endpoint:
+        """What would be its address if it were current; on no row."""
+        region, server = self.region, self.server
+        return Endpoint(
+            region=region, host=region.client_host, port=server.port or 0, control_host=server.control_host,
+            control_port=server.port or 0, bind_address=server.bind_address, shared=server.kind == ServerKind.POOL,
+        )  # fmt: skip
+
+
+class Incoming(SlotContext):
+    slot = DatabaseSlot.INCOMING
+
+
+class Previous(SlotContext):
+    slot = DatabaseSlot.PREVIOUS
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a move goes, as its operation recorded it."""
+
+    placement: str
+    region: Region
+    plan: Plan
+    memory_bytes: int
+    cpus: str
+    storage_bytes: int
+
+    @classmethod
+    def of(cls, operation: Operation) -> Target:
+        params = operation.params
+        return cls(
+            params["placement"], Region.objects.get(pk=params["region"]), Plan.objects.get(pk=params["plan"]),
+            int(params["memory_bytes"]), str(params["cpus"]), int(params["storage_bytes"]),
+        )  # fmt: skip
+
+    @property
+    def on_pool(self) -> bool:
+        return self.placement == Placement.POOL
+
+
+def keeps_port(project: Project, current: Database, target: Target) -> bool:
+    """Whether the new server can take over the old one's port: it stays on the same machine, and has one of its own."""
+    return (
+        not target.on_pool
+        and current.server.kind == ServerKind.DEDICATED
+        and target.region.pk == project.region_id == current.server.region_id
+    )
+
+
+def plan_server(ctx: Context, target: Target) -> None:
+    """Rows of a new dedicated server with the same names and passwords; once."""
+    project, current = ctx.project, ctx.database
+    public = project.exposure == Exposure.PUBLIC and bool(target.region.public_address)
+    with ctx.fenced():
+        if ctx.operation.params.get("incoming"):
+            return
+        locks.lock_subject(locks.subject_of("ports", target.region.pk))
+        server = DatabaseServer.objects.create(
+            kind=ServerKind.DEDICATED, project_uuid=None, region=target.region, engine=project.engine,
+            version=project.version, runtime=target.region.runtime, port=steps.free_port(target.region),
+            bind_address=target.region.public_address if public else target.region.bind_address,
+            control_host=target.region.control_host, memory_bytes=target.memory_bytes, cpus=target.cpus,
+            max_connections=target.plan.connection_limit + PLATFORM_CONNECTIONS,
+            admin_username=ctx.engine.bootstrap_username, admin_secret=Sealed.of(random_password()),
+        )  # fmt: skip
+        database = Database.objects.create(
+            project=project, server=server, slot=DatabaseSlot.INCOMING, name=current.name
+        )
+        for role in current.roles.all():
+            limit = target.plan.connection_limit if role.kind == RoleKind.LOGIN else role.connection_limit
+            DatabaseRole.objects.create(
+                database=database, server=server, kind=role.kind, name=role.name, connection_limit=limit,
+                secret=Sealed.of(role.secret.open()) if role.secret is not None else None, rotated_at=role.rotated_at,
+            )  # fmt: skip
+        note(ctx, source=str(current.server_id), incoming=str(server.pk))
+
+
+def note(ctx: Context, **params: str) -> None:
+    """Keep on the operation which servers this is about. In a transaction."""
+    ctx.operation.params = {**ctx.operation.params, **params}
+    Operation.objects.filter(pk=ctx.operation.pk).update(params=ctx.operation.params)
+
+
+def working_names(ctx: Context, side: Context) -> domain.TenantNames:
+    """Until the copy is proven its roles are called as at the source, since rights in the dump name them."""
+    return replace(ctx.names, database=side.database.name, connection_limit=side.names.connection_limit)
+
+
+def admitted(ctx: Context, names: domain.TenantNames) -> domain.Credentials:
+    """The tools' login on the context's server, with a new password that nobody keeps."""
+    password = random_password()
+    ctx.guard()
+    with wiring.admin_session(ctx.engine, ctx.server) as admin:
+        admin.admit_tool(names, names.tool, password)
+    return domain.Credentials(names.tool, password, names.database)
+
+
+def side_of(ctx: Context, credentials: domain.Credentials) -> copying.Side:
+    server = ctx.server
+    spec = ctx.engine.server_spec(wiring.server_request(server))
+    control = server.control_endpoint
+    host, port = ctx.runtime.place_of(spec)
+    place = domain.Endpoint(host, port, control.tls_name, control.ca_pem)
+    return copying.Side(ctx.runtime, server.handle, server.image_digest or server.image, place, credentials)
+
+
+def ensure_up(ctx: Context) -> None:
+    """A server that is down is started: nobody else does while this operation holds the project. Pools have somebody."""
+    server = ctx.server
+    if server.kind == ServerKind.POOL:
+        if server.observed_state != ObservedState.RUNNING:
+            raise Wait("The shared server is down; it is being started.", seconds=5)
+        return
+    if ctx.adopt().state == domain.ServerState.RUNNING and server.observed_state == ObservedState.RUNNING:
+        return
+    ctx.say("The server is down; it is started.", level="warning")
+    request = wiring.server_request(server, required=ctx.tls_required)
+    steps.ensure(ctx, request, domain.DataPolicy.MUST_EXIST, "desired_state")
+    steps.await_login(ctx)
+
+
+def keep_until(moment: datetime) -> datetime:
+    return moment + timedelta(hours=settings.NOVASTACK_MOVE_KEEP_HOURS)
+
+
+def reserve(endpoint: Endpoint, days: int) -> None:
+    """Old clients still send their passwords to an address that was one's own: nobody gets it for a while (rule 14). In a
+    transaction, after the endpoint has moved on; `endpoint` is as it was."""
+    Endpoint.objects.create(
+        project=None, project_uuid=endpoint.project_uuid, region=endpoint.region, host=endpoint.host,
+        port=endpoint.port, control_host=endpoint.control_host, control_port=endpoint.control_port,
+        bind_address=endpoint.bind_address, reserved_until=now() + timedelta(days=days),
+    )  # fmt: skip
