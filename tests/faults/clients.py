@@ -12,7 +12,7 @@ import psycopg
 import pymysql
 from pymongo.errors import PyMongoError
 
-from projects.models import DatabaseRole, DatabaseServer, Project, RoleKind
+from projects.models import DatabaseRole, DatabaseServer, DatabaseSlot, Project, RoleKind
 from tests.clients import Access, MongoDBClient, MySQLClient, PostgreSQLClient
 
 ROWS = 1000
@@ -21,7 +21,9 @@ Things = dict[tuple[str, str], str]
 
 def role_of(project: Project) -> DatabaseRole:
     """The owner's login; what is stored is what is shown."""
-    role = DatabaseRole.objects.select_related("database").get(database__project=project, kind=RoleKind.LOGIN)
+    role = DatabaseRole.objects.select_related("database").get(
+        database__project=project, database__slot=DatabaseSlot.CURRENT, kind=RoleKind.LOGIN
+    )
     assert role.pending_secret is None
     return role
 
