@@ -32,7 +32,7 @@ _FULL = re.compile(
     r"no space left on device|disk (?:is )?full|errno:? 28\b|could not extend file|table .* is full", re.I
 )
 _LOST = re.compile(
-    r"server closed the connection|connection to server|could not connect|terminating connection|lost connection"
+    r"server closed the connection|closed unexpectedly|connection reset|connection to server|could not connect|terminating connection|lost connection"
     r"|can't connect|server has gone away|shutdown in progress|connection refused|shutting down",
     re.IGNORECASE,
 )
@@ -73,6 +73,24 @@ class _Stage:
             while piece := stream.read(4096):
                 if len(self.said) < _WORDS_BYTES:
                     self.said += piece
+
+    def end(self) -> None:
+        """Kill and remove it. What it still says is read away meanwhile: an engine does not let go of a container whose
+        output nobody takes."""
+        threading.Thread(target=self._drain, daemon=True, name=f"drain-{self.tool.name}").start()
+        with contextlib.suppress(domain.NovaStackRuntimeError):
+            self.tool.kill()
+        with contextlib.suppress(OSError, ValueError):
+            if self.tool.stdin is not None:
+                self.tool.stdin.close()
+
+    def _drain(self) -> None:
+        stream = self.tool.stdout
+        with contextlib.suppress(OSError, ValueError):
+            while stream is not None and stream.read(1 << 16):
+                pass
+            if stream is not None:
+                stream.close()
 
     def poll(self) -> domain.ExitResult | None:
         if self.result is None:
@@ -131,8 +149,7 @@ def copy(engine: Engine, source: Side, target: Side, *, stem: str, pulse: Callab
         return _run(stages[1], stages[0], target.runtime.stdin_of(sink), pulse)
     finally:
         for stage in stages:
-            with contextlib.suppress(domain.NovaStackRuntimeError):
-                stage.tool.kill()
+            stage.end()
 
 
 def _run(dump: _Stage, restore: _Stage, sink: IO[bytes], pulse: Callable[[int], None]) -> int:

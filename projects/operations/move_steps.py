@@ -240,6 +240,7 @@ def unfence(ctx: Context) -> None:
 
 def copy(ctx: Context) -> None:
     """Dump and restore, streamed. Done again, it begins with an empty database."""
+    ensure_up(ctx)
     side = ctx.seen_as(Incoming)
     names = working_names(ctx, side)
     with target_errors():
@@ -306,6 +307,7 @@ def _watched(ctx: Context, told: Callable[[int], None]) -> Callable[[int], None]
 
 def compare(ctx: Context) -> None:
     """Source and copy, read in the same way, all of both: not one row or object may differ."""
+    ensure_up(ctx)
     side = ctx.seen_as(Incoming)
     names = working_names(ctx, side)
     with target_errors():
