@@ -32,8 +32,8 @@ _FULL = re.compile(
     r"no space left on device|disk (?:is )?full|errno:? 28\b|could not extend file|table .* is full", re.I
 )
 _LOST = re.compile(
-    r"server closed the connection|closed unexpectedly|connection reset|connection to server|could not connect|terminating connection|lost connection"
-    r"|can't connect|server has gone away|shutdown in progress|connection refused|shutting down",
+    r"server closed the connection|closed unexpectedly|connection reset|connection to server|could not connect"
+    r"|terminating connection|lost connection|can't connect|server has gone away|shutdown in progress|connection refused|shutting down",
     re.IGNORECASE,
 )
 _CULPRIT = re.compile(r"error|fatal|failed|denied|unknown", re.IGNORECASE)

@@ -126,7 +126,9 @@ def copies_due(seen_before: Collection[str]) -> CopiesDue:
     """Kept copies whose time is over (rule 8): due at two daily looks, at most max(3, 5 %) of the databases at once, and
     only of projects whose present database was proven and is well."""
     due = list(
-        Database.objects.filter(slot=DatabaseSlot.PREVIOUS, keep_until__lte=now(), project__purging_at=None)
+        Database.objects.filter(
+            slot=DatabaseSlot.PREVIOUS, keep_until__lte=now(), project__purging_at=None, drop_due_at=None
+        )
         .select_related("project", "server")
         .order_by("keep_until")
     )

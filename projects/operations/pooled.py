@@ -203,6 +203,7 @@ register(
             Step("mark", "Make it final", mark_purging, retry=SERVER_RETRY, deadline_seconds=60),
             Step("services", "Deregister from the services", registration.farewell, deadline_seconds=60, optional=True),
             Step("shut", "Shut everybody out", shut_out, retry=DATABASE_RETRY, deadline_seconds=60),
+            Step("copies", "Remove old copies", removal.remove_copies, retry=SERVER_RETRY, optional=True),
             Step("server", "Give up the database", give_up_databases, retry=SERVER_RETRY, deadline_seconds=60),
             Step("data", "Delete the data", await_dropped, retry=SERVER_RETRY),
             Step("rows", "Forget it", removal.rows_gone, retry=SERVER_RETRY, deadline_seconds=60),

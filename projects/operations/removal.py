@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.db.models import Q
 
 from novastack.common.clock import now
@@ -110,7 +111,7 @@ def remove_server(ctx: Context) -> None:
 
 def remove_copies(ctx: Context) -> None:
     """All databases of the project that are not current: what moves kept, or left."""
-    rows = Database.objects.filter(project_id=ctx.project.pk).exclude(slot=DatabaseSlot.CURRENT)
+    rows = Database.objects.filter(project_id=ctx.project.pk, drop_due_at=None).exclude(slot=DatabaseSlot.CURRENT)
     for copy in rows.select_related("server__region"):
         remove_copy(ctx, copy)
     ctx.explain("Removed")
@@ -121,12 +122,15 @@ def remove_copy(ctx: Context, copy: Database) -> None:
     if copy.slot == DatabaseSlot.CURRENT:
         raise ValueError("the current database is no old copy")
     server, project = copy.server, ctx.project
-    steps.writes_allowed(ctx)
     ctx.guard()
     if server.kind == ServerKind.POOL:
-        with wiring.admin_session(ctx.engine, server) as admin:
-            admin.drop_tenant(wiring.tenant_names(copy))
-    else:
+        with ctx.fenced():  # the janitor drops it, which needs its pool up
+            due = now() + timedelta(seconds=settings.NOVASTACK_DATA_GRACE_SECONDS)
+            Database.objects.filter(pk=copy.pk, drop_due_at=None).update(drop_due_at=due, updated_at=now())
+        return
+    if not server.reconcile:
+        raise Wait("An operator has set the old copy's server aside: nothing is changed on it.", seconds=30)
+    if server.initialised_at is not None or server.runtime_ref:
         runtime = wiring.runtime_of(server.region)
         seen = runtime.observe([server.handle])[server.handle]
         if seen.state == domain.ServerState.UNREACHABLE:

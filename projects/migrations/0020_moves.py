@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('projects', '0018_pooled_projects'),
+        ('projects', '0019_quotas'),
     ]
 
     operations = [
