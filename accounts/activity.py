@@ -28,6 +28,7 @@ WORDS = {
     "project.undelete": "Restored from the bin",
     "project.purged": "Removed for good",
     "project.move": "Moved",
+    "project.plan_changed": "Changed plan",
     "project.copy_removed": "Removed the old copy after a move",
     "project.writes_fenced": "Paused writing",
     "project.writes_allowed": "Allowed writing again",

@@ -81,6 +81,24 @@ class ProjectChange(Input):
     limits = LimitsInput(required=False, help_text="New limits start an operation `resize`.")
     tls_required = Flag(required=False, help_text="Refuse connections without TLS. Starts an operation `change_tls`.")
     deletion_protection = Flag(required=False)
+    plan = Text(
+        required=False, max_length=LONG,
+        help_text="Slug. Starts an operation `change_plan`, or the `move` that the plan implies; alone in a request.",
+    )  # fmt: skip
+
+
+class MoveTarget(Input):
+    placement = serializers.ChoiceField(
+        choices=[(Placement.DEDICATED.value, Placement.DEDICATED.label), (Placement.POOL.value, Placement.POOL.label)],
+        required=False, help_text="Missing: the new plan's, or as it is.",
+    )  # fmt: skip
+    region = Text(required=False, max_length=LONG, help_text="Slug. Missing: as it is.")
+    plan = Text(required=False, max_length=LONG, help_text="Slug. Missing: as it is.")
+
+
+class MoveInput(Input):
+    target = MoveTarget(required=False, help_text="Empty: another server of the same kind at the same place.")
+    dry_run = Flag(required=False, default=False, help_text="Only say what would happen.")
 
 
 class ProjectReplace(ProjectChange):

@@ -32,6 +32,9 @@ class OperationSerializer(serializers.ModelSerializer[Operation]):
     project = serializers.UUIDField(source="project_uuid", read_only=True, allow_null=True)
     steps = StepSerializer(many=True, read_only=True)
     error = serializers.SerializerMethodField()
+    result = serializers.DictField(
+        child=serializers.JSONField(), read_only=True, help_text="What came of it; of a `move` with `downtime_seconds`."
+    )
     created_by = serializers.CharField(source="created_by_label", read_only=True, help_text="Email, or who inside.")
     cancellable = serializers.SerializerMethodField()
     url = serializers.SerializerMethodField()
@@ -39,7 +42,7 @@ class OperationSerializer(serializers.ModelSerializer[Operation]):
     class Meta:
         model = Operation
         fields = [
-            "id", "kind", "title", "state", "project", "project_name", "steps", "error", "attempt", "next_attempt_at",
+            "id", "kind", "title", "state", "project", "project_name", "steps", "error", "result", "attempt", "next_attempt_at",
             "cancel_requested_at", "cancellable", "created_by", "created_at", "started_at", "finished_at", "url",
         ]  # fmt: skip
         read_only_fields = fields

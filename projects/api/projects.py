@@ -24,7 +24,7 @@ from projects.api.inputs import ActionInput, ProjectChange, ProjectCreate, Proje
 from projects.api.keys import CreatedProject, key_body
 from projects.api.outputs import ProjectSerializer, live_operations
 from projects.models import ApiKey, Operation, Project
-from projects.services import project_action, project_create, project_delete, project_purge, project_update
+from projects.services import plan_change, project_action, project_create, project_delete, project_purge, project_update
 from projects.services.actions import check_confirm
 from projects.services.changes import CHANGEABLE
 
@@ -157,7 +157,8 @@ class ProjectView(ProjectScoped, generics.GenericAPIView[Project]):
     )  # fmt: skip
     def patch(self, request: Request, pk: UUID) -> Response:
         """Change some of `name, description, labels, limits, tls_required, deletion_protection`. New `limits` start a `resize`,
-        `tls_required` a `change_tls`, both together a `reconfigure`."""
+        `tls_required` a `change_tls`, both together a `reconfigure`; `plan` (alone) a `change_plan`, or the `move` that it
+        implies: `POST projects/{id}/move/` with `dry_run` says which."""
         return self._change(request, ProjectChange, volatile=set())
 
     def _change(self, request: Request, shape: type[ProjectChange], *, volatile: set[str]) -> Response:
@@ -167,6 +168,12 @@ class ProjectView(ProjectScoped, generics.GenericAPIView[Project]):
             body = changeable_part(body, render_project(project, request), volatile=volatile)
         serializer = shape(data=body)
         serializer.is_valid(raise_exception=True)
+        plan = serializer.validated_data.pop("plan", None)
+        if plan is not None and plan != project.plan.slug:
+            if serializer.validated_data and shape is not ProjectReplace:
+                raise Invalid.field("plan", "invalid", "Change the plan in a request of its own.")
+            operation = plan_change(principal=self.principal, project=project, plan=plan)
+            return self.answer(request, project.pk, operation, 200)
         _, operation = project_update(
             principal=self.principal, project=project, changes=dict(serializer.validated_data)
         )
@@ -205,7 +212,10 @@ def changeable_part(body: dict[str, Any], shown: dict[str, Any], *, volatile: se
     """The body without what is sent along as it was read; anything else that can't be changed is refused by name."""
     kept: dict[str, Any] = {}
     for name, value in body.items():
-        if name in CHANGEABLE or name not in shown:
+        if name == "plan":
+            if value != shown[name]:
+                kept[name] = value
+        elif name in CHANGEABLE or name not in shown:
             kept[name] = value
         elif name not in volatile and value != shown[name]:
             raise Invalid.field(name, "read_only", f"Only these can be changed: {', '.join(sorted(CHANGEABLE))}.")

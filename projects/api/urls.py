@@ -2,11 +2,23 @@
 
 from django.urls import include, path
 
-from projects.api import catalogue, certificates, details, health, keys, operations, overview, projects, services
+from projects.api import (
+    catalogue,
+    certificates,
+    details,
+    health,
+    keys,
+    moving,
+    operations,
+    overview,
+    projects,
+    services,
+)
 
 project = [
     path("", projects.ProjectView.as_view(), name="project-detail"),
     path("action/", projects.ActionView.as_view(), name="project-action"),
+    path("move/", moving.MoveView.as_view(), name="project-move"),
     path("connection/", details.ConnectionView.as_view(), name="project-connection"),
     path("status/", details.StatusView.as_view(), name="project-status"),
     path("metrics/", details.MetricsView.as_view(), name="project-metrics"),

@@ -128,6 +128,9 @@ class EngineAdmin(ABC):
     def end_sessions(self, username: str) -> int:
         """End the login's sessions; returns how many. Engines without END_SESSIONS raise."""
 
+    def limit_connections(self, username: str, most: int) -> None:  # noqa: B027 - engines without CONNECTION_LIMIT have none
+        """From here on the login has at most so many connections. Without CONNECTION_LIMIT it does nothing."""
+
     def resize(self, limits: Limits) -> bool:
         """Fit the server's own sizes to new limits while it runs. True: done, as far as they matter; False: this product
         (or this server) takes them at its next start only. Raises when it can't tell."""
@@ -164,6 +167,10 @@ class EngineAdmin(ABC):
     def around(self, names: TenantNames) -> dict[str, Any]:
         """What a dump leaves out of what a tenant, or an operator, set around the database: settings of database and
         logins, comments. Plain data, without secrets."""
+        raise NotImplementedError
+
+    def rename_tenant(self, old: TenantNames, new: TenantNames) -> None:
+        """The tenant's roles get other names, with all that they own and may. Those that have theirs already stay."""
         raise NotImplementedError
 
     def password_hashes(self, names: TenantNames) -> dict[str, str]:

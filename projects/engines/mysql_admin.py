@@ -204,6 +204,9 @@ class MySQLFamilyAdmin(EngineAdmin):
         )
         return sum(self._kill(int(number)) for (number,) in found)
 
+    def limit_connections(self, username: str, most: int) -> None:
+        self._session.do(f"ALTER USER %s@%s WITH MAX_USER_CONNECTIONS {most:d}", username, ANYWHERE)
+
     def resize(self, limits: Limits) -> bool:
         wanted = buffer_pool_bytes(limits.memory_bytes)
         self._session.bound(_RESIZE_SECONDS)

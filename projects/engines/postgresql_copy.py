@@ -177,6 +177,21 @@ class PostgreSQLCopies:
         )
         return {"settings": sorted(settings), "comment": str(comment[0][0] or "") if comment else ""}
 
+    def rename_tenant(self, old: TenantNames, new: TenantNames) -> None:
+        self._alone(old.owner, new.owner)
+        with translated(), self._connection.transaction():
+            for before, after in (
+                (old.owner, new.owner), (old.group, new.group), (old.login, new.login), (old.control, new.control),
+            ):  # fmt: skip
+                if before != after and self._role_exists(before):
+                    self._do("ALTER ROLE {} RENAME TO {}", before, after)
+            if self._role_exists(new.login):
+                # Kept by name in the catalog.
+                self._do("ALTER ROLE {} IN DATABASE {} SET role = {}", new.login, new.database, new.group)
+
+    def limit_connections(self, username: str, most: int) -> None:
+        self._do("ALTER ROLE {} CONNECTION LIMIT {}", username, most)
+
     def password_hashes(self, names: TenantNames) -> dict[str, str]:
         rows = self._rows(
             "SELECT rolname, rolpassword FROM pg_authid WHERE rolname = ANY(%(r)s)", r=self._logins(names)

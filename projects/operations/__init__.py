@@ -5,6 +5,7 @@ def register_all() -> None:
     """Register every kind of this app; called once from `AppConfig.ready()`."""
     from projects.operations import (  # noqa: F401
         lifecycle,
+        moving,
         pool_removal,
         pooled,
         pools,

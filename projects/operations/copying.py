@@ -33,7 +33,8 @@ _FULL = re.compile(
 )
 _LOST = re.compile(
     r"server closed the connection|closed unexpectedly|connection reset|connection to server|could not connect"
-    r"|terminating connection|lost connection|can't connect|server has gone away|shutdown in progress|connection refused|shutting down",
+    r"|terminating connection|lost connection|can't connect|server has gone away|shutdown in progress"
+    r"|connection refused|shutting down",
     re.IGNORECASE,
 )
 _CULPRIT = re.compile(r"error|fatal|failed|denied|unknown", re.IGNORECASE)

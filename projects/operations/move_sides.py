@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
+from typing import Any
 from uuid import UUID
 
 from django.conf import settings
@@ -28,7 +30,7 @@ from projects.models import (
     RoleKind,
     ServerKind,
 )
-from projects.operations import copying, locks, steps, wiring
+from projects.operations import copying, locks, placing, steps, wiring
 from projects.operations.base import PLATFORM_CONNECTIONS, Wait
 from projects.operations.context import Context
 
@@ -132,15 +134,67 @@ def plan_server(ctx: Context, target: Target) -> None:
         note(ctx, source=str(current.server_id), incoming=str(server.pk))
 
 
-def note(ctx: Context, **params: str) -> None:
+def note(ctx: Context, **params: Any) -> None:
     """Keep on the operation which servers this is about. In a transaction."""
     ctx.operation.params = {**ctx.operation.params, **params}
     Operation.objects.filter(pk=ctx.operation.pk).update(params=ctx.operation.params)
 
 
-def working_names(ctx: Context, side: Context) -> domain.TenantNames:
-    """Until the copy is proven its roles are called as at the source, since rights in the dump name them."""
-    return replace(ctx.names, database=side.database.name, connection_limit=side.names.connection_limit)
+def final_names(ctx: Context, side: Context) -> dict[str, str]:
+    """Kind → what the roles of the copy are called in the end; until it is proven they are called as at the source, since
+    rights in the dump name them."""
+    return dict(ctx.operation.params.get("final_names") or {})
+
+
+def take_slot(ctx: Context, target: Target) -> bool:
+    """A place on a pool in which this project never was, with the source's names and passwords for now; once. False when
+    no pool has room."""
+    if ctx.operation.params.get("incoming"):
+        return True
+    project, current = copy(ctx.project), ctx.database
+    project.region, project.plan, project.placement = target.region, target.plan, Placement.POOL
+    mine = Database.objects.filter(project=ctx.project).values_list("server_id", flat=True)
+    number = Operation.objects.filter(project_uuid=ctx.project.pk, kind__in=["provision", "move"]).count()
+    names = {role.kind: role for role in current.roles.all()}
+    with ctx.fenced():
+        database = placing.take(project, number=number, slot=DatabaseSlot.INCOMING, besides=set(mine))
+        if database is None:
+            return False
+        final = {}
+        for role in database.roles.all():
+            source = names[role.kind]
+            final[role.kind], role.name = role.name, source.name
+            if role.kind == RoleKind.LOGIN and source.secret is not None:
+                role.secret, role.rotated_at = Sealed.of(source.secret.open()), source.rotated_at
+            role.save(update_fields=["name", "secret", "rotated_at", "updated_at"])
+        note(ctx, source=str(current.server_id), incoming=str(database.server_id), final_names=final)
+    return True
+
+
+def renamed(names: domain.TenantNames, final: dict[str, str]) -> domain.TenantNames:
+    return replace(
+        names, owner=final[RoleKind.OWNER], group=final[RoleKind.GROUP], login=final[RoleKind.LOGIN],
+        control=final[RoleKind.CONTROL],
+    )  # fmt: skip
+
+
+def take_final_names(ctx: Context, side: Context) -> None:
+    """The copy is proven: its roles get the names that they keep."""
+    final = final_names(ctx, side)
+    roles = list(side.database.roles.all())
+    if not final or all(role.name == final[role.kind] for role in roles):
+        return
+    before = side.names
+    after = renamed(before, final)
+    ctx.guard()
+    with wiring.admin_session(ctx.engine, side.server) as admin:
+        admin.dismiss_tool(before, before.tool)
+        admin.rename_tenant(before, after)
+    with ctx.fenced():
+        for role in roles:
+            role.name = final[role.kind]
+            role.save(update_fields=["name", "updated_at"])
+    side.forget_rows()
 
 
 def admitted(ctx: Context, names: domain.TenantNames) -> domain.Credentials:

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import F
 
 from novastack.common.clock import now
@@ -20,11 +20,13 @@ from projects.models import (
     Database,
     DatabaseServer,
     DatabaseSlot,
+    DesiredStatus,
     Endpoint,
     Health,
     ObservedState,
     Operation,
     OperationStep,
+    Placement,
     Project,
     ProjectService,
     RoleKind,
@@ -32,7 +34,7 @@ from projects.models import (
     ServerKind,
     ServiceStatus,
 )
-from projects.operations import copying, provision, registration, removal, steps, wiring
+from projects.operations import copying, locks, placing, pools, provision, registration, removal, steps, wiring
 from projects.operations.base import StepFailed, Wait
 from projects.operations.context import Context
 from projects.operations.move_sides import (
@@ -41,18 +43,22 @@ from projects.operations.move_sides import (
     Target,
     admitted,
     ensure_up,
+    final_names,
     keep_until,
     keeps_port,
     note,
     plan_server,
+    renamed,
     reserve,
     side_of,
-    working_names,
+    take_final_names,
+    take_slot,
 )
 from projects.operations.queue import operation_create
 
 log = structlog.get_logger(__name__)
 GUARD_SECONDS = 2.0
+POOL_SECONDS = 900.0  # for which a shared server with room is waited for
 DIFFERENCES_SHOWN = 5
 MIB = 1 << 20
 
@@ -132,7 +138,32 @@ def get_server(ctx: Context) -> None:
 
 
 def _take_slot(ctx: Context, target: Target) -> None:
-    raise StepFailed("move_not_supported", "Moves to pools are not available yet.", retryable=False)
+    """On a pool with room; when none has any one is made, as for those who provision."""
+    if "since" not in ctx.row.data:
+        ctx.record(since=now().isoformat())
+    try:
+        found = take_slot(ctx, target)
+    except placing.AllBusy:
+        raise Wait("Other projects are being placed at this moment.", seconds=2) from None
+    except IntegrityError:
+        raise Wait("Another move on that pool uses the same names for now.", seconds=10) from None
+    if found:
+        ctx.explain("A place on a shared server")
+        return
+    waited = (now() - datetime.fromisoformat(ctx.row.data["since"])).total_seconds()
+    if waited > POOL_SECONDS:
+        raise StepFailed("no_pool", "No shared server with room came up in time.", retryable=False)
+    project = ctx.project
+    plan = target.plan if target.plan.placement == Placement.POOL else None
+    ctx.guard()
+    with transaction.atomic():
+        subject = f"{target.region.pk}:{project.engine}:{project.version}"
+        locks.lock_subject(locks.subject_of("placing", subject))
+        pools.pool_begin(
+            region=target.region, engine=project.engine, version=project.version, plan=plan, created_by_label="move"
+        )
+    why = pools.waiting_reason(target.region, project.engine, project.version, plan)
+    raise Wait(why or "A shared server is being prepared.", seconds=5)
 
 
 def await_server(ctx: Context) -> None:
@@ -153,7 +184,7 @@ def secure(ctx: Context) -> None:
 def make_database(ctx: Context) -> None:
     """Database and roles as at the source, and closed: nobody gets in before the copy is proven."""
     side = ctx.seen_as(Incoming)
-    names, login, control = working_names(ctx, side), side.role(RoleKind.LOGIN), side.role(RoleKind.CONTROL)
+    names, login, control = side.names, side.role(RoleKind.LOGIN), side.role(RoleKind.CONTROL)
     if login.secret is None or control.secret is None:
         raise StepFailed("internal_error", "The roles have no passwords.", retryable=False)
     ctx.guard()
@@ -162,11 +193,14 @@ def make_database(ctx: Context) -> None:
             admin.drop_tenant(names)  # of an attempt before
         else:
             ctx.record(made=True)
-        admin.create_tenant(names, login_password=login.secret.open(), control_password=control.secret.open())
+        admin.create_tenant(
+            names, login_password=login.secret.open(), control_password=control.secret.open(),
+            blank=side.database.made_of,
+        )  # fmt: skip
         admin.lock_tenant(names, locked=True)
         admin.quiet(names, quiet=True)
     with ctx.fenced():
-        Database.objects.filter(pk=side.database.pk).update(created_in_engine_at=now())
+        Database.objects.filter(pk=side.database.pk).update(created_in_engine_at=now(), made_of="", locked_at=now())
     ctx.explain(f"{names.database}, closed until the copy is proven")
 
 
@@ -178,13 +212,16 @@ def discard(ctx: Context) -> None:
     if not Database.objects.filter(project_id=ctx.project.pk, slot=side.slot, server_id__in=side.servers()).exists():
         return
     steps.writes_allowed(ctx)
-    server, names = side.server, working_names(ctx, side)
+    server, names = side.server, side.names
     try:
         copying.remove_tools(None, side.runtime, _stem(ctx))
         if server.kind == ServerKind.POOL:
             ctx.guard()
             with wiring.admin_session(ctx.engine, server) as admin:
                 admin.drop_tenant(names)
+                if (final := final_names(ctx, side)) and final[RoleKind.LOGIN] != names.login:
+                    admin.rename_tenant(renamed(names, final), names)  # half-done
+                    admin.drop_tenant(names)
         else:
             side.adopt()
             ctx.guard()
@@ -202,7 +239,7 @@ def discard(ctx: Context) -> None:
                 reason="move undone",
             )
         removal.forget_copy(side.database)
-        note(ctx, incoming="")
+        note(ctx, incoming="", final_names={})
     ctx.say("Undone: the copy was removed.")
 
 
@@ -231,7 +268,8 @@ def unfence(ctx: Context) -> None:
         ctx.guard()
         with wiring.admin_session(ctx.engine, ctx.server) as admin:
             admin.dismiss_tool(ctx.names, ctx.names.tool)
-            admin.lock_tenant(ctx.names, locked=False)
+            if ctx.project.desired_status == DesiredStatus.RUNNING:
+                admin.lock_tenant(ctx.names, locked=False)
             admin.quiet(ctx.names, quiet=False)
     except (domain.EngineError, StepFailed) as error:
         raise Wait(f"The server does not let us open it again: {error}"[:300], seconds=5) from error
@@ -242,7 +280,7 @@ def copy(ctx: Context) -> None:
     """Dump and restore, streamed. Done again, it begins with an empty database."""
     ensure_up(ctx)
     side = ctx.seen_as(Incoming)
-    names = working_names(ctx, side)
+    names = side.names
     with target_errors():
         if ctx.row.data.get("begun"):
             copying.remove_tools(ctx.runtime, side.runtime, _stem(ctx))
@@ -309,7 +347,7 @@ def compare(ctx: Context) -> None:
     """Source and copy, read in the same way, all of both: not one row or object may differ."""
     ensure_up(ctx)
     side = ctx.seen_as(Incoming)
-    names = working_names(ctx, side)
+    names = side.names
     with target_errors():
         theirs = admitted(side, names)
     mine = admitted(ctx, ctx.names)
@@ -347,6 +385,7 @@ def compare(ctx: Context) -> None:
 def hand_over(ctx: Context) -> None:
     """The new server takes the old one's port, so that clients need no new address. Only when both are on one machine."""
     side = ctx.seen_as(Incoming)
+    take_final_names(ctx, side)
     if not keeps_port(ctx.project, ctx.database, Target.of(ctx.operation)):
         ctx.explain("The address changes")
         return
@@ -452,11 +491,20 @@ def let_in(ctx: Context) -> None:
     """Clients get in at the new place, which a login as the tenant proves."""
     ensure_up(ctx)
     login = ctx.role(RoleKind.LOGIN)
+    wanted = ctx.project.desired_status == DesiredStatus.RUNNING
     ctx.guard()
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         admin.dismiss_tool(ctx.names, ctx.names.tool)
-        admin.lock_tenant(ctx.names, locked=False)
+        if wanted:
+            admin.lock_tenant(ctx.names, locked=False)
         admin.quiet(ctx.names, quiet=False)
+    with ctx.fenced():
+        pooled = ctx.server.kind == ServerKind.POOL
+        Database.objects.filter(pk=ctx.database.pk).update(locked_at=now() if pooled and not wanted else None)
+    if not wanted:
+        _put_result(ctx)
+        ctx.explain("It stays stopped")
+        return
     if login.secret is not None and _row(ctx, "verify").data["password_known"]:
         credentials = domain.Credentials(ctx.names.login, login.secret.open(), ctx.names.database)
         try:
@@ -502,6 +550,8 @@ def retire(ctx: Context) -> None:
             ctx.guard()
             with wiring.admin_session(ctx.engine, server) as admin:
                 admin.dismiss_tool(side.names, side.names.tool)
+            with ctx.fenced():
+                Database.objects.filter(pk=side.database.pk).update(locked_at=now())
         else:
             steps.stop_server(side)
     except (domain.RuntimeUnreachable, domain.EngineError) as error:
@@ -523,9 +573,8 @@ def _leave_services(ctx: Context) -> None:
 
 def moved(operation: Operation) -> None:
     """The project is where it should be; services that knew its address are told the new one."""
-    Project.objects.filter(pk=operation.project_key).update(
-        failure=None, health=Health.HEALTHY, health_detail="", health_checked_at=now()
-    )
+    well = Project.objects.filter(pk=operation.project_key, desired_status=DesiredStatus.RUNNING)
+    well.update(failure=None, health=Health.HEALTHY, health_detail="", health_checked_at=now())
     project = Project.objects.get(pk=operation.project_key)
     wanted = ProjectService.objects.filter(project=project, generation__gt=0).exclude(status=ServiceStatus.DISABLED)
     left = ProjectService.objects.filter(project=project, reason=registration.MOVED_AWAY)

@@ -10,11 +10,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 
 from accounts.services import audit
 from novastack.common.clock import now
 from novastack.common.errors import Conflict
+from projects import domain, registry
 from projects.models import (
     Database,
     DatabaseSlot,
@@ -28,13 +30,22 @@ from projects.models import (
     ProjectStatus,
     Region,
     RoleKind,
+    ServerKind,
 )
-from projects.operations import move_steps, removal
-from projects.operations.base import DATABASE_RETRY, SERVER_RETRY, Definition, RetryPolicy, Step, register
+from projects.operations import lifecycle, move_steps, pool_removal, removal, wiring
+from projects.operations.base import (
+    DATABASE_RETRY,
+    PLATFORM_CONNECTIONS,
+    SERVER_RETRY,
+    Definition,
+    RetryPolicy,
+    Step,
+    register,
+)
 from projects.operations.context import Context
 from projects.operations.queue import operation_create
 
-MOVE, DISCARD = "move", "discard_copy"
+MOVE, DISCARD, CHANGE_PLAN = "move", "discard_copy", "change_plan"
 HOURS = 3600.0
 ONCE = RetryPolicy(attempts=1)
 TWICE = RetryPolicy(attempts=2, delay_seconds=2)
@@ -77,9 +88,29 @@ def move_begin(
     )
 
 
+@pool_removal.mover
+def move_out(project: Project, pool: DatabaseServer) -> str:
+    """Of a pool that is drained: to another pool, as it is, running or stopped. Why not now; empty: it has begun."""
+    if domain.Capability.COPY not in registry.engine(project.engine).capabilities:
+        return "move_not_supported: this engine can't be moved yet; delete the project, or keep the pool."
+    if project.ready_at is None or project.purging_at is not None:
+        return "It is being made, or removed."
+    try:
+        with transaction.atomic():
+            move_begin(project, placement=Placement.POOL, created_by_label="drain")
+    except Conflict as error:
+        return str(error.detail)
+    return ""
+
+
 def estimated_downtime(size_bytes: int | None) -> float:
     """Seconds for which clients will be shut out, roughly."""
     return round(FIXED_SECONDS + (size_bytes or 0) / BYTES_PER_SECOND, 1)
+
+
+def keep_hours() -> float:
+    """For how long an old copy is kept."""
+    return float(settings.NOVASTACK_MOVE_KEEP_HOURS)
 
 
 MOVE_DEFINITION = Definition(
@@ -193,3 +224,48 @@ def kept(project: Project) -> list[Database]:
     """Old copies that are still there, the newest first."""
     rows = Database.objects.filter(project=project, slot=DatabaseSlot.PREVIOUS).select_related("server__region")
     return list(rows.order_by("-keep_until"))
+
+
+# --- another plan at the same place ---------------------------------------------------------------------------------------
+def put_limits(ctx: Context) -> None:
+    """Memory and CPU on a server of its own; on a pool they are the pool's."""
+    if ctx.server.kind == ServerKind.POOL:
+        ctx.explain("Memory and CPU are the pool's")
+        return
+    lifecycle.resize(ctx)
+
+
+def put_connections(ctx: Context) -> None:
+    """How many connections the login may have. A server's own maximum follows at its next start."""
+    most, login = int(ctx.operation.params["connection_limit"]), ctx.role(RoleKind.LOGIN)
+    ctx.guard()
+    with wiring.admin_session(ctx.engine, ctx.server) as admin:
+        admin.limit_connections(login.name, most)
+    with ctx.fenced():
+        login.connection_limit = most
+        login.save(update_fields=["connection_limit", "updated_at"])
+        if ctx.server.kind == ServerKind.DEDICATED:
+            ctx.server.max_connections = most + PLATFORM_CONNECTIONS
+            ctx.server.save(update_fields=["max_connections", "updated_at"])
+    ctx.explain(f"At most {most}")
+
+
+def _plan_not_changed(operation: Operation) -> None:
+    """The rows say what holds."""
+    before = operation.params["before"]
+    Project.objects.filter(pk=operation.project_key).update(
+        plan_id=before["plan"], memory_bytes=before["memory_bytes"], cpus=before["cpus"],
+        storage_bytes=before["storage_bytes"],
+    )  # fmt: skip
+
+
+register(
+    Definition(
+        kind=CHANGE_PLAN, title="Change plan", on_give_up=OnGiveUp.UNDO, while_running=None, once=True,
+        on_failure=_plan_not_changed,
+        steps=(
+            Step("limits", "Apply the limits", put_limits, retry=SERVER_RETRY, deadline_seconds=60),
+            Step("connections", "Apply the connection limit", put_connections, retry=DATABASE_RETRY, deadline_seconds=60),
+        ),
+    )
+)  # fmt: skip

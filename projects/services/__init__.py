@@ -12,6 +12,7 @@ from projects.services.connections import connection_reveal
 from projects.services.creation import ProjectRequest, project_create, slug_preview
 from projects.services.forgetting import project_forget, region_declare_gone
 from projects.services.keys import key_confirm, key_create, key_revoke, key_verify
+from projects.services.moving import plan_change, project_move
 from projects.services.quotas import usage_of
 from projects.services.regions import region_check, region_enable, region_remove, region_save
 
@@ -24,10 +25,12 @@ __all__ = [
     "key_verify",
     "operation_cancel",
     "operation_retry",
+    "plan_change",
     "project_action",
     "project_create",
     "project_delete",
     "project_forget",
+    "project_move",
     "project_purge",
     "project_update",
     "region_check",

@@ -31,7 +31,7 @@ def project_update(
     *, principal: Principal, project: Project, changes: dict[str, Any]
 ) -> tuple[Project, Operation | None]:
     """Change `name, description, labels, limits, tls_required, deletion_protection`. New limits start a `resize` (rule 47),
-    `tls_required` a `change_tls`, both together a `reconfigure`."""
+    `tls_required` a `change_tls`, both together a `reconfigure`. A plan is changed by `services.moving.plan_change`."""
     require(principal, project.organization_id, Capability.PROJECT_CHANGE)
     for name in changes:
         if name not in CHANGEABLE:
