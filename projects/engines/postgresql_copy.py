@@ -137,7 +137,8 @@ class PostgreSQLCopies:
                 " CONNECTION LIMIT {} PASSWORD {}",
                 username, TOOL_CONNECTIONS, self._verifier(username, password),
             )  # fmt: skip
-            for role in {names.group, *self._logins(names)} - {username}:
+            # The control role's: on pools nobody else but it reads what databases and logins have set, which pg_dump asks.
+            for role in {names.group, names.control, *self._logins(names)} - {username}:
                 self._do("GRANT {} TO {}", role, username)
             # Without a limit of its own it would have the server's on files that sorting for an index needs.
             self._do("ALTER ROLE {} SET temp_file_limit = -1", username)

@@ -19,12 +19,14 @@ from novastack.common.errors import Conflict
 from projects import domain, registry
 from projects.models import (
     Database,
+    DatabaseServer,
     DatabaseSlot,
     DesiredStatus,
     Endpoint,
     Health,
     OnGiveUp,
     Operation,
+    Placement,
     Plan,
     Project,
     ProjectStatus,
