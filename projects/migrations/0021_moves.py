@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('projects', '0019_quotas'),
+        ('projects', '0020_step_retries'),
     ]
 
     operations = [
