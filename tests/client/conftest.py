@@ -63,6 +63,7 @@ def token(team: Team) -> str:
 
 @pytest.fixture
 def proxy(live_server: LiveServer) -> Iterator[Proxy]:
+    live_server.thread.httpd.socket.listen(128)  # Django's own queue is of 10; more are reset
     with Proxy(live_server.url) as found:
         yield found
 
