@@ -12,11 +12,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 
 from projects.domain import ConnectionInfo, Credentials, LoginRefused, TenantNames
+from projects.engines.base import BLANK_PREFIX
 from projects.engines.postgresql import PostgreSQL
 from tests.contracts.engine_contract import HOSTILE, EngineContract, LiveServer, Tenant, new_names
 from tests.contracts.engine_servers import docker_server
@@ -171,7 +173,7 @@ class PostgreSQLContract(EngineContract):
             "CREATE LANGUAGE plperlu",
             "CREATE EVENT TRIGGER mine ON ddl_command_start EXECUTE FUNCTION nothing()",
             "SELECT * FROM pg_authid",
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'novastack'",
+            "SELECT pg_terminate_backend({our_pid})",
         ],
     )
     def test_refused(self, server: LiveServer, tenant: Tenant, statement: str, *, as_login: bool) -> None:
@@ -188,7 +190,7 @@ class PostgreSQLContract(EngineContract):
             )
             # not supported: an extension that is not installed; renaming oneself
             with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported)):
-                connection.execute(statement.format(**names))
+                connection.execute(statement.format(**names, our_pid=watcher.info.backend_pid))
 
     def test_a_failed_statement_leaves_no_password_in_the_log(self, server: LiveServer, tenant: Tenant) -> None:
         """The log is read by the whole organization: it names the error, never the statement's text."""
@@ -374,6 +376,80 @@ class PostgreSQLContract(EngineContract):
         tenant = self.make(server, names)
         self.engine.verify_tenant(server.endpoint, names, tenant.password)
         self.drop(server, names)
+
+    @pytest.mark.parametrize("done", ["a database", "an invalid database", "all of it"])
+    def test_a_blank_that_a_crash_left_half_made_is_completed(self, server: LiveServer, done: str) -> None:
+        blank, names = f"{BLANK_PREFIX}{uuid.uuid4().hex[:8]}", new_names()
+        with connect(server, server.admin) as connection:
+            connection.execute(f"CREATE DATABASE {blank} TEMPLATE template0 ENCODING 'UTF8' CONNECTION LIMIT 0")
+            if done == "an invalid database":
+                connection.execute("UPDATE pg_database SET datconnlimit = -2 WHERE datname = %s", [blank])
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            assert admin.blanks() == [blank]
+            assert blank not in admin.contents()
+            if done != "a database":
+                admin.make_blank(blank)
+            admin.create_tenant(names, login_password="pw", control_password="cpw", blank=blank)
+            assert admin.blanks() == []
+        self.engine.verify_tenant(server.endpoint, names, "pw")
+        with connect(server, Credentials(names.login, "pw", names.database)) as connection:
+            seen = connection.execute(
+                "SELECT count(DISTINCT datname) FROM pg_stat_database WHERE datname <> ''"
+            ).fetchone()
+            assert seen is not None
+            assert (seen[0] == 1) is self.pool
+            encoding = connection.execute(
+                "SELECT pg_encoding_to_char(encoding), datcollate FROM pg_database WHERE datname = %s", [names.database]
+            ).fetchone()
+            assert encoding == ("UTF8", "C.UTF-8")
+        self.drop(server, names)
+
+    @pytest.mark.parametrize("done", ["renamed", "renamed and closed"])
+    def test_a_claim_that_was_cut_short_is_completed(self, server: LiveServer, done: str) -> None:
+        """The blank has the tenant's name already; nobody got in yet."""
+        blank, names = f"{BLANK_PREFIX}{uuid.uuid4().hex[:8]}", new_names()
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.make_blank(blank)
+        with connect(server, server.admin) as connection:
+            connection.execute(f"CREATE ROLE {names.owner}")
+            connection.execute(f"ALTER DATABASE {blank} RENAME TO {names.database}")
+            if done == "renamed and closed":
+                connection.execute(f"ALTER DATABASE {names.database} OWNER TO {names.owner}")
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.create_tenant(names, login_password="pw", control_password="cpw", blank=blank)
+            assert admin.blanks() == []
+        self.engine.verify_tenant(server.endpoint, names, "pw")
+        self.drop(server, names)
+
+    def test_a_blank_is_nobodys_and_closed(self, server: LiveServer, tenant: Tenant) -> None:
+        blank = f"{BLANK_PREFIX}{uuid.uuid4().hex[:8]}"
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.make_blank(blank)
+            with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+                connect(server, dataclasses.replace(tenant.login, database=blank))
+            admin.drop_blank(blank)
+
+    def test_several_workers_claim_one_blank(self, server: LiveServer) -> None:
+        """One of them gets it, the other makes its own: neither fails, and none shares."""
+        blank = f"{BLANK_PREFIX}{uuid.uuid4().hex[:8]}"
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.harden()
+            admin.make_blank(blank)
+        several = [new_names() for _ in range(4)]
+
+        def claim(names: TenantNames) -> None:
+            with self.engine.admin(server.endpoint, server.admin) as admin:
+                admin.create_tenant(names, login_password="pw", control_password="cpw", blank=blank)
+
+        try:
+            with ThreadPoolExecutor(4) as workers:
+                for done in [workers.submit(claim, names) for names in several]:
+                    done.result(60)
+            for names in several:
+                self.engine.verify_tenant(server.endpoint, names, "pw")
+        finally:
+            for names in several:
+                self.drop(server, names)
 
     def test_before_it_is_opened_nobody_gets_in(self, server: LiveServer) -> None:
         tenant = self.make(server, new_names())
