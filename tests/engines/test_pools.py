@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import transaction
 from django.test.utils import override_settings
 
 from projects import domain, registry
 from projects.models import BlankDatabase, Database, DatabaseServer, Endpoint, Operation
-from projects.operations import janitor, pool_blanks, pool_upkeep, reconciler, retiring, watch
+from projects.operations import janitor, moving, pool_blanks, pool_upkeep, reconciler, retiring, watch
 from projects.runtimes.docker import DockerRuntime
 from tests.engines.journey import FIRST, LATER, Journey
 from tests.engines.test_main_path import docker_site
@@ -62,9 +63,9 @@ class Operator:
         assert self.ask("get", url)["status"] == "ready"
         return url
 
-    def settle(self) -> None:
+    def settle(self, turns: int = 20) -> None:
         """Ticks and workers, until nothing is left to do."""
-        for _ in range(20):
+        for _ in range(turns):
             reconciler.reconcile()
             pool_upkeep.keep()
             live = list(Operation.objects.live().order_by("created_at"))
@@ -160,3 +161,43 @@ def test_as_a_process(process_site: Site, tmp_path: Path) -> None:  # noqa: F811
 def test_in_a_container(engine: str, version: str, tmp_path: Path) -> None:
     with docker_site(engine, version) as site:
         whole_way(site, engine, version, tmp_path, tls=True)
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("_fresh")
+def test_the_last_pool_is_drained_its_project_moves_and_it_goes(tmp_path: Path) -> None:
+    """A new pool is made for those who have to move; the old one waits for the old copy, and goes with it."""
+    with docker_site("postgresql", "18") as site:
+        operator, journey = Operator(site), PooledJourney(site, "postgresql", "18", tmp_path)
+        url = operator.create(engine="postgresql", version="18")
+        old = DatabaseServer.objects.get()
+        journey.create(placement="pool")
+        access = journey.connect(tls=True)
+        journey.client.make(access)
+        journey.client.add(access, *FIRST)
+
+        with override_settings(NOVASTACK_POOL_MEMORY=1 << 30, NOVASTACK_POOL_MAX_DATABASES=4):
+            operator.ask("post", f"{url}drain/", status=202)
+        for _ in range(30):
+            reconciler.reconcile()
+            for operation in Operation.objects.live().order_by("created_at"):
+                site.finish(operation, 1)
+            if journey.server.pk != old.pk and not Operation.objects.live().exclude(kind="drain_pool").exists():
+                break
+        assert Operation.objects.get(kind="move").state == "succeeded", Operation.objects.get(kind="move").error
+        assert journey.server.pk != old.pk
+        watch.check_health()
+        assert journey.status() == "running"
+        assert journey.client.words(journey.connect(tls=True)) == FIRST
+        site.finish(Operation.objects.get(kind="drain_pool"), 1)
+        told = operator.ask("get", url)
+        assert (told["status"], told["databases"]) == ("draining", 1)
+        assert "1 old or given-up database kept" in told["status_detail"], told
+
+        copy = Database.objects.get(server=old)
+        with transaction.atomic():
+            assert moving.discard_begin(copy, created_by_label="test") is not None
+        operator.settle(40)
+        assert not DatabaseServer.objects.filter(pk=old.pk).exists()
+        assert [h.server_id for h in site.runtime.managed()] == [str(journey.server.pk)]
+        assert journey.client.words(journey.access()) == FIRST
