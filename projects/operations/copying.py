@@ -223,7 +223,6 @@ class _Pump(threading.Thread):
 def _failure(stage: _Stage, ended: domain.ExitResult) -> StepFailed:
     words = stage.words()
     log.warning("copy tool failed", stage=stage.what, exit_code=ended.exit_code, oom=ended.oom_killed, said=words)
-    side = "source" if stage.what == "dump" else "target"
     if ended.oom_killed:
         return StepFailed("tool_out_of_memory", f"The {stage.what} tool was killed: out of memory.")
     if stage.what == "restore" and _FULL.search(words):
@@ -232,6 +231,12 @@ def _failure(stage: _Stage, ended: domain.ExitResult) -> StepFailed:
         return StepFailed("restore_failed", "The dump did not come whole; what was restored is thrown away.")
     if ended.exit_code in {137, 143, -9, -15}:
         return StepFailed("tool_killed", f"The {stage.what} tool was killed.")
+    dumps = stage.what == "dump"
+    if _LOST.search(words) and dumps:
+        return StepFailed("source_lost", f"The source's server went away meanwhile: {words}")
     if _LOST.search(words):
-        return StepFailed(f"{side}_lost", f"The {side}'s server went away meanwhile: {words}")
-    return StepFailed(f"{stage.what}_failed", words or f"The tool ended with code {ended.exit_code}.", retryable=False)
+        return StepFailed("target_lost", f"The target's server went away meanwhile: {words}")
+    said = words or f"The tool ended with code {ended.exit_code}."
+    if dumps:
+        return StepFailed("dump_failed", said, retryable=False)
+    return StepFailed("restore_failed", said, retryable=False)

@@ -356,7 +356,7 @@ def compare(ctx: Context) -> None:
     def pulse() -> None:
         ctx.pulse()
         if stop.is_set():
-            raise StepFailed("interrupted", "Comparing was interrupted.")
+            raise StepFailed("copy_interrupted", "Comparing was interrupted.")
 
     ends = ((ctx.server.control_endpoint, mine), (side.server.control_endpoint, theirs))
     engine, watched = ctx.engine, _watched(ctx, lambda _: None)

@@ -136,10 +136,29 @@ CODES: Mapping[str, Code] = {
     "pool_in_use": Code("Databases live on the pool.", "Drain it first.", False),
     # --- copies
     "copy_interrupted": Code("A copy was cut short.", f"{WAIT} The source is as it was."),
-    "dump_failed": Code("The engine's dump tool failed.", "Its own words are in `detail`; the source is as it was."),
-    "restore_failed": Code(
-        "The engine's restore tool failed.", "Its own words are in `detail`; the source is as it was."
+    "dump_failed": Code(
+        "The engine's dump tool failed.", "Its own words are in `detail`; the source is as it was.", None
     ),
+    "restore_failed": Code(
+        "The engine's restore tool failed, or the dump did not come whole.",
+        "Its own words are in `detail`; the source is as it was.",
+        None,
+    ),
+    "source_lost": Code("The source's server went away while it was copied.", f"{WAIT} It is started again."),
+    "target_lost": Code("The target's server went away while it was copied to.", f"{WAIT} The source is as it was."),
+    "copy_differs": Code(
+        "The copy is not what the source is.",
+        "`detail` says in what; it was thrown away, the source is as it was.",
+        False,
+    ),
+    "plan_too_small": Code("The data is larger than the plan allows.", "Choose a larger plan.", False),
+    "not_movable": Code(
+        "The database holds what a copy would lose: prepared transactions, replication slots, subscriptions.",
+        "`detail` says what; remove it first.",
+        False,
+    ),
+    "move_not_supported": Code("This engine can't be moved yet.", "Nothing was changed.", False),
+    "no_pool": Code("No shared server with room came up in time.", "For the operator. Ask for it again.", False),
     "target_full": Code(
         "The copy does not fit where it is to go.", "Choose a larger plan; the source is as it was.", False
     ),
