@@ -11,7 +11,7 @@ from django.db import transaction
 from accounts.models import Organization
 from accounts.permissions import Capability, Principal, require
 from accounts.services import audit
-from novastack.common.errors import ActionNotAllowed, Conflict, Invalid, QuotaExceeded
+from novastack.common.errors import ActionNotAllowed, Conflict, Invalid, OperationInProgress, QuotaExceeded
 from projects import domain, registry
 from projects.engines.base import Engine
 from projects.models import (
@@ -26,7 +26,7 @@ from projects.models import (
     RoleKind,
     ServerKind,
 )
-from projects.operations import moving, status
+from projects.operations import base, moving, status
 from projects.operations.move_steps import too_small
 from projects.operations.queue import operation_create
 from projects.services import quotas
@@ -179,7 +179,11 @@ def _problems(project: Project, wanted: _Wanted, engine: Engine, kind: str, more
             found.append(
                 NoRoomThere(f"The disk of {wanted.region.name} is {wanted.region.disk_used_percent:.0f} % full.")
             )
-        if project.status not in {ProjectStatus.RUNNING, ProjectStatus.UNHEALTHY}:
+        busy = Operation.objects.live().filter(project_uuid=project.pk).first()
+        if busy is not None:
+            title = base.titles().get(busy.kind, busy.kind)
+            found.append(OperationInProgress(f"“{title}” is running; wait for it or cancel it."))
+        elif project.status not in {ProjectStatus.RUNNING, ProjectStatus.UNHEALTHY}:
             found.append(
                 ActionNotAllowed(f"Only a running project can be moved; it is {project.get_status_display()}.")
             )
