@@ -164,18 +164,6 @@ CODES: Mapping[str, Code] = {
     ),
     "tool_killed": Code("A tool was ended from outside.", WAIT),
     "tool_out_of_memory": Code("A tool needed more memory than it may.", OPERATOR),
-    # --- moves
-    "move_not_supported": Code("Databases of this engine can't be moved yet.", "Dump and restore by hand.", False),
-    "plan_too_small": Code("The data is larger than the plan's storage.", "Choose a larger plan.", False),
-    "not_movable": Code(
-        "A copy would lose something; `detail` names it.", "Change that, and ask again; the source is as it was.", False
-    ),
-    "no_pool": Code("No shared server with room came up in time.", f"{OPERATOR} The source is as it was.", False),
-    "copy_differs": Code(
-        "The copy is not what the source is, and is thrown away.", "Look at `detail`; the source is as it was.", False
-    ),
-    "target_lost": Code("The target does not answer any more.", f"{WAIT} The source is as it was."),
-    "interrupted": Code("Comparing was interrupted.", WAIT),
     # --- the operation itself
     "cancelled": Code("Somebody cancelled it.", "What it did was undone.", False),
     "definition_changed": Code("It was begun by another version of NovaStack.", "Ask for it again.", False),
