@@ -25,7 +25,7 @@ from novastack_client import (
 )
 from projects.models import Allocation, ApiKey, Operation, Project
 from tests.client.proxy import Proxy
-from tests.factories import Team, make_project, make_token
+from tests.factories import PlanFactory, Team, make_project, make_token
 
 
 def test_a_database_for_an_instance(nova: Any, worker: threading.Event) -> None:
@@ -111,6 +111,21 @@ def test_the_life_of_a_project(nova: Any, worker: threading.Event, team: Team) -
     assert nova.purge_project(made.id, confirm=made.slug).operation.kind == "purge"
     kinds = [operation.kind for operation in nova.list_operations(project_id=made.id)]
     assert kinds == ["provision", "resize", "stop", "start", "rotate_password", "delete", "undelete", "purge"]
+
+
+def test_a_move_is_seen_before_it_is_made(nova: Any, team: Team) -> None:
+    PlanFactory(slug="shared", name="Shared", is_default=False, placement="pool")
+    project = make_project(team.alice, team.organization)
+    seen = nova.preview_move(str(project.pk), placement="pool")
+    assert (seen.kind, seen.placement, seen.address_changes, seen.problems) == ("move", "pool", True, ())
+    assert nova.preview_move(str(project.pk), plan="shared").plan == "shared"
+    with pytest.raises(Invalid):
+        nova.preview_move(str(project.pk), placement="moon")
+    assert not Operation.objects.filter(kind="move").exists()
+    assert nova.move_project(str(project.pk), placement="pool").operation.kind == "move"
+    with pytest.raises(Conflict) as second:
+        nova.update_project(str(project.pk), plan="shared")
+    assert second.value.code in {"operation_in_progress", "action_not_allowed"}
 
 
 def test_lists_go_on_by_themselves(nova: Any, team: Team, proxy: Proxy) -> None:

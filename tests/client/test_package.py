@@ -87,7 +87,8 @@ def test_its_readme_names_every_call() -> None:
     [("Project", "CreatedProject"), ("Operation", "Operation"), ("ApiKey", "KeyCreated"), ("KeyCheck", "VerifyOutput"),
      ("Connection", "ConnectionOutput"), ("Service", "ServiceAccepted"), ("ProjectStatus", "StatusOutput"),
      ("PoolRoom", "PoolRoomOutput"), ("Pool", "PoolDetail"), ("PoolLimits", "PoolLimits"),
-     ("PoolMember", "PoolMember"), ("Limits", "Limits"), ("Step", "Step"), ("WriteFence", "WriteFenceOutput")],
+     ("PoolMember", "PoolMember"),
+     ("MovePreview", "MovePreview"), ("Limits", "Limits"), ("Step", "Step"), ("WriteFence", "WriteFenceOutput")],
 )  # fmt: skip
 def test_its_models_know_what_the_schema_says(model: str, component: str) -> None:
     """A field that is new in the API is added to the client's model (with a default), too."""

@@ -15,6 +15,7 @@ from novastack_client.models import (
     ApiKey,
     Connection,
     KeyCheck,
+    MovePreview,
     Operation,
     Pool,
     PoolStatus,
@@ -279,11 +280,14 @@ class Calls:
         limits: Mapping[str, float] | None = None,
         tls_required: bool | None = None,
         deletion_protection: bool | None = None,
+        plan: str | None = None,
         wait: bool = False,
         deadline_seconds: float | None = DEADLINE_SECONDS,
     ) -> Flow[Project]:
-        """Change what is given; the rest stays. New `limits` and `tls_required` start an operation."""
+        """Change what is given; the rest stays. New `limits` and `tls_required` start an operation; so does a `plan` (given
+        alone), which may mean a move: `preview_move` says so before."""
         body = {
+            "plan": plan,
             "name": name, "description": description, "labels": labels, "limits": limits, "tls_required": tls_required,
             "deletion_protection": deletion_protection,
         }  # fmt: skip
@@ -304,6 +308,41 @@ class Calls:
         """`start`, `stop`, `restart`, `rotate_password` (`end_sessions`), `undelete` (`name`), `retry`."""
         body = {"action": action, "name": name, "end_sessions": end_sessions}
         request = post(f"projects/{part(project_id)}/action/", body)
+        return (yield from _accepted(core, request, project_id, wait, deadline_seconds))
+
+    @Endpoint
+    def preview_move(
+        core: Core,
+        project_id: str,
+        *,
+        placement: str | None = None,
+        region: str | None = None,
+        plan: str | None = None,
+    ) -> Flow[MovePreview]:
+        """What `move_project` (or a change of plan) would do, without doing it."""
+        target = {
+            name: value for name, value in (("placement", placement), ("region", region), ("plan", plan)) if value
+        }
+        request = post(f"projects/{part(project_id)}/move/", {"target": target, "dry_run": True})
+        return (yield from core.one(MovePreview, request))
+
+    @Endpoint
+    def move_project(
+        core: Core,
+        project_id: str,
+        *,
+        placement: str | None = None,
+        region: str | None = None,
+        plan: str | None = None,
+        wait: bool = False,
+        deadline_seconds: float | None = DEADLINE_SECONDS,
+    ) -> Flow[Project]:
+        """To a pool or a server of its own, another region, another plan. Clients are shut out while it is copied; address and
+        names may change: ask for the connection afterwards."""
+        target = {
+            name: value for name, value in (("placement", placement), ("region", region), ("plan", plan)) if value
+        }
+        request = post(f"projects/{part(project_id)}/move/", {"target": target})
         return (yield from _accepted(core, request, project_id, wait, deadline_seconds))
 
     @Endpoint

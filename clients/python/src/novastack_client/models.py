@@ -73,6 +73,7 @@ class Operation:
     project_name: str = ""
     steps: tuple[Step, ...] = ()
     error: OperationError | None = None
+    result: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 1
     next_attempt_at: datetime | None = None
     cancel_requested_at: datetime | None = None
@@ -365,4 +366,32 @@ class Pool:
     draining_at: datetime | None = None
     operation: PoolOperation | None = None
     members: tuple[PoolMember, ...] = ()
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveProblem:
+    code: str
+    detail: str
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovePreview:
+    """What a move or a change of plan will do. `kind`: move, change_plan (at the same place), none. `problems`: what stands
+    in its way."""
+
+    kind: str
+    placement: str
+    region: str
+    plan: str
+    limits: Limits | None = None
+    connection_limit: int | None = None
+    size_bytes: int | None = None
+    expected_downtime_seconds: float = 0
+    address_changes: bool = False
+    names_change: bool = False
+    quotas: Mapping[str, int] = field(default_factory=dict)
+    kept_hours: float = 0
+    problems: tuple[MoveProblem, ...] = ()
     extra: Mapping[str, Any] = _extra()
