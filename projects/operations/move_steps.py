@@ -26,7 +26,6 @@ from projects.models import (
     ObservedState,
     Operation,
     OperationStep,
-    Placement,
     Project,
     ProjectService,
     RoleKind,
@@ -153,8 +152,7 @@ def _take_slot(ctx: Context, target: Target) -> None:
     waited = (now() - datetime.fromisoformat(ctx.row.data["since"])).total_seconds()
     if waited > POOL_SECONDS:
         raise StepFailed("no_pool", "No shared server with room came up in time.", retryable=False)
-    project = ctx.project
-    plan = target.plan if target.plan.placement == Placement.POOL else None
+    project, plan = ctx.project, target.plan  # as `placing` makes them
     ctx.guard()
     with transaction.atomic():
         subject = f"{target.region.pk}:{project.engine}:{project.version}"

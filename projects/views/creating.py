@@ -61,7 +61,8 @@ def project_new_preview(request: HttpRequest) -> HttpResponse:
 
 
 def _context(form: NewProjectForm, organization: Organization) -> dict[str, Any]:
-    regions = sorted(Region.objects.filter(enabled=True).order_by("created_at"), key=lambda r: not r.available)
+    enabled = list(Region.objects.filter(enabled=True).order_by("created_at"))
+    regions = [region for region in enabled if region.available]
     plans = list(Plan.objects.filter(enabled=True))
     usage = usage_of(organization)
     chosen = _chosen(form, regions, plans)
@@ -69,6 +70,7 @@ def _context(form: NewProjectForm, organization: Organization) -> dict[str, Any]
     _judge_plans(plans, usage, chosen)
     return {
         "section": "projects", "form": form, "organization": organization, "engines": engines, "regions": regions,
+        "others": [region.name for region in enabled if not region.available],
         "plans": plans, "chosen": chosen, "versions": _versions(chosen), **_name(chosen, organization),
         "can_publish": bool(chosen["region"] and chosen["region"].public_address), "usage": usage,
         "after": _after(usage, chosen["plan"]),
