@@ -95,6 +95,29 @@ class ProtectionForm(forms.Form):
     deletion_protection = forms.BooleanField(required=False)
 
 
+class MoveForm(forms.Form):
+    """Another plan or place. What is left as it is is not part of the target."""
+
+    plan = forms.ChoiceField()
+    region = forms.ChoiceField()
+    placement = forms.ChoiceField(choices=[("dedicated", "A server of its own"), ("pool", "Shared pool")])
+
+    def __init__(self, data: Any, *, project: Project) -> None:
+        super().__init__(
+            data,
+            initial={"plan": project.plan.slug, "region": project.region.slug, "placement": project.placement},
+        )  # fmt: skip
+        self.project = project
+        plans = Plan.objects.filter(enabled=True) | Plan.objects.filter(pk=project.plan_id)
+        regions = Region.objects.filter(enabled=True, gone_at=None).exclude(runtime="")
+        self.fields["plan"].choices = [(plan.slug, plan.name) for plan in plans.order_by("position")]  # type: ignore[attr-defined]
+        self.fields["region"].choices = [(region.slug, region.name) for region in regions]  # type: ignore[attr-defined]
+
+    def target(self) -> dict[str, str]:
+        """What was changed."""
+        return {name: value for name, value in self.cleaned_data.items() if value != self.initial[name]}
+
+
 class KeyForm(forms.Form):
     """A new API key."""
 

@@ -514,7 +514,9 @@ def let_in(ctx: Context) -> None:
                 admin.set_password(ctx.names.login, login.secret.open())
             ctx.engine.probe(ctx.server.control_endpoint, credentials, timeout_seconds=5)
     _put_result(ctx)
-    ctx.explain(f"Logged in as {ctx.names.login} at {ctx.endpoint.host}:{ctx.endpoint.port}")
+    away = ctx.operation.result["downtime_seconds"]
+    where = f"{ctx.endpoint.host}:{ctx.endpoint.port}"
+    ctx.explain(f"Logged in as {ctx.names.login} at {where}; clients were shut out for {away:.1f} s")
 
 
 def _put_result(ctx: Context) -> None:

@@ -12,11 +12,14 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_http_methods
 
-from accounts.permissions import Capability
+from accounts.permissions import Capability, Principal
 from novastack.common.errors import NameTaken, PermissionDenied, Problem
-from projects.forms import LimitsForm, ProjectSettingsForm, ProtectionForm, TlsForm
-from projects.services import project_update
+from projects.forms import LimitsForm, MoveForm, ProjectSettingsForm, ProtectionForm, TlsForm
+from projects.models import Project
+from projects.operations import moving
+from projects.services import plan_change, project_move, project_update
 from projects.services.changes import tls_fixed, tls_restarts, tls_unavailable
+from projects.services.moving import Preview, preview
 from projects.services.readings import server_of
 from projects.views.common import add_problem, project_for
 from projects.views.detail import header_context
@@ -47,7 +50,22 @@ def project_settings(request: HttpRequest, project_id: UUID) -> HttpResponse:
         else:
             messages.info(request, "Saved. It is being applied." if operation else "Saved.")
             return redirect("projects:settings", project.pk)
+    move = MoveForm(request.POST if sent == "move" else None, project=project)
+    seen: Preview | None = None
+    if sent == "move" and move.is_valid():
+        form = move
+        try:
+            if request.POST.get("go") == "apply":
+                _begin(principal, project, move)
+                messages.info(request, "It is on its way.")
+                return redirect("projects:detail", project.pk)
+            seen = preview(principal, project, target=move.target(), move=_is_move(move))
+        except PermissionDenied:
+            raise
+        except Problem as problem:
+            add_problem(move, problem)
     context = header_context(principal, project) | {
+        "move": move, "preview": seen, "copies": moving.kept(project),
         "tab": "settings", "general": general, "limits": limits, "protection": protection, "tls": tls,
         "tls_reason": tls_fixed(project) or tls_unavailable(project), "tls_fixed": bool(tls_fixed(project)),
         "tls_restarts": tls_restarts(project),
@@ -56,6 +74,18 @@ def project_settings(request: HttpRequest, project_id: UUID) -> HttpResponse:
         "labels": sorted(project.labels.items()),
     }  # fmt: skip
     return render(request, "projects/settings.html", context, status=400 if form is not None and form.errors else 200)
+
+
+def _is_move(form: MoveForm) -> bool:
+    """Nothing chosen, or a place: then another server is wanted; a plan alone goes the short way if there is one."""
+    return set(form.target()) != {"plan"}
+
+
+def _begin(principal: Principal, project: Project, form: MoveForm) -> None:
+    if _is_move(form):
+        project_move(principal=principal, project=project, target=form.target())
+    else:
+        plan_change(principal=principal, project=project, plan=form.target()["plan"])
 
 
 def _changes(sent: str, form: forms.Form) -> dict[str, Any]:

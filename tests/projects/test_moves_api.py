@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.test import Client
 
 from accounts.models import AuditEvent
 from projects.models import DatabaseServer, Operation, Plan, Project
@@ -129,3 +130,22 @@ def test_a_plan_that_lives_on_pools_is_a_move(team: Team, project: Project) -> N
     answer = api_client(team.alice).patch(url(project), {"plan": "shared"}, format="json")
     assert answer.json()["operation"]["kind"] == "move", answer.content
     assert Operation.objects.get(kind="move").params["placement"] == "pool"
+
+
+def test_the_page_shows_what_happens_and_then_does_it(team: Team, project: Project, large: Plan) -> None:
+    browser = Client()
+    browser.force_login(team.alice)
+    page = f"/projects/{project.pk}/settings/"
+    asked = {"form": "move", "plan": "small", "region": project.region.slug, "placement": "pool", "go": "preview"}
+    asked["plan"] = project.plan.slug
+    shown = browser.post(page, asked)
+    assert shown.status_code == 200, shown.content
+    assert b"Database and user get other names" in shown.content
+    assert b"Move it" in shown.content
+    assert not Operation.objects.filter(kind="move").exists()
+    short = browser.post(page, {**asked, "plan": "large", "placement": "dedicated"})
+    assert b"Show what happens" in short.content
+    assert browser.post(page, {**asked, "go": "apply"}).status_code == 302
+    assert Operation.objects.get(kind="move").params["placement"] == "pool"
+    again = browser.post(page, {**asked, "go": "apply"})
+    assert (again.status_code, b"is running" in again.content) == (400, True)
