@@ -44,17 +44,15 @@ print("POOL", pool.control_host, pool.port, pool.admin_username, pool.admin_secr
 """
 
 
-def run() -> list[str]:
-    """Lines for the report."""
-    lines = []
+def run() -> Iterator[str]:
+    """Lines for the report, each as soon as it is known."""
     for broker in BROKERS:
         if broker == "redis" and shutil.which("redis-server") is None:
-            lines.append("pools with Redis: not measured, no redis-server")
+            yield "pools with Redis: not measured, no redis-server"
             continue
         for mode in MODES:
             with _redis() if broker == "redis" else nullcontext("") as url:
-                lines += _measured(mode, broker, url)
-    return lines
+                yield from _measured(mode, broker, url)
 
 
 def _measured(mode: str, broker: str, url: str) -> list[str]:
