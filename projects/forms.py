@@ -95,6 +95,12 @@ class ProtectionForm(forms.Form):
     deletion_protection = forms.BooleanField(required=False)
 
 
+class PlanForm(forms.Form):
+    """Another plan, chosen by an operator."""
+
+    plan = forms.ModelChoiceField(Plan.objects.filter(enabled=True), to_field_name="slug")
+
+
 class MoveForm(forms.Form):
     """Another plan or place. What is left as it is is not part of the target."""
 

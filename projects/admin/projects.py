@@ -14,19 +14,21 @@ from django.template.response import TemplateResponse
 from accounts.admin import ReadOnlyAdmin
 from accounts.permissions import OperatorPrincipal
 from accounts.services import record
-from projects.admin.acting import act_on
-from projects.forms import LimitsForm
+from projects.admin.acting import act_on, operator_of
+from projects.forms import LimitsForm, PlanForm
 from projects.models import (
     ApiKey,
     Project,
     ProjectService,
 )
 from projects.services import (
+    plan_change,
     project_action,
     project_delete,
     project_forget,
     project_update,
 )
+from projects.services.moving import preview
 
 
 def project_acts(action: str, title: str) -> Callable[[Any, HttpRequest, QuerySet[Any]], None]:
@@ -91,6 +93,31 @@ def change_limits(model_admin: Any, request: HttpRequest, rows: QuerySet[Any]) -
     return None
 
 
+@admin.action(description="Change the plan…")
+def change_plan(model_admin: Any, request: HttpRequest, rows: QuerySet[Any]) -> HttpResponse | None:
+    """Asks for the plan, shows what it will mean for each, then changes it: in place, or by the move that it implies."""
+    projects = list(rows.select_related("organization", "plan", "region"))
+    form = PlanForm(request.POST if "plan" in request.POST else None)
+    if not form.is_valid() or "confirmed" not in request.POST:
+        who = operator_of(request)
+        target = {"plan": form.cleaned_data["plan"].slug} if form.is_valid() else None
+        seen = [(project, preview(who, project, target=target)) for project in projects] if target else []
+        context = {**model_admin.admin_site.each_context(request), "opts": model_admin.model._meta,
+                   "title": "Change the plan", "projects": projects, "form": form, "seen": seen}  # fmt: skip
+        return TemplateResponse(request, "projects/admin_plan.html", context)
+
+    def act(operator: OperatorPrincipal, project: Project) -> None:
+        operation = plan_change(principal=operator, project=project, plan=form.cleaned_data["plan"].slug)
+        record(
+            operator, "operator.acted", organization=project.organization, project_id=project.pk,
+            project_name=project.name, target=project.slug,
+            data={"action": "change_plan", "operation": str(operation.pk) if operation else ""},
+        )  # fmt: skip
+
+    act_on(request, rows.select_related("organization"), act, "Plan is being changed")
+    return None
+
+
 @admin.register(Project)
 class ProjectAdmin(ReadOnlyAdmin):
     list_display = ["name", "organization", "engine", "version", "status", "desired_status", "health", "region", "plan",
@@ -124,6 +151,7 @@ class ProjectAdmin(ReadOnlyAdmin):
         project_acts("restart", "Restart"),
         project_acts("rotate_password", "Rotate the password"),
         change_limits,
+        change_plan,
         project_acts("retry", "Retry what failed"),
         project_acts("delete", "Delete into the recycle bin"),
         project_acts("undelete", "Undelete"),

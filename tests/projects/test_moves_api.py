@@ -9,7 +9,7 @@ from django.test import Client
 
 from accounts.models import AuditEvent
 from projects.models import DatabaseServer, Operation, Plan, Project
-from tests.factories import PlanFactory, RegionFactory, Team, api_client, make_project
+from tests.factories import PlanFactory, RegionFactory, Team, UserFactory, api_client, make_project
 
 GIB = 1 << 30
 
@@ -149,3 +149,17 @@ def test_the_page_shows_what_happens_and_then_does_it(team: Team, project: Proje
     assert Operation.objects.get(kind="move").params["placement"] == "pool"
     again = browser.post(page, {**asked, "go": "apply"})
     assert (again.status_code, b"is running" in again.content) == (400, True)
+
+
+def test_operators_change_plans_in_the_admin(team: Team, project: Project, large: Plan) -> None:
+    console = Client()
+    console.force_login(UserFactory(email="root@example.test", is_staff=True, is_superuser=True))
+    page = "/admin/projects/project/"
+    body = {"action": "change_plan", "_selected_action": [str(project.pk)]}
+    assert b"Show what happens" in console.post(page, body).content
+    shown = console.post(page, {**body, "plan": "large"})
+    assert b"in place" in shown.content, shown.content
+    assert not Operation.objects.filter(kind="change_plan").exists()
+    console.post(page, {**body, "plan": "large", "confirmed": "yes"})
+    assert Operation.objects.get(kind="change_plan").project_uuid == project.pk
+    assert AuditEvent.objects.filter(action="operator.acted", data__action="change_plan").exists()
