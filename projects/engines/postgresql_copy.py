@@ -8,7 +8,7 @@ made, they do with the tenant's rights (rule 18).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import psycopg
@@ -16,7 +16,8 @@ from psycopg import sql
 
 from projects.domain import Command, Credentials, Endpoint, EngineError, TenantNames
 from projects.engines import framing
-from projects.engines.postgresql_session import BoundedConnection, Row, connect, translated
+from projects.engines.postgresql_figures import PostgreSQLFigures
+from projects.engines.postgresql_session import BoundedConnection, connect, translated
 
 TOOL_CONNECTIONS = 8
 _LISTS = frozenset(
@@ -87,18 +88,10 @@ def finish(endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> 
             connection.execute("ANALYZE")
 
 
-class PostgreSQLCopies:
+class PostgreSQLCopies(PostgreSQLFigures):
     """Part of `PostgreSQLAdmin`."""
 
-    _connection: BoundedConnection
-
     def _alone(self, *subjects: str) -> None:
-        raise NotImplementedError
-
-    def _do(self, statement: str, *parts: str | int | sql.Literal) -> None:
-        raise NotImplementedError
-
-    def _rows(self, query: str, *parameters: str, **named: object) -> Sequence[Row]:
         raise NotImplementedError
 
     def _logins(self, names: TenantNames) -> list[str]:
