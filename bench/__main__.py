@@ -1,4 +1,4 @@
-"""`python -m bench [provisioning pools hints lists observing neighbours]`: prints figures and whether each bound is kept."""
+"""`python -m bench [provisioning pools hints lists observing neighbours moves]`: prints figures, and whether bounds are kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-PARTS = ("lists", "observing", "hints", "provisioning", "pools", "neighbours")
+PARTS = ("lists", "observing", "hints", "provisioning", "pools", "neighbours", "moves")
 
 
 def main(names: list[str]) -> None:
