@@ -1,4 +1,4 @@
-"""`python -m bench [provisioning pools hints lists observing neighbours moves]`: prints figures, and whether bounds are kept."""
+"""`python -m bench [part …]`, parts as in `PARTS`: prints figures, and whether bounds are kept."""
 
 from __future__ import annotations
 
