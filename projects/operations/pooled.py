@@ -29,6 +29,7 @@ from projects.operations.base import (
     Definition,
     RetryPolicy,
     Step,
+    StepFailed,
     Wait,
     register,
 )
@@ -104,7 +105,10 @@ def give_up_databases(ctx: Context) -> None:
 
 def await_dropped(ctx: Context) -> None:
     """Nothing is reported done that was not seen done."""
-    left = Database.objects.filter(project=ctx.project).order_by("drop_due_at").last()
+    rows = list(Database.objects.filter(project=ctx.project))
+    if any(row.drop_due_at is None for row in rows):
+        raise StepFailed("not_given_up", "It still has a database that nobody has given up.")
+    left = max(rows, key=lambda row: row.drop_due_at or now(), default=None)
     if left is None or left.drop_due_at is None:
         ctx.explain("Dropped")
         return

@@ -250,7 +250,12 @@ def _not_prepared(operation: Operation) -> None:
     server.pool_health, server.pool_checked_at = Health.UNHEALTHY, moment
     server.recover_after = moment + timedelta(seconds=retry_delay(server.recoveries))
     server.recoveries = min(server.recoveries + 1, 30_000)
-    server.save()
+    server.save(
+        update_fields=[
+            "desired_state", "pool_ready_at", "observed_detail", "pool_health", "pool_health_detail", "pool_checked_at",
+            "recover_after", "recoveries", "updated_at",
+        ]
+    )  # fmt: skip
     _wake(server)  # they say the reason
 
 
@@ -266,8 +271,11 @@ def _wake(server: DatabaseServer) -> None:
     waiting = Operation.objects.live().filter(
         project_uuid__in=projects.values("pk"), lease_until=None, next_attempt_at__isnull=False, steps__state="waiting"
     )
-    ids = list(waiting.distinct().values_list("pk", flat=True)[:500])
-    Operation.objects.filter(pk__in=ids, lease_until=None).update(next_attempt_at=None, hinted_at=None)
+    # Those that somebody works on at this moment see for themselves; to wait for their rows could be a deadlock.
+    rows = Operation.objects.select_for_update(of=("self",), skip_locked=True, no_key=True)
+    rows = rows.filter(pk__in=waiting.values("pk"), lease_until=None).order_by("created_at")
+    ids = list(rows.values_list("pk", flat=True)[:500])
+    Operation.objects.filter(pk__in=ids).update(next_attempt_at=None, hinted_at=None)
     for pk in ids:
         hint_on_commit(pk)
 
@@ -301,7 +309,13 @@ def _not_recovered(operation: Operation) -> None:
     server.recover_after = now() + timedelta(seconds=min(300, 5 * 2 ** min(server.recoveries, 6)))
     if server.desired_state == ServerDesired.STOPPED:  # a restart that did not come to its second half
         server.desired_state = ServerDesired.RUNNING
-    server.save()
+    # These only: somebody may set it aside or drain it at this moment.
+    server.save(
+        update_fields=[
+            "pool_health", "pool_health_detail", "pool_checked_at", "recover_after", "desired_state", "updated_at",
+        ]
+    )  # fmt: skip
+    status.refresh(project_ids(server))  # a restart that has stopped it and went no further, say
 
 
 register(

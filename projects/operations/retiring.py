@@ -115,6 +115,8 @@ def drop_due(limit: int = 50) -> int:
     for row in rows[:limit]:
         if row.server_id in silent:  # it did not answer a moment ago; those of other pools are next
             continue
+        if not _is_due(row):  # the look at all of them may be minutes old
+            continue
         try:
             _drop(row)
         except domain.EngineError as error:
@@ -126,6 +128,12 @@ def drop_due(limit: int = 50) -> int:
             continue
         done += _dropped(row)
     return done
+
+
+def _is_due(row: Database) -> bool:
+    """By the rows of this moment: it is given up, its pool is anybody's to change, and so is the install."""
+    mine = Database.objects.filter(pk=row.pk, drop_due_at__lte=now(), server__reconcile=True)
+    return mine.exists() and not Install.load().read_only
 
 
 def _dropped(row: Database) -> int:

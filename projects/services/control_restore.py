@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,25 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.migrations.loader import MigrationLoader
+from django.db.models import F, Q
 
 from accounts.models import RefreshFamily
 from accounts.services import audit, revoke_after_restore
 from novastack.common import vault
 from novastack.common.clock import now
 from novastack.common.models import Heartbeat, Install
-from projects.models import Database, DataTombstone, Operation, Project
+from projects.models import (
+    Database,
+    DatabaseServer,
+    DataTombstone,
+    DesiredStatus,
+    Operation,
+    OperationLock,
+    OperationState,
+    Project,
+    ServerDesired,
+    ServerKind,
+)
 from projects.services import control_database as control
 from projects.services.control_backup import DUMP, FORMAT, KEYS, MANIFEST, NAMES
 from projects.services.control_database import ControlError
@@ -186,6 +198,11 @@ def _settle(restored: Restored, *, keep_tokens: bool) -> None:
     Project.objects.filter(recycle_until__lt=moment + BIN_GRACE).update(recycle_until=moment + BIN_GRACE)
     # What was being made then may have been finished and filled since: no undo may destroy it (rule 7).
     Project.objects.filter(credentials_shown_at=None).update(credentials_shown_at=moment)
+    _let_go_of_unready_servers()
+    _end_moves(moment)
+    # Who was to be shut out of a pool then, and was let in since, is shut out again: nobody looks at logins on pools.
+    shut = [DesiredStatus.STOPPED, DesiredStatus.RECYCLED]
+    Database.objects.filter(server__kind=ServerKind.POOL, project__desired_status__in=shut).update(locked_at=None)
     ended = {
         "tokens_revoked": restored.tokens_revoked, "invitations_revoked": restored.invitations_revoked,
         "keys_suspended": restored.keys_suspended,
@@ -194,3 +211,30 @@ def _settle(restored: Restored, *, keep_tokens: bool) -> None:
         None, "install.control_restore", data={"made_at": manifest["made_at"], "keep_tokens": keep_tokens, **ended}
     )
     restored.live_operations = live.count()
+
+
+def _let_go_of_unready_servers() -> None:
+    """Pools and standbys that were being made, or had failed, when the backup was made may be full of projects since, of which
+    no row knows. Their rows get another name, so that no undo, clean-up or next try touches what is there under the old
+    one: that is reported as an orphan."""
+    unready = Q(initialised_at=None) | (
+        Q(pool_ready_at=None, standby_ready_at=None) & ~Q(desired_state=ServerDesired.ABSENT)
+    )
+    # Not its secrets: the keys that open them may not be in place yet.
+    DatabaseServer.objects.filter(unready, kind__in=[ServerKind.POOL, ServerKind.STANDBY], databases=None).update(
+        incarnation=F("incarnation") + 1, runtime_ref="", initialised_at=None, system_identifier="", tls_enabled=False
+    )
+
+
+def _end_moves(moment: datetime) -> None:
+    """A move that was under way may have ended since: then its “copy” is the database, and to go on, or to undo, would drop
+    it. Both ends stay as they are; people decide."""
+    live = Operation.objects.live().filter(kind__in=["move", "discard_copy"])
+    found = dict(live.values_list("pk", "project_uuid"))
+    detail = "It was under way when the control backup was made. Look which of its databases is the newer one."
+    error = {"code": "control_restored", "detail": detail, "retryable": False}
+    OperationLock.objects.filter(operation__in=found).delete()
+    Operation.objects.filter(pk__in=found).update(
+        state=OperationState.FAILED, error=error, finished_at=moment, fence=F("fence") + 1, next_attempt_at=None
+    )
+    Project.objects.filter(pk__in=found.values()).update(failure=error)
