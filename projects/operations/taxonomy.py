@@ -133,6 +133,9 @@ CODES: Mapping[str, Code] = {
     "engine_unknown": Code("This release knows no such engine.", OPERATOR, False),
     "not_wanted": Code("Nobody wants this server any more.", "Nothing: it is removed.", False),
     "standby_in_use": Code("A project took the standby meanwhile.", "Nothing.", False),
+    "not_given_up": Code(
+        "A database of the project is left that nobody has given up.", f"Nothing was forgotten. {OPERATOR}"
+    ),
     "pool_in_use": Code("Databases live on the pool.", "Drain it first.", False),
     # --- copies
     "copy_interrupted": Code("A copy was cut short.", f"{WAIT} The source is as it was."),
@@ -165,6 +168,11 @@ CODES: Mapping[str, Code] = {
     "tool_killed": Code("A tool was ended from outside.", WAIT),
     "tool_out_of_memory": Code("A tool needed more memory than it may.", OPERATOR),
     # --- the operation itself
+    "control_restored": Code(
+        "A move was under way when the control backup that was brought back was made.",
+        f"Look which of its databases is the newer one; both are as they were. {OPERATOR}",
+        False,
+    ),
     "cancelled": Code("Somebody cancelled it.", "What it did was undone.", False),
     "definition_changed": Code("It was begun by another version of NovaStack.", "Ask for it again.", False),
     "poison": Code("It ended its worker five times.", f"{OPERATOR} Ask for it again when that is mended."),

@@ -33,6 +33,7 @@ from projects.models import (
     ServerDesired,
     ServerKind,
 )
+from projects.operations.base import StepFailed
 from projects.services import control_database as control
 from projects.services.control_backup import DUMP, FORMAT, KEYS, MANIFEST, NAMES
 from projects.services.control_database import ControlError
@@ -232,7 +233,8 @@ def _end_moves(moment: datetime) -> None:
     live = Operation.objects.live().filter(kind__in=["move", "discard_copy"])
     found = dict(live.values_list("pk", "project_uuid"))
     detail = "It was under way when the control backup was made. Look which of its databases is the newer one."
-    error = {"code": "control_restored", "detail": detail, "retryable": False}
+    failure = StepFailed("control_restored", detail, retryable=False)
+    error = {"code": failure.code, "detail": failure.detail, "retryable": failure.retryable}
     OperationLock.objects.filter(operation__in=found).delete()
     Operation.objects.filter(pk__in=found).update(
         state=OperationState.FAILED, error=error, finished_at=moment, fence=F("fence") + 1, next_attempt_at=None
