@@ -91,7 +91,8 @@ def waiting_reason(region: Region, engine: str, version: str, plan: Plan | None)
         step = operation.steps.exclude(state="pending").order_by("-position").first() if operation else None
         detail = step.detail if step and (step.state in {"retrying", "waiting"} or step.error_code) else ""
         return f"A pool is being made ready{f': {step.title}' if step else ''}{f' ({detail})' if detail else ''}."[:500]
-    failed = _failed(region, engine, version, plan).first()
+    # Not of one that was ready once and goes: what is said of that names its tenants.
+    failed = _failed(region, engine, version, plan).filter(initialised_at=None).first()
     if failed is None:
         return ""
     later = failed.recover_after is not None and failed.recover_after > now()

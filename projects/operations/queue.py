@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import F
 
 from novastack.common.clock import now
-from novastack.common.errors import OperationInProgress
+from novastack.common.errors import ActionNotAllowed, OperationInProgress
 from novastack.common.logs import current_request_id
 from projects.models import DatabaseServer, LockMode, Operation, OperationLock, OperationStep, Placement, Project
 from projects.operations import base, locks, status
@@ -21,6 +21,8 @@ from projects.operations import base, locks, status
 log = structlog.get_logger(__name__)
 RUN_TASK = "projects.run_operation"
 HEALTH_TASK = "projects.check_health"
+# Done to a whole server: on a pool these would be done to everybody there.
+ON_SERVERS = frozenset({"restart", "resize", "change_tls", "reconfigure", "renew_certificate"})
 
 
 def send_hint(operation_id: UUID) -> None:
@@ -98,9 +100,12 @@ def operation_create(
     """Record an operation with its steps (of the optional ones those named) and its lock, and hint a worker on commit.
     Call inside a transaction.
 
-    Raises `OperationInProgress` when another one holds the project, unless `queue_behind`: then the running one is
+    Raises `ActionNotAllowed` for what would be done to a whole pool, and `OperationInProgress` when another one holds the
+    project, unless `queue_behind`: then the running one is
     asked to cancel and this one waits for it (deletion is always accepted, rule 5). Nobody passes one that waits.
     """
+    if kind in ON_SERVERS and project.placement == Placement.POOL:  # an old operation that is asked for again, say
+        raise ActionNotAllowed("The project shares its server with others: this can't be done to it.")
     definition = base.latest_definition(kind, "pool" if project.placement == Placement.POOL else "")
     subject = locks.subject_of("project", project.pk)
     # Project before subject, as in the runner: two orders would deadlock.

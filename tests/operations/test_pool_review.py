@@ -9,11 +9,13 @@ from django.db import transaction
 
 from accounts.permissions import Principal
 from novastack.common.clock import now
+from novastack.common.errors import ActionNotAllowed
 from novastack.common.models import Install
 from projects.models import Database, DatabaseServer, DataTombstone, Operation, OperationStep, Project, Region
 from projects.operations import janitor, pool_upkeep, pools, reconciler, retiring
 from projects.operations.queue import operation_create
 from projects.services import control_restore, project_purge
+from projects.services.actions import operation_retry
 from tests.operations.conftest import drive, once
 from tests.operations.test_pooled import act, placed, pool_of, row_of, settle
 
@@ -141,3 +143,28 @@ def test_a_purge_is_not_done_while_a_database_was_not_given_up(team, runtime, pa
         once(operation)
     assert Project.objects.filter(pk=project.pk).exists(), "its rows are gone, and its database is there"
     assert operation.steps.get(name="data").error_code == "not_given_up"
+
+
+@pytest.mark.parametrize("kind", ["resize", "change_tls", "reconfigure", "renew_certificate", "restart"])
+def test_an_old_operation_on_its_own_server_is_not_done_to_a_pool(team, runtime, paper, kind):
+    project = placed(team)
+    memory = pool_of(project).memory_bytes
+    old = Operation.objects.create(
+        kind=kind, definition_version=1, on_give_up="roll_forward", state="failed", project_uuid=project.pk,
+        organization_id=project.organization_id, error={"code": "x", "detail": "x", "retryable": True},
+    )  # fmt: skip
+    with pytest.raises(ActionNotAllowed):
+        operation_retry(principal=Principal.of(team.alice), operation=old)
+    assert not Operation.objects.live().exists()
+    assert pool_of(project).memory_bytes == memory
+
+
+def test_who_waits_is_not_told_what_a_pool_that_goes_holds(team, runtime, paper):
+    pool = pool_of(placed(team))
+    DatabaseServer.objects.filter(pk=pool.pk).update(
+        desired_state="absent",
+        pool_ready_at=None,
+        recoveries=1,
+        observed_detail="It holds tenant_x, which no row knows.",
+    )
+    assert pools.waiting_reason(pool.region, pool.engine, pool.version, pool.plan) == ""
