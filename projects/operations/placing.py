@@ -21,6 +21,7 @@ from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 
 from novastack.common.clock import now
+from novastack.common.logs import without_places
 from novastack.common.secrets import Sealed, random_password
 from projects.models import (
     BlankDatabase,
@@ -217,7 +218,7 @@ def _wait(ctx: Context) -> NoReturn:
         error = failed.error or {"code": "pool_failed", "detail": "It was cancelled.", "retryable": True}
         ctx.record(awaited=[])
         raise StepFailed(
-            error["code"], f"A pool for it could not be made: {error['detail']}",
+            error["code"], f"A pool for it could not be made: {without_places(error['detail'])}", raw=error["detail"],
             retryable=bool(error["retryable"]) or failed.state == OperationState.CANCELLED,
         )  # fmt: skip
     known = [str(operation.pk) for operation in preparing]

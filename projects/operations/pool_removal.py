@@ -155,6 +155,8 @@ def remove_begin(server: DatabaseServer, why: str) -> Operation | None:
     row = pools.pools().select_for_update(of=("self",)).filter(pk=server.pk).first()
     if row is None or not row.reconcile or Database.objects.filter(server=row).exists():
         return None
+    if server.draining_at is not None and row.draining_at is None:
+        return None  # somebody wants it again
     if Operation.objects.live().filter(kind=DRAIN, server_uuid=row.pk).exists():
         return None
     operation = server_operation_create(server=row, kind=REMOVE, params={"reason": why[:200]}, created_by_label="pools")

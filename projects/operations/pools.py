@@ -15,6 +15,7 @@ import structlog
 from django.db.models import Count, QuerySet
 
 from novastack.common.clock import now
+from novastack.common.logs import without_places
 from novastack.common.secrets import Sealed, random_password
 from projects import registry
 from projects.models import (
@@ -84,7 +85,12 @@ def preparing(region: Region, engine: str, version: str, plan: Plan | None) -> D
 
 
 def waiting_reason(region: Region, engine: str, version: str, plan: Plan | None) -> str:
-    """Why a project of this kind has no place yet, for people; empty when nobody makes one and none failed."""
+    """Why a project of this kind has no place yet, for tenants: without addresses and paths, which operators find on the
+    pool. Empty when nobody makes one and none failed."""
+    return without_places(_waiting_reason(region, engine, version, plan))
+
+
+def _waiting_reason(region: Region, engine: str, version: str, plan: Plan | None) -> str:
     row = preparing(region, engine, version, plan)
     if row is not None:
         operation = Operation.objects.live().filter(kind=PREPARE, server_uuid=row.pk).order_by("-created_at").first()

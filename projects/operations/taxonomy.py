@@ -169,8 +169,9 @@ CODES: Mapping[str, Code] = {
     "tool_out_of_memory": Code("A tool needed more memory than it may.", OPERATOR),
     # --- the operation itself
     "control_restored": Code(
-        "A move was under way when the control backup that was brought back was made.",
-        f"Look which of its databases is the newer one; both are as they were. {OPERATOR}",
+        "It was under way when the control backup that was brought back was made.",
+        "Of a move: look which of its databases is the newer one. Of a project that waited for a place on a pool: look"
+        f" whether the doctor names its database; a retry makes a new one. {OPERATOR}",
         False,
     ),
     "cancelled": Code("Somebody cancelled it.", "What it did was undone.", False),

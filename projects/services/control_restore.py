@@ -14,7 +14,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.migrations.loader import MigrationLoader
-from django.db.models import F, Q
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
 from accounts.models import RefreshFamily
 from accounts.services import audit, revoke_after_restore
@@ -24,6 +24,7 @@ from novastack.common.models import Heartbeat, Install
 from projects.models import (
     Database,
     DatabaseServer,
+    DatabaseSlot,
     DataTombstone,
     DesiredStatus,
     Operation,
@@ -200,7 +201,7 @@ def _settle(restored: Restored, *, keep_tokens: bool) -> None:
     # What was being made then may have been finished and filled since: no undo may destroy it (rule 7).
     Project.objects.filter(credentials_shown_at=None).update(credentials_shown_at=moment)
     _let_go_of_unready_servers()
-    _end_moves(moment)
+    _end_what_may_have_ended(moment)
     # Who was to be shut out of a pool then, and was let in since, is shut out again: nobody looks at logins on pools.
     shut = [DesiredStatus.STOPPED, DesiredStatus.RECYCLED]
     Database.objects.filter(server__kind=ServerKind.POOL, project__desired_status__in=shut).update(locked_at=None)
@@ -227,12 +228,21 @@ def _let_go_of_unready_servers() -> None:
     )
 
 
-def _end_moves(moment: datetime) -> None:
+def _end_what_may_have_ended(moment: datetime) -> None:
     """A move that was under way may have ended since: then its “copy” is the database, and to go on, or to undo, would drop
-    it. Both ends stay as they are; people decide."""
-    live = Operation.objects.live().filter(kind__in=["move", "discard_copy"])
-    found = dict(live.values_list("pk", "project_uuid"))
-    detail = "It was under way when the control backup was made. Look which of its databases is the newer one."
+    it. A project that waited for a place on a pool may have got one since, and would be given another, empty one. All stays
+    as it is; people decide."""
+    live = Operation.objects.live()
+    moves = live.filter(kind__in=["move", "discard_copy"])
+    _end(moves, "Look which of its databases is the newer one.", moment)
+    placed = Database.objects.filter(project_id=OuterRef("project_uuid"), slot=DatabaseSlot.CURRENT)
+    unplaced = live.filter(~Exists(placed), kind="provision", variant="pool")
+    _end(unplaced, "If it got its database since, the doctor names that as unknown; a retry makes a new one.", moment)
+
+
+def _end(operations: QuerySet[Any], advice: str, moment: datetime) -> None:
+    found = dict(operations.values_list("pk", "project_uuid"))
+    detail = f"It was under way when the control backup was made. {advice}"
     failure = StepFailed("control_restored", detail, retryable=False)
     error = {"code": failure.code, "detail": failure.detail, "retryable": failure.retryable}
     OperationLock.objects.filter(operation__in=found).delete()

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from django.db import models, transaction
+from django.db import IntegrityError, models, transaction
 from django.db.models import Count, Q, QuerySet, Sum
 
 from accounts.permissions import Principal, require_operator
@@ -254,6 +254,8 @@ def pool_create(*, principal: Principal | None, request: PoolRequest) -> Databas
         )  # fmt: skip
     except StepFailed as error:
         raise PoolImpossible(error.code, error.detail) from None
+    except IntegrityError:  # two at once
+        raise Invalid.field("name", "taken", "There is a pool of this name.") from None
     if server is None:
         raise OperationInProgress("A pool of this region, engine, version and plan is being made; wait for it.")
     audit.record(

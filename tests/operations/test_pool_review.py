@@ -12,12 +12,12 @@ from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed
 from novastack.common.models import Install
 from projects.models import Database, DatabaseServer, DataTombstone, Operation, OperationStep, Project, Region
-from projects.operations import janitor, pool_upkeep, pools, reconciler, retiring
+from projects.operations import janitor, pool_removal, pool_upkeep, pools, reconciler, retiring
 from projects.operations.queue import operation_create
 from projects.services import control_restore, project_purge
 from projects.services.actions import operation_retry
 from tests.operations.conftest import drive, once
-from tests.operations.test_pooled import act, placed, pool_of, row_of, settle
+from tests.operations.test_pooled import act, ask, placed, pool_of, row_of, settle
 
 
 @pytest.fixture(autouse=True)
@@ -168,3 +168,37 @@ def test_who_waits_is_not_told_what_a_pool_that_goes_holds(team, runtime, paper)
         observed_detail="It holds tenant_x, which no row knows.",
     )
     assert pools.waiting_reason(pool.region, pool.engine, pool.version, pool.plan) == ""
+
+
+def test_who_waits_for_a_place_is_not_told_addresses(team, runtime, paper):
+    server = begin()
+    DatabaseServer.objects.filter(pk=server.pk).update(
+        desired_state="absent", recoveries=1, observed_detail="Nothing answers at 10.1.2.3:20001, see /var/lib/x."
+    )
+    Operation.objects.update(state="failed")
+    told = pools.waiting_reason(server.region, server.engine, server.version, server.plan)
+    assert "Nothing answers" in told
+    assert "10.1.2.3" not in told
+    assert "/var/lib" not in told
+
+
+def test_who_waited_for_a_place_at_the_backup_is_not_given_another_one(team, runtime, paper):
+    project = ask(team, "Waits")
+    assert not Database.objects.filter(project=project).exists()
+    restored()
+    operation = Operation.objects.get(project_uuid=project.pk)
+    project.refresh_from_db()
+    assert (operation.state, operation.error["code"]) == ("failed", "control_restored")
+    assert not operation.error["retryable"]
+    assert "doctor" in project.failure["detail"]
+    settle()
+    assert not Database.objects.filter(project=project).exists()
+
+
+def test_a_pool_that_is_wanted_again_is_not_removed(team, runtime, paper):
+    server = begin()
+    drive(Operation.objects.get(server_uuid=server.pk))
+    seen = DatabaseServer.objects.get(pk=server.pk)
+    seen.draining_at = now()
+    assert pool_removal.remove_begin(seen, "drained") is None
+    assert DatabaseServer.objects.get(pk=server.pk).pool_ready_at
