@@ -103,6 +103,10 @@ class EngineAdmin(ABC):
         `Capability.POOL`."""
         raise NotImplementedError
 
+    def locked_logins(self) -> set[str] | None:
+        """Whom `lock_tenant` keeps out now, by login, and perhaps others who can't log in; None: this product does not say."""
+        return None
+
     @abstractmethod
     def drop_tenant(self, names: TenantNames) -> None:
         """Remove database and roles; absent is success."""

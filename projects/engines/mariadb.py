@@ -13,6 +13,7 @@ from projects.engines.mysql_snippets import MARIADB, Dialect
 
 class MariaDBAdmin(MySQLFamilyAdmin):
     tablespaces = "INNODB_SYS_TABLESPACES"
+    locked_sql = "SELECT User FROM mysql.global_priv WHERE JSON_VALUE(Priv, '$.account_locked')"
     leftovers = ("healthcheck",)
 
 

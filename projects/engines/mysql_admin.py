@@ -61,6 +61,7 @@ END
 class MySQLFamilyAdmin(EngineAdmin):
     reload_sql: ClassVar[str] = "FLUSH LOCAL SSL"
     tablespaces: ClassVar[str] = "INNODB_TABLESPACES"  # where InnoDB says how large its files are
+    locked_sql: ClassVar[str] = "SELECT User FROM mysql.user WHERE account_locked = 'Y'"
     leftovers: ClassVar[tuple[str, ...]] = ()  # accounts that the product's image makes and nobody needs
 
     def __init__(self, session: Session, identified: Callable[[str], str]) -> None:
@@ -100,6 +101,9 @@ class MySQLFamilyAdmin(EngineAdmin):
         )
         found = {str(name): int(size or 0) for name, size in sizes}
         return {name: found.get(name, 0) for name in self.databases()}
+
+    def locked_logins(self) -> set[str]:
+        return {str(row[0]) for row in self._session.rows(self.locked_sql)}
 
     def harden(self) -> None:
         own = str(self._session.value("SELECT CURRENT_USER()"))

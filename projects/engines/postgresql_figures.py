@@ -61,6 +61,9 @@ class PostgreSQLFigures(EngineAdmin):
         )
         return {str(name): int(size or 0) for name, size in rows}
 
+    def locked_logins(self) -> set[str]:
+        return {str(row[0]) for row in self._rows("SELECT rolname FROM pg_roles WHERE NOT rolcanlogin")}
+
     def stats(self, database: str) -> ServerStats:
         # Logins of a tenant: members of a role that can't log in itself and was granted CONNECT. Whose session it is can be
         # seen by everybody, what kind of session only by a superuser: so this works for the control role too.

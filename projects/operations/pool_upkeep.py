@@ -26,12 +26,14 @@ from projects.models import (
     BlankDatabase,
     Database,
     DatabaseServer,
+    DatabaseSlot,
     DataTombstone,
     Health,
     ObservedState,
     Operation,
     Orphan,
     Region,
+    RoleKind,
     ServerDesired,
 )
 from projects.operations import forgetting, pool_removal, pools, wiring
@@ -157,9 +159,11 @@ def _begin_one_like(row: DatabaseServer) -> bool:
 # --- health ---------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """`sizes`: database → bytes; None when it could not be asked, for the reason in `detail`."""
+    """`sizes`: database → bytes; None when it could not be asked, for the reason in `detail`. `shut`: logins that are kept out,
+    if the product says so."""
 
     sizes: dict[str, int] | None = None
+    shut: set[str] | None = None
     busy: bool = False
     detail: str = ""
 
@@ -179,6 +183,7 @@ def check_pools(ids: Collection[UUID] | None = None) -> int:
     if not up:
         return 0
     before = {row.pk: _expected(row) for row in up}
+    doors = {row.pk: _doors(row) for row in up}
     asked = [(registry.engine(r.engine), r.control_endpoint, wiring.admin_candidates(r)) for r in up]
     with ThreadPoolExecutor(PARALLEL, thread_name_prefix="pools") as workers:
         looks = list(workers.map(_look, asked))
@@ -188,7 +193,38 @@ def check_pools(ids: Collection[UUID] | None = None) -> int:
         size = sum(look.sizes.values()) if look.sizes is not None else None
         healthy += health == Health.HEALTHY
         _record(row, health, detail, size=size)
+        if look.shut is not None:
+            _correct_doors(doors[row.pk], look.shut)
     return healthy
+
+
+def _doors(row: DatabaseServer) -> list[Database]:
+    """Databases on it that tenants use, with their roles, as they are before we look."""
+    rows = Database.objects.filter(
+        server=row, slot=DatabaseSlot.CURRENT, drop_due_at=None, created_in_engine_at__isnull=False,
+        project__ready_at__isnull=False, project__purging_at=None,
+    )  # fmt: skip
+    return list(rows.prefetch_related("roles"))
+
+
+def _correct_doors(doors: list[Database], shut: set[str]) -> None:
+    """What rows say of who is let in is what the server does: a late worker, or somebody by hand, may have changed it. From
+    then on the reconciler sees what is not as people want it. Nothing is said of a project that somebody works on, or that
+    was locked or let in since."""
+    wrong = []
+    for door in doors:
+        logins = {role.name for role in door.roles.all() if role.kind == RoleKind.LOGIN}
+        if (door.locked_at is None and logins <= shut) or (door.locked_at is not None and logins - shut):
+            wrong.append(door)
+    busy = Operation.objects.live().filter(project_uuid__in=[door.project_id for door in wrong])
+    at_work = set(busy.values_list("project_uuid", flat=True)) if wrong else set()
+    for door in wrong:
+        if door.project_id in at_work:
+            continue
+        moment = now() if door.locked_at is None else None
+        same = Database.objects.filter(pk=door.pk, updated_at=door.updated_at, slot=DatabaseSlot.CURRENT)
+        if same.update(locked_at=moment, updated_at=now()):
+            log.warning("login on a pool was not as recorded", project=str(door.project_id), locked=moment is not None)
 
 
 def _look(asked: tuple[Engine, domain.Endpoint, list[domain.Credentials]]) -> _Look:
@@ -201,7 +237,7 @@ def _look(asked: tuple[Engine, domain.Endpoint, list[domain.Credentials]]) -> _L
                 endpoint, credentials, timeout_seconds=LOOK_SECONDS, statement_seconds=STATEMENT_SECONDS
             ) as session:
                 session.ping()
-                return _Look(dict(session.database_sizes()))
+                return _Look(dict(session.database_sizes()), session.locked_logins())
         except domain.LoginRefused:
             refused = "The server answers, but refuses NovaStack's own login."
         except domain.ServerBusy:

@@ -358,12 +358,16 @@ class EngineContract:
 
     def test_a_locked_tenant_is_out_until_it_is_unlocked(self, server: LiveServer, tenant: Tenant) -> None:
         with self.engine.admin(server.endpoint, server.admin) as admin:
+            assert tenant.names.login not in (admin.locked_logins() or set())
             admin.lock_tenant(tenant.names, locked=True)
             admin.lock_tenant(tenant.names, locked=True)
+            told = admin.locked_logins()
+            assert told is None or (tenant.names.login in told and tenant.names.control not in told)
             with pytest.raises(LoginRefused):
                 self.engine.probe(server.endpoint, tenant.login)
             self.engine.probe(server.endpoint, tenant.control)
             admin.lock_tenant(tenant.names, locked=False)
+            assert tenant.names.login not in (admin.locked_logins() or set())
         self.engine.probe(server.endpoint, tenant.login)
 
     def test_a_server_says_whether_anybody_has_anything_on_it(self, server: LiveServer) -> None:

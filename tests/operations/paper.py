@@ -169,6 +169,9 @@ class PaperAdmin(EngineAdmin):
         self.engine.act("database_sizes")
         return dict.fromkeys(self.databases(), self.engine.size_bytes)
 
+    def locked_logins(self) -> set[str]:
+        return set(self.held.shut)
+
     def harden(self) -> None:
         self.engine.act("harden")
 

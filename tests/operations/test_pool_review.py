@@ -17,7 +17,7 @@ from projects.operations.queue import operation_create
 from projects.services import control_restore, project_purge
 from projects.services.actions import operation_retry
 from tests.operations.conftest import drive, once
-from tests.operations.test_pooled import act, ask, placed, pool_of, row_of, settle
+from tests.operations.test_pooled import act, ask, paper_of, placed, pool_of, row_of, settle
 
 
 @pytest.fixture(autouse=True)
@@ -202,3 +202,24 @@ def test_a_pool_that_is_wanted_again_is_not_removed(team, runtime, paper):
     seen.draining_at = now()
     assert pool_removal.remove_begin(seen, "drained") is None
     assert DatabaseServer.objects.get(pk=server.pk).pool_ready_at
+
+
+@pytest.mark.parametrize(("wanted", "status"), [("stopped", "stopped"), ("running", "running")])
+def test_a_login_that_is_not_as_wanted_is_seen_and_put_right(team, runtime, paper, wanted, status):
+    """A worker that was late, or somebody by hand, has let in who is to be out, or the other way round."""
+    project = placed(team)
+    other = placed(team, "Other")
+    if wanted == "stopped":
+        act(team, project, "stop")
+    database = row_of(project)
+    login = database.roles.get(kind="login").name
+    held = paper_of(paper, project)
+    (held.shut.discard if wanted == "stopped" else held.shut.add)(login)
+    pool_upkeep.check_pools()
+    reconciler.reconcile()
+    settle()
+    project.refresh_from_db()
+    assert (login in held.shut) == (wanted == "stopped")
+    assert project.status == status
+    assert row_of(other).locked_at is None
+    assert not Operation.objects.filter(project_uuid=other.pk).exclude(kind="provision").exists()
