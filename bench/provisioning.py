@@ -8,6 +8,7 @@ Ours goes the whole way that a client goes: HTTP, database row, hint, worker, co
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -120,6 +121,7 @@ def instance(runtime: str = "docker", **extra: str) -> Iterator[Install]:
         env.pop("DATABASE_URL", None)
         env.pop("BROKER_URL", None)
         env |= extra
+        before = _networks()
         log = (Path(folder) / "bench.log").open("wb")
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "novastack.embedded", "up"], env=env, stdout=log, stderr=log, start_new_session=True
@@ -134,6 +136,16 @@ def instance(runtime: str = "docker", **extra: str) -> Iterator[Install]:
             supervisor.send_signal(signal.SIGINT)
             supervisor.wait(timeout=60)
             log.close()
+            for network in _networks() - before:  # an install keeps its own; nobody is on this one any more
+                subprocess.run(["docker", "network", "rm", network], capture_output=True)
+
+
+def _networks() -> set[str]:
+    """Of installs, on this machine's Docker engine; none without one."""
+    argv = ["docker", "network", "ls", "-q", "--filter", "label=io.novastack.install"]
+    with contextlib.suppress(OSError):
+        return set(subprocess.run(argv, capture_output=True, text=True).stdout.split())
+    return set()
 
 
 class Install:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -83,10 +84,20 @@ class Daemon:
         self.stop()
         self._end_containerd()
         folder = self.folder
+        bridges = self._bridges()
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if f" {folder}/" in line]
         subprocess.run(["umount", "-l", *reversed(mounts)], capture_output=True, check=False)
         shutil.rmtree(folder, ignore_errors=True)
-        bridge_ioctl(SIOCBRDELBR, self.bridge)
+        for bridge in (self.bridge, *bridges):
+            bridge_ioctl(SIOCBRDELBR, bridge)
+
+    def _bridges(self) -> set[str]:
+        """Of its networks, as its own store names them: a daemon that ends leaves them in the host's namespace, where they
+        take the address ranges of other daemons."""
+        with contextlib.suppress(OSError):
+            store = (self.folder / "data/network/files/local-kv.db").read_bytes()
+            return {name.decode() for name in re.findall(rb'"BridgeName":"(br-[0-9a-z]{12})"', store)}
+        return set()
 
     def _end_containerd(self) -> None:
         """What a daemon that was killed leaves: found by its own pid file, nobody else's."""
