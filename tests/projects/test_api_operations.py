@@ -17,7 +17,7 @@ from tests.factories import Team, api_client, make_project, make_team, make_toke
 
 OPERATIONS = "/api/v1/operations/"
 FIELDS = {
-    "id", "kind", "title", "state", "project", "project_name", "steps", "error", "attempt", "next_attempt_at",
+    "id", "kind", "title", "state", "project", "project_name", "steps", "error", "result", "attempt", "next_attempt_at",
     "cancel_requested_at", "cancellable", "created_by", "created_at", "started_at", "finished_at", "url",
 }  # fmt: skip
 
