@@ -171,6 +171,20 @@ class Swarm:
             key=lambda each: each[0],
         )
 
+    def said_by(self, task: Mapping[str, Any], *, tail: int) -> list[bytes]:
+        """Lines of this task alone: a service's log has those of its earlier tasks, too."""
+        client: Any = self.clients.get()
+        with mapped():
+            try:
+                stream = client.service_logs(
+                    task["ServiceID"], details=True, stdout=True, stderr=True, tail=tail, is_tty=False
+                )
+                text = b"".join(stream)
+            except docker.errors.NotFound:
+                return []
+        mark = f"com.docker.swarm.task.id={task['ID']}".encode()
+        return [line for line in text.splitlines() if mark in line]
+
     # --- nodes --------------------------------------------------------------------------------------------------------
     def nodes(self) -> dict[str, Found]:
         return {str(node["ID"]): node for node in self._get("/nodes") or []}

@@ -110,7 +110,7 @@ class Services:
             return False
         engine = self._swarm.engine_of(str(task.get("NodeID") or ""))
         if engine is None:
-            return any(docker_spec.STARTED_LINE in line for _, line in self._swarm.logs(str(service["ID"]), tail=50))
+            return any(docker_spec.STARTED_LINE in line for line in self._swarm.said_by(task, tail=50))
         with mapped(), contextlib.suppress(docker.errors.NotFound):
             said = engine[0].get().logs(container_of(task), stdout=False, stderr=True, tail=100)
             return docker_spec.STARTED_LINE in said

@@ -303,6 +303,8 @@ class TestSwarm(OnVolumes):
         self, runtime: Runtime, make_spec: MakeSpec, password: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Made, changed and removed by the Swarm alone; what needs the node's own engine says so."""
+        assert isinstance(runtime, SwarmRuntime)
+        runtime._swarm.ensure_network()  # what an operator does on such a node
         far = self.region(runtime)
         monkeypatch.setattr(far._swarm, "engine_of", lambda node, nodes=None: None)
         server = self.create(far, make_spec(files={"one": b"first"}), password)
