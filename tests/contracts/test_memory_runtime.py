@@ -26,6 +26,8 @@ class TestMemoryRuntime(RuntimeContract):
     test_a_tool_has_streams_and_an_exit_code = None
     test_a_tool_gets_secrets_by_file_only = None
     test_a_tool_can_be_killed_by_a_later_one_of_its_name = None
+    test_a_tool_that_was_left_is_removed_by_its_name = None
+    test_a_tool_beside_a_server_finds_it_at_its_place = None
     test_a_tool_is_no_server = None
 
     @pytest.fixture(scope="class")
