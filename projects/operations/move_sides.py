@@ -140,7 +140,7 @@ def note(ctx: Context, **params: Any) -> None:
     Operation.objects.filter(pk=ctx.operation.pk).update(params=ctx.operation.params)
 
 
-def final_names(ctx: Context, side: Context) -> dict[str, str]:
+def final_names(ctx: Context) -> dict[str, str]:
     """Kind → what the roles of the copy are called in the end; until it is proven they are called as at the source, since
     rights in the dump name them."""
     return dict(ctx.operation.params.get("final_names") or {})
@@ -180,7 +180,7 @@ def renamed(names: domain.TenantNames, final: dict[str, str]) -> domain.TenantNa
 
 def take_final_names(ctx: Context, side: Context) -> None:
     """The copy is proven: its roles get the names that they keep."""
-    final = final_names(ctx, side)
+    final = final_names(ctx)
     roles = list(side.database.roles.all())
     if not final or all(role.name == final[role.kind] for role in roles):
         return

@@ -217,7 +217,7 @@ def discard(ctx: Context) -> None:
             ctx.guard()
             with wiring.admin_session(ctx.engine, server) as admin:
                 admin.drop_tenant(names)
-                if (final := final_names(ctx, side)) and final[RoleKind.LOGIN] != names.login:
+                if (final := final_names(ctx)) and final[RoleKind.LOGIN] != names.login:
                     admin.rename_tenant(renamed(names, final), names)  # half-done
                     admin.drop_tenant(names)
         else:
@@ -486,8 +486,13 @@ def _switch_rows(ctx: Context, side: Context, target: Target) -> None:
 
 # --- after it -----------------------------------------------------------------------------------------------------------
 def let_in(ctx: Context) -> None:
-    """Clients get in at the new place, which a login as the tenant proves."""
+    """Clients get in at the new place, which a login as the tenant proves, or ours where the tenant's password is its own
+    secret."""
     ensure_up(ctx)
+    control = ctx.role(RoleKind.CONTROL)
+    if control.secret is not None:
+        ours = domain.Credentials(ctx.names.control, control.secret.open(), ctx.names.database)
+        ctx.engine.probe(ctx.server.control_endpoint, ours, timeout_seconds=5)
     login = ctx.role(RoleKind.LOGIN)
     wanted = ctx.project.desired_status == DesiredStatus.RUNNING
     ctx.guard()
@@ -541,8 +546,8 @@ def _put_result(ctx: Context) -> None:
 
 
 def retire(ctx: Context) -> None:
-    """The old copy stays, out of the way: its server stopped, or on a pool its login locked. What can't be reached now is
-    stopped when it can."""
+    """The old copy stays, out of the way: its server stopped, or on a pool its login locked. A server that can't be reached
+    now lets nobody of the tenant's in either, since the fence, and goes on until it is removed."""
     side = ctx.seen_as(Previous)
     server = side.server
     try:
@@ -555,7 +560,10 @@ def retire(ctx: Context) -> None:
         else:
             steps.stop_server(side)
     except (domain.RuntimeUnreachable, domain.EngineError) as error:
-        ctx.say(f"The old server could not be stopped now: {error}"[:300], level="warning")
+        ctx.say(
+            f"The old server could not be stopped; it lets nobody in, and is removed in time: {error}"[:300],
+            level="warning",
+        )
     kept = side.database.keep_until
     with ctx.fenced():
         result = {**ctx.operation.result, "kept_until": kept.isoformat() if kept else None}

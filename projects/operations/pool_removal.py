@@ -20,7 +20,6 @@ from projects.models import (
     Database,
     DatabaseServer,
     DatabaseSlot,
-    DataTombstone,
     Endpoint,
     OnGiveUp,
     Operation,
@@ -30,7 +29,7 @@ from projects.models import (
     ServerDesired,
     ServerKind,
 )
-from projects.operations import base, locks, pools, removal, steps, wiring
+from projects.operations import base, emptied, locks, pools, removal, steps, wiring
 from projects.operations.base import SERVER_RETRY, Definition, Step, StepFailed, Wait, register
 from projects.operations.context import Context
 from projects.operations.queue import hint_on_commit, make_steps, server_operation_create
@@ -174,7 +173,7 @@ def prove_empty(ctx: Context) -> None:
     server = ctx.server
     if server.kind != ServerKind.POOL or Database.objects.filter(server=server).exists():
         raise StepFailed("pool_in_use", "Projects are on this pool.", retryable=False)
-    if server.initialised_at is None or _given_up(server):
+    if server.initialised_at is None or emptied.given_up(server):
         ctx.explain("It was never finished, and let nobody in")
         return
     seen = ctx.adopt()
@@ -182,7 +181,7 @@ def prove_empty(ctx: Context) -> None:
         ctx.explain("Nothing is left of it")
         return
     if seen.state != domain.ServerState.RUNNING:
-        _start_again(ctx)
+        emptied.start_again(ctx)
     steps.await_login(ctx)
     blanks = set(BlankDatabase.objects.filter(server=server).values_list("name", flat=True))
     with wiring.admin_session(ctx.engine, server) as admin:
@@ -198,33 +197,8 @@ def prove_empty(ctx: Context) -> None:
     ctx.explain("Empty")
 
 
-def _start_again(ctx: Context) -> None:
-    server = ctx.server
-    ctx.guard()
-    spec = ctx.engine.server_spec(wiring.server_request(server))
-    handle = ctx.runtime.ensure(spec, data=domain.DataPolicy.MUST_EXIST)
-    server.runtime_ref = handle.ref
-    ctx.save_server("runtime_ref")
-
-
-def _given_up(server: DatabaseServer) -> bool:
-    return DataTombstone.objects.filter(server_uuid=server.pk, incarnation=server.incarnation).exists()
-
-
 def remove_server(ctx: Context) -> None:
-    """The server goes, its data gets a tombstone; what was never made leaves none."""
-    steps.writes_allowed(ctx)
-    server = ctx.server
-    known = bool(server.initialised_at or server.runtime_ref or _given_up(server))
-    absent = ctx.adopt().state == domain.ServerState.ABSENT
-    if absent and not known and not ctx.runtime.data_exists(server.handle):
-        ctx.explain("There is no server, and no data.")
-        return
-    ctx.guard()
-    ctx.runtime.destroy(server.handle, delete_data=False)
-    with ctx.fenced():
-        steps.entomb(server, project_name="", organization_id=None, reason="pool removed")
-    ctx.explain("Removed")
+    emptied.remove_server(ctx, reason="pool removed")
 
 
 def forget(ctx: Context) -> None:

@@ -18,14 +18,13 @@ from projects import domain, registry
 from projects.models import (
     Database,
     DatabaseServer,
-    DataTombstone,
     OnGiveUp,
     Operation,
     ServerDesired,
     ServerKind,
     StandbyTarget,
 )
-from projects.operations import claiming, locks, provision, removal, steps, wiring
+from projects.operations import claiming, emptied, locks, provision, removal, steps, wiring
 from projects.operations.base import (
     DATABASE_RETRY,
     PLATFORM_CONNECTIONS,
@@ -142,7 +141,7 @@ def prove_empty(ctx: Context) -> None:
     server = ctx.server
     if server.kind != ServerKind.STANDBY or server.project_uuid or Database.objects.filter(server=server).exists():
         raise StepFailed("standby_in_use", "This server is a project's.", retryable=False)
-    if server.initialised_at is None or _given_up(server):
+    if server.initialised_at is None or emptied.given_up(server):
         ctx.explain("It was never finished, and let nobody in")
         return
     seen = ctx.adopt()
@@ -150,7 +149,7 @@ def prove_empty(ctx: Context) -> None:
         ctx.explain("Nothing is left of it")
         return
     if seen.state != domain.ServerState.RUNNING:
-        _start_again(ctx)
+        emptied.start_again(ctx)
     steps.await_login(ctx)
     with wiring.admin_session(ctx.engine, server) as admin:
         same, things = admin.system_identifier() == server.system_identifier, admin.contents()
@@ -161,33 +160,8 @@ def prove_empty(ctx: Context) -> None:
     ctx.explain("Empty")
 
 
-def _start_again(ctx: Context) -> None:
-    server = ctx.server
-    ctx.guard()
-    spec = ctx.engine.server_spec(wiring.server_request(server))
-    handle = ctx.runtime.ensure(spec, data=domain.DataPolicy.MUST_EXIST)
-    server.runtime_ref = handle.ref
-    ctx.save_server("runtime_ref")
-
-
-def _given_up(server: DatabaseServer) -> bool:
-    return DataTombstone.objects.filter(server_uuid=server.pk, incarnation=server.incarnation).exists()
-
-
 def remove_server(ctx: Context) -> None:
-    """The server goes, its data gets a tombstone; what was never made leaves none."""
-    steps.writes_allowed(ctx)
-    server = ctx.server
-    known = bool(server.initialised_at or server.runtime_ref or _given_up(server))
-    absent = ctx.adopt().state == domain.ServerState.ABSENT
-    if absent and not known and not ctx.runtime.data_exists(server.handle):
-        ctx.explain("There is no server, and no data.")
-        return
-    ctx.guard()
-    ctx.runtime.destroy(server.handle, delete_data=False)
-    with ctx.fenced():
-        steps.entomb(server, project_name="", organization_id=None, reason="standby removed")
-    ctx.explain("Removed")
+    emptied.remove_server(ctx, reason="standby removed")
 
 
 def forget(ctx: Context) -> None:
