@@ -6,7 +6,6 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from django.conf import settings
 from django.db.models import Q
 
 from novastack.common.clock import now
@@ -30,7 +29,7 @@ from projects.models import (
     ServerDesired,
     ServerKind,
 )
-from projects.operations import lifecycle, registration, steps, wiring
+from projects.operations import lifecycle, registration, retiring, steps, wiring
 from projects.operations.base import DATABASE_RETRY, SERVER_RETRY, Definition, Step, Wait, register
 from projects.operations.context import Context
 from projects.operations.queue import operation_create
@@ -125,8 +124,7 @@ def remove_copy(ctx: Context, copy: Database) -> None:
     ctx.guard()
     if server.kind == ServerKind.POOL:
         with ctx.fenced():  # the janitor drops it, which needs its pool up
-            due = now() + timedelta(seconds=settings.NOVASTACK_DATA_GRACE_SECONDS)
-            Database.objects.filter(pk=copy.pk, drop_due_at=None).update(drop_due_at=due, updated_at=now())
+            retiring.retire(copy)
         return
     if not server.reconcile:
         raise Wait("An operator has set the old copy's server aside: nothing is changed on it.", seconds=30)
@@ -137,14 +135,10 @@ def remove_copy(ctx: Context, copy: Database) -> None:
             raise domain.RuntimeUnreachable(seen.detail or "The runtime can't be reached.")
         runtime.destroy(domain.Handle(str(server.pk), server.incarnation, seen.ref), delete_data=False)
     with ctx.fenced():
-        if server.kind != ServerKind.POOL:
-            tomb = steps.entomb(
-                server,
-                project_name=project.name,
-                organization_id=project.organization_id,
-                reason="old copy after a move",
-            )
-            DataTombstone.objects.filter(pk=tomb.pk).update(project_uuid=project.pk)
+        tomb = steps.entomb(
+            server, project_name=project.name, organization_id=project.organization_id, reason="old copy after a move"
+        )
+        DataTombstone.objects.filter(pk=tomb.pk).update(project_uuid=project.pk)
         forget_copy(copy)
 
 
