@@ -108,6 +108,7 @@ INSTALLED_APPS = [
     "novastack.common",
     "accounts",
     "projects",
+    "backups",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",

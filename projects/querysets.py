@@ -33,7 +33,7 @@ class EndpointQuerySet(models.QuerySet[Any]):
         from. In one statement: a standby that is claimed at this moment is in one of the two."""
         from projects.models import DatabaseServer, ServerKind
 
-        kinds = [ServerKind.STANDBY, ServerKind.POOL]
+        kinds = [ServerKind.STANDBY, ServerKind.POOL, ServerKind.SCRATCH]
         nobodys = models.Q(kind__in=kinds) | models.Q(kind=ServerKind.DEDICATED, project_uuid=None)
         standbys = DatabaseServer.objects.order_by().filter(nobodys, region_id=region_id, port__gt=0)
         mine = self.order_by().filter(region_id=region_id).values_list("port", flat=True)

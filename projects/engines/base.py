@@ -195,6 +195,28 @@ class EngineAdmin(ABC):
         raise NotImplementedError
 
 
+class Moment(ABC):
+    """One moment of a database, held open while its dump is taken, and what the database held at that moment.
+
+    Products that let another session see the same moment (PostgreSQL) read it beside the dump; the others
+    (`from_stream`) are told from the dump's own stream: whoever moves the stream calls `hear` with every piece of the
+    engine's archive, in order and uncompressed.
+    """
+
+    command: Command  # of the dump tool: the archive on standard output
+    from_stream: bool = False
+    notes: tuple[str, ...] = ()  # what is not in the dump, or is not compared; for people
+
+    def hear(self, piece: bytes) -> None:  # noqa: B027 - most read the server
+        """A piece of the archive, uncompressed."""
+
+    @abstractmethod
+    def contents(self, pulse: Callable[[], None]) -> Fingerprint:
+        """What the database held. Beside the dump (in another thread), or, `from_stream`, after its end. Raises
+        `EngineError` when the stream was not what this product's tool writes to its end (cut off, left its database …).
+        """
+
+
 class Engine(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
@@ -278,6 +300,15 @@ class Engine(ABC):
     def dump(self, place: Endpoint, credentials: Credentials) -> Command:
         """Writes the whole database `credentials.database` to standard output, as of one moment. `credentials` are those
         of `EngineAdmin.admit_tool`."""
+        raise NotImplementedError
+
+    def moment(
+        self, endpoint: Endpoint, place: Endpoint, credentials: Credentials, *, compress: bool = False
+    ) -> AbstractContextManager[Moment]:
+        """A moment of `credentials.database` for a backup: `endpoint` is for our session, `place` for the tool beside the
+        server. `compress`: the tool may compress with zstd itself where its image can (the stream then begins with zstd's
+        magic number; not with `from_stream`). `credentials` as in `dump`. Two equal databases have equal contents, also
+        when they are read from a restored copy by the same way."""
         raise NotImplementedError
 
     def restore(self, place: Endpoint, credentials: Credentials) -> Command:

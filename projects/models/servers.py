@@ -22,6 +22,7 @@ class ServerKind(models.TextChoices):
     POOL = "pool", "Pool"
     EXTERNAL = "external", "External"
     STANDBY = "standby", "Warm standby"  # initialised ahead, nobody's yet
+    SCRATCH = "scratch", "Scratch"  # thrown away: a backup is restored into it and compared (rule 26)
 
 
 class ServerDesired(models.TextChoices):

@@ -104,6 +104,7 @@ class Definition:
     cancellable: bool = False
     yields: bool = False  # a deletion that queues behind may cut it short between side effects
     once: bool = False  # a failure ends it: the whole is not begun again after five minutes
+    queue: str = "provisioning"  # whose workers run it
     insists: bool = False  # never gives up, whatever the error: tried again at the longest back-off (rule 1)
     on_success: Callable[[Operation], None] = _nothing
     on_failure: Callable[[Operation], None] = _nothing
@@ -137,6 +138,14 @@ def prepend_steps(kind: str, steps: tuple[Step, ...]) -> None:
         register(replace(current, steps=(*steps, *current.steps), version=current.version))
 
 
+def insert_steps(kind: str, before: str, steps: tuple[Step, ...], variant: str = "") -> None:
+    """Another app puts (optional) steps in front of the named one of a kind, from its `AppConfig.ready()`."""
+    current = latest_definition(kind, variant)
+    names = [step.name for step in current.steps]
+    at = names.index(before)
+    register(replace(current, steps=(*current.steps[:at], *steps, *current.steps[at:]), version=current.version))
+
+
 def definition_of(kind: str, version: int, variant: str = "") -> Definition | None:
     """What an operation was recorded under."""
     return _variants.get((kind, version, variant)) if variant else _definitions.get((kind, version))
@@ -149,6 +158,12 @@ def latest_definition(kind: str, variant: str = "") -> Definition:
 
 def latest_of(kind: str, variant: str = "") -> Definition | None:
     return _latest_variants.get((kind, variant)) if variant else _latest.get(kind)
+
+
+def queue_of(kind: str) -> str:
+    """Whose workers run operations of this kind."""
+    known = _latest.get(kind)
+    return known.queue if known is not None else "provisioning"
 
 
 def titles() -> dict[str, str]:

@@ -26,9 +26,10 @@ ON_SERVERS = frozenset({"restart", "resize", "change_tls", "reconfigure", "renew
 
 
 def send_hint(operation_id: UUID) -> None:
-    """Tell a worker. Never raises: without a broker the reconciler's own worker finds the row."""
+    """Tell a worker of the kind's queue. Never raises: without a broker the reconciler's own worker finds the row."""
     try:
-        current_app.send_task(RUN_TASK, args=[str(operation_id)], retry=False)
+        kind = Operation.objects.filter(pk=operation_id).values_list("kind", flat=True).first()
+        current_app.send_task(RUN_TASK, args=[str(operation_id)], queue=base.queue_of(kind or ""), retry=False)
     except Exception as error:
         log.warning(
             "hint not sent; the reconciler will send it", operation=str(operation_id), error=type(error).__name__
@@ -69,6 +70,54 @@ def server_operation_create(
     OperationLock.objects.create(operation=operation, subject=subject, mode=LockMode.EXCLUSIVE, granted=True)
     hint_on_commit(operation.pk)
     return operation
+
+
+def subject_operation_create(
+    *,
+    subject: str,
+    kind: str,
+    mode: str,
+    organization_id: UUID | None,
+    project_uuid: UUID | None = None,
+    project_name: str = "",
+    queue_behind: bool = False,
+    params: dict[str, Any] | None = None,
+    server_uuid: UUID | None = None,
+    created_by: Any = None,
+    created_by_label: str = "",
+) -> Operation:
+    """Record an operation about something that is neither a project nor a server, which need not exist any more: it holds
+    that subject only. In a transaction. Raises `OperationInProgress` unless `queue_behind`: then who runs is asked to
+    cancel, and this one waits."""
+    definition = base.latest_definition(kind)
+    locks.lock_subject(subject)
+    blocker = locks.conflicting(subject, mode) or locks.queued(subject)
+    if blocker is not None:
+        if not queue_behind:
+            title = base.titles().get(blocker.operation.kind, blocker.operation.kind)
+            raise OperationInProgress(f"“{title}” is running; wait for it or cancel it.")
+        _ask_to_yield(subject)
+    operation = Operation.objects.create(
+        kind=kind, definition_version=definition.version, on_give_up=definition.on_give_up,
+        organization_id=organization_id, project_uuid=project_uuid, project_name=project_name, server_uuid=server_uuid,
+        params=params or {}, created_by=created_by, created_by_label=created_by_label, request_id=current_request_id(),
+    )  # fmt: skip
+    make_steps(operation, definition)
+    OperationLock.objects.create(operation=operation, subject=subject, mode=mode, granted=blocker is None)
+    if blocker is None:
+        hint_on_commit(operation.pk)
+    return operation
+
+
+def also_hold(operation: Operation, subject: str, mode: str) -> None:
+    """Let a new operation hold another subject as well, in the transaction that made it. Subjects are taken in the order
+    project → backup, as everywhere. Raises `OperationInProgress` when somebody stands in the way."""
+    locks.lock_subject(subject)
+    blocker = locks.conflicting(subject, mode, besides=operation) or locks.queued(subject)
+    if blocker is not None:
+        title = base.titles().get(blocker.operation.kind, blocker.operation.kind)
+        raise OperationInProgress(f"“{title}” is running; wait for it or cancel it.")
+    OperationLock.objects.create(operation=operation, subject=subject, mode=mode, granted=True)
 
 
 def hint_on_commit(operation_id: UUID) -> None:

@@ -1,0 +1,1 @@
+"""The manifest beside a backup: what was dumped, signed and encrypted."""

@@ -1,0 +1,36 @@
+from backups.models.backups import USABLE, Backup, Proof, Restore
+from backups.models.choices import (
+    BackupStatus,
+    BackupTrigger,
+    ProofKind,
+    ProofState,
+    RestoreStatus,
+    RestoreTarget,
+    RunOutcome,
+    StorageKind,
+)
+from backups.models.schedules import BackupPolicy, Drill, Schedule, ScheduleRun
+from backups.models.storages import BackupKey, OfflineKey, SigningKey, StorageTarget
+
+__all__ = [
+    "USABLE",
+    "Backup",
+    "BackupKey",
+    "BackupPolicy",
+    "BackupStatus",
+    "BackupTrigger",
+    "Drill",
+    "OfflineKey",
+    "Proof",
+    "ProofKind",
+    "ProofState",
+    "Restore",
+    "RestoreStatus",
+    "RestoreTarget",
+    "RunOutcome",
+    "Schedule",
+    "ScheduleRun",
+    "SigningKey",
+    "StorageKind",
+    "StorageTarget",
+]

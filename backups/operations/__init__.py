@@ -1,0 +1,6 @@
+"""The kinds of operations of backups. Each module registers its own when it is imported."""
+
+
+def register_all() -> None:
+    """Make the kinds known; other apps' kinds are known already."""
+    from backups.operations import queueing  # noqa: F401
