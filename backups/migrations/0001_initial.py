@@ -13,7 +13,7 @@ class Migration(migrations.Migration):
 
     dependencies = [
         ('accounts', '0004_quotas'),
-        ('projects', '0022_alter_databaseserver_kind'),
+        ('projects', '0022_scratch_servers'),
     ]
 
     operations = [
