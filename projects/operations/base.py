@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from projects.models.choices import OnGiveUp, ProjectStatus
 
 if TYPE_CHECKING:
-    from projects.models import Operation
+    from projects.models import Operation, Region
     from projects.operations.context import Context
 
 # Rule 2. The database's clock decides.
@@ -105,6 +105,9 @@ class Definition:
     yields: bool = False  # a deletion that queues behind may cut it short between side effects
     once: bool = False  # a failure ends it: the whole is not begun again after five minutes
     queue: str = "provisioning"  # whose workers run it
+    # Where an operation of this kind works, when that is neither its project's region nor its server's; None: nowhere, as
+    # far as is known yet.
+    region: Callable[[Operation], Region | None] | None = None
     insists: bool = False  # never gives up, whatever the error: tried again at the longest back-off (rule 1)
     on_success: Callable[[Operation], None] = _nothing
     on_failure: Callable[[Operation], None] = _nothing

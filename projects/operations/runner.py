@@ -20,7 +20,7 @@ from projects import domain
 from projects.models import OnGiveUp, Operation, OperationState, OperationStep, Orphan, Project, Region, StepState
 from projects.models.catalogue import UNREACHABLE
 from projects.models.servers import LEFT_BY_UNDO
-from projects.operations import base, leases, locks, status
+from projects.operations import base, leases, locks, status, wiring
 from projects.operations.base import CancelRequested, Definition, LeaseLost, Step, StepFailed, Wait
 from projects.operations.context import COMMITTED, Context
 from projects.operations.queue import hint_on_commit
@@ -106,7 +106,7 @@ class _Run:
     # --- one step ---------------------------------------------------------------------------------------------
     def _step(self, definition: Definition, step: Step, row: OperationStep) -> bool:
         """True to go on with the next step (or with the undo)."""
-        if self._asks_anew(row) and not self._may_try(self._context(row, definition, 0).region):
+        if self._asks_anew(row) and not self._may_try(self._region(self._context(row, definition, 0), definition)):
             self._wait(row, Wait(UNREACHABLE, seconds=5))
             return False
         seconds = step.deadline_seconds
@@ -132,7 +132,7 @@ class _Run:
             self._wait(row, wait)
             return False
         except domain.RuntimeUnreachable as error:
-            self._unreachable(row, context, error)
+            self._unreachable(row, self._region(context, definition), error)
             return False
         except CancelRequested:
             self._give_up(row, "cancelled", "Cancelled on request.", retryable=False)
@@ -171,11 +171,20 @@ class _Run:
         waits = row.state == StepState.WAITING and row.detail == UNREACHABLE
         return waits or (row.state == StepState.PENDING and not self._shown)
 
-    def _may_try(self, region: Region) -> bool:
+    def _region(self, context: Context, definition: Definition) -> Region | None:
+        """Where the operation works; None: nowhere, or its project, and with it that, is gone."""
+        if definition.region is not None:
+            return definition.region(self.operation)
+        try:
+            return context.region
+        except ObjectDoesNotExist:
+            return None
+
+    def _may_try(self, region: Region | None) -> bool:
         """Where the region is known to be away, one operation asks every so often, and the others wait, those that are new as
         well: each question may hang for as long as a call may take (12 s, twice), and workers are for those who can work.
         """
-        if region.reachable:
+        if region is None or region.reachable:
             return True
         try:
             return bool(cache.add(f"region-asked:{region.pk}", True, TRY_EVERY_SECONDS))
@@ -189,23 +198,23 @@ class _Run:
             self._release(wait.seconds)
         self._refresh_status()  # after it: a project is locked before its operation
 
-    def _unreachable(self, row: OperationStep, context: Context, error: Exception) -> None:
+    def _unreachable(self, row: OperationStep, region: Region | None, error: Exception) -> None:
         """Rule 4: no attempt is used, nothing is undone, the project shows `not_available` at once."""
         reason = str(error)[:500] or UNREACHABLE
         if row.detail != UNREACHABLE:
             log.warning("runtime unreachable", step=row.name, error=reason)
         self._wait(row, Wait(UNREACHABLE, seconds=5))
-        self._outage(context, reason)
+        self._outage(region, reason)
 
-    def _outage(self, context: Context, reason: str) -> None:
+    def _outage(self, region: Region | None, reason: str) -> None:
         """All projects of the region show it at once, if it really is so: one call that timed out on a busy host is no
         outage."""
-        if not context.region.reachable:
+        if region is None or not region.reachable:
             return
         try:
-            context.runtime.ping()
+            wiring.runtime_of(region).ping()
         except domain.NovaStackRuntimeError:
-            status.set_reachable(context.region, False, reason)
+            status.set_reachable(region, False, reason)
 
     def _failed(self, definition: Definition, step: Step, row: OperationStep, failure: StepFailed) -> bool:
         log.warning("step failed", step=row.name, attempt=row.attempt, code=failure.code, detail=failure.detail)
@@ -322,7 +331,7 @@ class _Run:
                 self._save_row(row)
                 self._release(getattr(error, "seconds", 5))
             if away:
-                self._outage(context, str(error) or UNREACHABLE)
+                self._outage(self._region(context, definition), str(error) or UNREACHABLE)
             return False
         except (LeaseLost, DatabaseError):
             raise
@@ -336,19 +345,17 @@ class _Run:
                 return False
             row.data = {**row.data, "undo_failed": failure.code}
             with transaction.atomic():
-                self._leave_behind(context, row, failure)
+                self._leave_behind(self._region(context, definition), row, failure)
         finally:
             self.heartbeat.set_deadline(None)
         return True
 
-    def _leave_behind(self, context: Context, row: OperationStep, failure: StepFailed) -> None:
+    def _leave_behind(self, region: Region | None, row: OperationStep, failure: StepFailed) -> None:
         """What can't be taken back is named, not hidden: an orphan, which the doctor shows until an operator has settled
         it. In a transaction."""
         self._fenced()
         self._event("error", f"Undo of “{row.title}” failed for good: {failure.detail}")
-        try:
-            region = context.region
-        except ObjectDoesNotExist:  # its rows are gone, and with them what it was about
+        if region is None:  # its rows are gone, and with them what it was about
             return
         whose = f" of project {self.operation.project_name}" if self.operation.project_name else ""
         note = f"“{row.title}”{whose} could not be undone ({failure.code}): {failure.detail}"
