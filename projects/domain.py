@@ -45,6 +45,7 @@ class RuntimeFeature(StrEnum):
     CPU_LIMIT = "cpu_limit"
     TRUST_DOMAINS = "trust_domains"
     TOOLS_BESIDE = "tools_beside"  # a tool can run beside any server, wherever in the runtime that one runs
+    ISOLATED = "isolated"  # a server can be kept from reaching other networks than its machine's own
 
 
 class DataPolicy(StrEnum):
@@ -295,6 +296,9 @@ class ServerSpec:
     process: ProcessProgram | None = None
     completed_file: str = ""
     burst: bool = False  # initialising: CPU is not limited until `update`
+    isolated: bool = (
+        False  # answers who calls it, and reaches nobody in other networks, where the runtime can (ISOLATED)
+    )
     # The server refuses data that another one has open, also one in another container, before it changes anything: then
     # an image without `flock` will do (rule 10).
     locks_itself: bool = False
@@ -324,6 +328,7 @@ class ServerRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     burst: bool = False
     tls: Tls | None = None  # none: the server speaks no TLS
+    isolated: bool = False  # a throw-away server: what a tenant's code in it tries to reach does not answer
     pool: bool = False  # tenants who don't know each other share it: what one could see or take of others is closed
 
 

@@ -263,7 +263,8 @@ class Engine(ABC):
         """A spec with what every engine passes on as it was asked; `own` is the rest."""
         return ServerSpec(
             handle=request.handle, engine=self.name, version=request.version, image=request.image, port=self.default_port,
-            publish=request.publish, limits=request.limits, labels=request.labels, burst=request.burst, **own,
+            publish=request.publish, limits=request.limits, labels=request.labels, burst=request.burst,
+            isolated=request.isolated, **own,
         )  # fmt: skip
 
     @abstractmethod

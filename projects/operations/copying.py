@@ -53,8 +53,8 @@ class Side:
 
 
 @dataclass(slots=True)
-class _Stage:
-    """One running tool, and the end of what it said."""
+class Stage:
+    """One running tool, and what it said of itself. `what`: dump, restore."""
 
     what: str
     tool: domain.ToolHandle
@@ -130,18 +130,18 @@ def copy(engine: Engine, source: Side, target: Side, *, stem: str, pulse: Callab
     case a tool is left running, unless its runtime can't be reached.
     """
     dump_name, restore_name = tool_names(stem)
-    stages: list[_Stage] = []
+    stages: list[Stage] = []
     try:
         sink = target.runtime.run_tool(
             restore_name, target.image, engine.restore(target.place, target.credentials), beside=target.handle,
             memory_bytes=TOOL_MEMORY_BYTES,
         )  # fmt: skip
-        stages.append(_Stage("restore", sink))
+        stages.append(Stage("restore", sink))
         well = source.runtime.run_tool(
             dump_name, source.image, engine.dump(source.place, source.credentials), beside=source.handle,
             memory_bytes=TOOL_MEMORY_BYTES,
         )  # fmt: skip
-        stages.append(_Stage("dump", well))
+        stages.append(Stage("dump", well))
         for stage in stages:
             stage.listen()
         if well.stdin is not None:
@@ -153,7 +153,7 @@ def copy(engine: Engine, source: Side, target: Side, *, stem: str, pulse: Callab
             stage.end()
 
 
-def _run(dump: _Stage, restore: _Stage, sink: IO[bytes], pulse: Callable[[int], None]) -> int:
+def _run(dump: Stage, restore: Stage, sink: IO[bytes], pulse: Callable[[int], None]) -> int:
     pump = _Pump(dump, sink)
     pump.start()
     while pump.is_alive():
@@ -161,20 +161,20 @@ def _run(dump: _Stage, restore: _Stage, sink: IO[bytes], pulse: Callable[[int], 
         pulse(pump.moved)
         ended = restore.poll()
         if ended is not None and pump.is_alive():
-            raise _failure(restore, ended)
+            raise failure(restore, ended)
     if pump.dumped is not None and pump.dumped != domain.ExitResult(0):
-        raise _failure(dump, pump.dumped)
+        raise failure(dump, pump.dumped)
     if pump.error is not None:
-        ended = _await(restore, pulse, pump.moved)
-        raise _failure(restore, ended) if ended.exit_code else pump.error
-    ended = _await(restore, pulse, pump.moved, seconds=None)
+        ended = await_end(restore, pulse, pump.moved)
+        raise failure(restore, ended) if ended.exit_code else pump.error
+    ended = await_end(restore, pulse, pump.moved, seconds=None)
     if ended != domain.ExitResult(0):
-        raise _failure(restore, ended)
+        raise failure(restore, ended)
     return pump.moved
 
 
-def _await(
-    stage: _Stage, pulse: Callable[[int], None], moved: int, *, seconds: float | None = _END_SECONDS
+def await_end(
+    stage: Stage, pulse: Callable[[int], None], moved: int, *, seconds: float | None = _END_SECONDS
 ) -> domain.ExitResult:
     """The tool's end; without `seconds` as long as `pulse` lets it: indexes are made after the last piece came."""
     until = None if seconds is None else time.monotonic() + seconds
@@ -190,7 +190,7 @@ def _await(
 class _Pump(threading.Thread):
     """Moves pieces. The last word, that the dump is whole, is said only when the dump tool has ended well."""
 
-    def __init__(self, dump: _Stage, sink: IO[bytes]) -> None:
+    def __init__(self, dump: Stage, sink: IO[bytes]) -> None:
         super().__init__(daemon=True, name=f"pump-{dump.tool.name}")
         self._dump, self._sink = dump, sink
         self.moved = 0
@@ -220,7 +220,8 @@ class _Pump(threading.Thread):
             )
 
 
-def _failure(stage: _Stage, ended: domain.ExitResult) -> StepFailed:
+def failure(stage: Stage, ended: domain.ExitResult) -> StepFailed:
+    """What the end of a tool means, by its exit code and its words."""
     words = stage.words()
     log.warning("copy tool failed", stage=stage.what, exit_code=ended.exit_code, oom=ended.oom_killed, said=words)
     if ended.oom_killed:

@@ -82,6 +82,7 @@ def server_request(
         labels=labels,
         burst=burst,
         tls=domain.Tls(f"{server.tls_certificate}{key}".encode(), required, ca) if key else None,
+        isolated=server.kind == ServerKind.SCRATCH,
         pool=server.kind == ServerKind.POOL,
     )
 

@@ -63,6 +63,7 @@ class DockerRuntime(Runtime):
             RuntimeFeature.CPU_LIMIT,
             RuntimeFeature.TRUST_DOMAINS,
             RuntimeFeature.TOOLS_BESIDE,
+            RuntimeFeature.ISOLATED,
         }
     )
 
@@ -132,7 +133,7 @@ class DockerRuntime(Runtime):
             # Removed before its successor is made: two servers must never share a volume (rule 10).
             self._containers.stop(existing, _DESTROY_GRACE_SECONDS)
             self._remove(existing)
-        self._containers.ensure_network()
+        self._containers.ensure_network(isolated=spec.isolated)
         made = self._containers.create(spec)
         try:
             if data is DataPolicy.CREATE:

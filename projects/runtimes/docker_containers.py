@@ -21,6 +21,7 @@ _REMOVE_SECONDS = 10.0
 _MAX_FILES_BYTES = 1 << 20
 _DAEMON_STOP_SECONDS = 60  # what the daemon gives a server when the machine goes down
 _ISOLATED = "com.docker.network.bridge.enable_icc"
+_MASQUERADED = "com.docker.network.bridge.enable_ip_masquerade"
 
 Container = Mapping[str, Any]  # what `inspect` answers
 
@@ -30,6 +31,7 @@ class Containers:
         self._clients = clients
         self._install_id = install_id
         self._network_name = network_name
+        self._scratch_name = f"{network_name}-scratch"
         self._owners: dict[tuple[str, str], tuple[int, int]] = {}
 
     def inspect(self, name: str) -> Container | None:
@@ -42,49 +44,59 @@ class Containers:
 
     def restart(self, container: Container) -> None:
         """Start a container that was stopped; it joins the install's network again if that was removed meanwhile."""
-        wanted = self.ensure_network()
-        joined = container["NetworkSettings"]["Networks"].get(self._network_name, {}).get("NetworkID")
+        networks = container["NetworkSettings"]["Networks"]
+        isolated = self._scratch_name in networks
+        name = self._scratch_name if isolated else self._network_name
+        wanted = self.ensure_network(isolated=isolated)
+        joined = networks.get(name, {}).get("NetworkID")
         if joined and joined != wanted:
             client = self._clients.get()
             with mapped(), contextlib.suppress(docker.errors.NotFound):
-                client.disconnect_container_from_network(container["Id"], self._network_name, force=True)
+                client.disconnect_container_from_network(container["Id"], name, force=True)
             with mapped(), contextlib.suppress(_Conflict):
                 _conflicting(lambda: client.connect_container_to_network(container["Id"], wanted))
         self.start(container)
 
-    def ensure_network(self) -> str:
-        """The id of the install's network: a bridge on which containers don't reach each other (rule 23)."""
+    def ensure_network(self, *, isolated: bool = False) -> str:
+        """The id of the install's network: a bridge on which containers don't reach each other (rule 23).
+
+        `isolated`: the one of throw-away servers (rule 26). Its addresses are not translated on the way out, so that no
+        answer comes back from other networks; published ports work, which an `internal` network would not have. What
+        stays: the machine's own addresses.
+        """
         client = self._clients.get()
-        isolated = {_ISOLATED: "false"}
+        name = self._scratch_name if isolated else self._network_name
+        options = {_ISOLATED: "false", **({_MASQUERADED: "false"} if isolated else {})}
         labels = docker_spec.labels(self._install_id, "network")
         with mapped():
             for _ in range(3):
                 try:
-                    found = client.inspect_network(self._network_name)
+                    found = client.inspect_network(name)
                 except docker.errors.NotFound:
                     with contextlib.suppress(_Conflict):
                         _conflicting(
                             lambda: client.create_network(
-                                self._network_name,
+                                name,
                                 driver="bridge",
                                 check_duplicate=True,
-                                options=isolated,
+                                options=options,
                                 labels=labels,
                             )
                         )
                     continue
-                if found.get("Options", {}).get(_ISOLATED) != "false":
+                set_to = found.get("Options") or {}
+                if any(set_to.get(option) != value for option, value in options.items()):
                     raise NovaStackRuntimeError(
-                        f"the network {self._network_name} lets containers reach each other: remove it or name another"
+                        f"the network {name} lets containers reach each other, or others: remove it or name another"
                     )
                 return str(found["Id"])
-        raise NovaStackRuntimeError(f"the network {self._network_name} could not be made")
+        raise NovaStackRuntimeError(f"the network {name} could not be made")
 
     def remove_network(self) -> None:
         """Remove the install's network; in use or absent is success. For uninstalling and tests."""
         with mapped():
             client = self._clients.get()
-            for found in client.networks(names=[self._network_name]):
+            for found in client.networks(names=[self._network_name]):  # as a part of the name: the isolated one as well
                 labels = found.get("Labels") or {}
                 if labels.get(docker_spec.INSTALL) == self._install_id:
                     with contextlib.suppress(docker.errors.APIError):
@@ -97,7 +109,7 @@ class Containers:
             host = client.create_host_config(
                 mounts=[Mount(spec.mount_path, docker_spec.volume_name(spec.handle), type="volume")],
                 port_bindings={f"{spec.port}/tcp": (spec.publish.host, spec.publish.port)},
-                network_mode=self._network_name,
+                network_mode=self._scratch_name if spec.isolated else self._network_name,
                 cap_drop=["ALL"],
                 security_opt=["no-new-privileges"],
                 pids_limit=spec.limits.pids,

@@ -88,7 +88,7 @@ def spec_hash(spec: ServerSpec) -> str:
     parts = [
         FORMAT, spec.image, spec.port, spec.publish.host, spec.publish.port, spec.mount_path, spec.data_subdir,
         spec.initialised_file, spec.completed_file, spec.argv, spec.entrypoint, sorted(spec.env.items()), spec.user,
-        sorted(spec.tmpfs.items()), spec.shm_bytes, spec.stop_signal,
+        sorted(spec.tmpfs.items()), spec.shm_bytes, spec.stop_signal, *(["isolated"] if spec.isolated else []),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
