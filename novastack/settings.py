@@ -76,6 +76,12 @@ NOVASTACK_METRICS_TOKEN: str = env("NOVASTACK_METRICS_TOKEN", default="")
 NOVASTACK_MOVE_KEEP_HOURS: float = env.float("NOVASTACK_MOVE_KEEP_HOURS", default=24.0)
 NOVASTACK_DATA_GRACE_SECONDS: int = env.int("NOVASTACK_DATA_GRACE_SECONDS", default=900)
 # A file that is given up when its disk is 95 % full; `make run` keeps it beside the control database. No folder: none.
+# Throw-away servers, into which backups are restored to prove them (rule 26): memory and CPU of each, how many at a time
+# in a region, and for how long they let backups of the region go first.
+NOVASTACK_SCRATCH_MEMORY_BYTES: int = env.int("NOVASTACK_SCRATCH_MEMORY_BYTES", default=512 * 2**20)
+NOVASTACK_SCRATCH_CPUS: float = env.float("NOVASTACK_SCRATCH_CPUS", default=1.0)
+NOVASTACK_VERIFY_PARALLEL: int = env.int("NOVASTACK_VERIFY_PARALLEL", default=1)
+NOVASTACK_VERIFY_PATIENCE_SECONDS: float = env.float("NOVASTACK_VERIFY_PATIENCE_SECONDS", default=1800.0)
 NOVASTACK_BALLAST_FOLDER: str = env("NOVASTACK_BALLAST_FOLDER", default="")
 NOVASTACK_BALLAST_BYTES: int = env.int("NOVASTACK_BALLAST_BYTES", default=256 * 2**20)
 # A folder on the disk of Docker's volumes, for a worker that doesn't see Docker's own folder.

@@ -29,6 +29,8 @@ from projects.operations import wiring
 
 log = structlog.get_logger(__name__)
 
+THROWN_AWAY = "throw-away server"  # of data that only a backup was restored into: nobody's, and no event when it goes
+
 
 def delete_due_data(limit: int = 20) -> int:
     """Delete the data of tombstones that are due. A live server's incarnation is never touched. Returns how many."""
@@ -67,6 +69,17 @@ def _is_alive(tomb: DataTombstone) -> bool:
     )
 
 
+def delete_now(tomb: DataTombstone) -> bool:
+    """Delete the data of a throw-away server at once rather than at the next tick; what can't be now is tried again then.
+    True if it is gone."""
+    if tomb.reason != THROWN_AWAY or _is_alive(tomb):
+        return False
+    try:
+        return bool(_delete(tomb))
+    except domain.RuntimeUnreachable:
+        return False
+
+
 def _delete(tomb: DataTombstone) -> int:
     if not _waiting().filter(pk=tomb.pk).exists():  # forgotten since we looked
         return 0
@@ -81,6 +94,9 @@ def _delete(tomb: DataTombstone) -> int:
         if isinstance(error, domain.RuntimeUnreachable):
             raise
         return 0
+    if tomb.reason == THROWN_AWAY:
+        tomb.delete()
+        return 1
     with transaction.atomic():
         tomb.deleted_at, tomb.last_error = now(), ""
         tomb.save(update_fields=["deleted_at", "last_error", "updated_at"])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -190,6 +193,55 @@ class TestDocker(DockerContract):
             assert tool.wait(20).exit_code != 0
         finally:
             tool.kill()
+
+    def test_an_isolated_server_answers_and_gets_no_answer_from_elsewhere(
+        self, runtime: Runtime, server: Server, make_spec: MakeSpec, password: str
+    ) -> None:
+        """Rule 26: a throw-away server's code may call whom it likes. The machine beside ours knows our address and not
+        those of containers, as every machine elsewhere."""
+        if os.geteuid() != 0 or shutil.which("ip") is None:
+            pytest.skip("another machine is played by a network namespace, which only root can make")
+        alone = self.create(runtime, make_spec(isolated=True), password)
+        self.wait_ready(runtime, alone)
+        name = f"nvs{uuid.uuid4().hex[:8]}"
+
+        def run(*words: str) -> None:
+            subprocess.run(["ip", *words], check=True, capture_output=True, timeout=10)
+
+        listener = None
+        try:
+            run("netns", "add", name)
+            run("link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name)
+            run("addr", "add", "198.18.77.1/30", "dev", f"{name}a")
+            run("link", "set", f"{name}a", "up")
+            run("-n", name, "addr", "add", "198.18.77.2/30", "dev", f"{name}b")
+            run("-n", name, "link", "set", f"{name}b", "up")
+            listener = subprocess.Popen(
+                ["ip", "netns", "exec", name, sys.executable, "-m", "http.server", "8077", "--bind", "198.18.77.2"],
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            script = "for n in $(seq 20); do exec 3<>/dev/tcp/198.18.77.2/8077 && exit 0; sleep 0.2; done; exit 1"
+            answers = {}
+            for which, one in (("open", server), ("isolated", alone)):
+                tool = runtime.run_tool(
+                    f"nvs-tool-{uuid.uuid4()}", one.spec.image, Command(("timeout", "5", "bash", "-c", script)),
+                    beside=one.handle,
+                )  # fmt: skip
+                try:
+                    answers[which] = tool.wait(20).exit_code == 0
+                finally:
+                    tool.kill()
+            assert answers == {"open": True, "isolated": False}
+            # Its own network comes back with it as well.
+            runtime.stop(alone.handle)
+            runtime.start(alone.handle)
+            self.wait_ready(runtime, alone)
+        finally:
+            if listener is not None:
+                listener.kill()
+                listener.wait()
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True, timeout=10)
+            subprocess.run(["ip", "link", "del", f"{name}a"], check=False, capture_output=True, timeout=10)
 
     def test_inside_the_container_nobody_is_trusted(self, runtime: Runtime, server: Server) -> None:
         """Rule 21: the image's default lets everybody in from 127.0.0.1 and the socket."""
