@@ -51,6 +51,8 @@ NOVASTACK_SECRET_KEYS: list[str] = env.list("NOVASTACK_SECRET_KEYS", default=INS
 NOVASTACK_HOME = Path(env("NOVASTACK_HOME", default=str(BASE_DIR / ".novastack"))).resolve()
 # Where the process runtime keeps its servers: a folder that unprivileged accounts can pass through.
 NOVASTACK_SERVERS_ROOT = Path(env("NOVASTACK_SERVERS_ROOT", default=str(NOVASTACK_HOME / "state" / "servers")))
+# Below it are all filesystem targets of backups. Not made by itself in production: a disk that isn't mounted is missing.
+NOVASTACK_BACKUP_ROOT: str = env("NOVASTACK_BACKUP_ROOT", default="" if PRODUCTION else str(NOVASTACK_HOME / "backups"))
 NOVASTACK_BIND: str = env("NOVASTACK_BIND", default="127.0.0.1")
 NOVASTACK_PORT: int = env.int("NOVASTACK_PORT", default=8000)
 _loopback = NOVASTACK_BIND in {"127.0.0.1", "::1", "localhost"}

@@ -1,0 +1,108 @@
+"""From a target's row to its storage, and whether this install may write there."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import uuid
+from pathlib import Path
+
+from django.conf import settings
+
+from backups.models import StorageKind, StorageTarget
+from backups.storage.base import Storage, StorageError
+from backups.storage.filesystem import FilesystemStorage
+from novastack.common.clock import now
+from novastack.common.models import Install
+
+OWNER_KEY = "novastack-owner"
+_MOST_OWNER_BYTES = 4096
+
+
+class NotOurs(StorageError):
+    """The place belongs to another target or another install. `storage_owned`."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("storage_owned", detail, retryable=False)
+
+
+def root() -> Path:
+    """Below it are all filesystem targets; only the operator sets it."""
+    if not settings.NOVASTACK_BACKUP_ROOT:
+        raise StorageError("storage_missing", "No folder for backups is set: NOVASTACK_BACKUP_ROOT.", retryable=False)
+    return Path(settings.NOVASTACK_BACKUP_ROOT)
+
+
+def storage_of(target: StorageTarget) -> Storage:
+    """Not yet connected to. `StorageError` when its settings can't be used."""
+    config = target.config
+    try:
+        if target.kind == StorageKind.FILESYSTEM:
+            return FilesystemStorage(root(), config["path"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise StorageError("storage_failed", "The target's settings can't be used.", retryable=False) from None
+    raise StorageError("storage_failed", f"{target.get_kind_display()} targets can't be used yet.", retryable=False)
+
+
+def default_target(organization_id: uuid.UUID) -> StorageTarget | None:
+    """Where an organization's backups go if nobody says where: its own default, else the install's."""
+    defaults = StorageTarget.objects.filter(is_default=True)
+    return (
+        defaults.filter(organization_id=organization_id).first() or defaults.filter(organization=None).first()
+    )  # fmt: skip
+
+
+def claim(target: StorageTarget, storage: Storage | None = None, *, take_over: bool = False) -> None:
+    """Write the owner object, so that this target alone writes there, and note its epoch in the row (not saved).
+
+    `NotOurs` for a place that another target holds; with `take_over` it becomes ours, and the other one read-only.
+    """
+    storage = storage or storage_of(target)
+    found = _owner(storage)
+    ours = {"install": str(Install.load().install_id), "target": str(target.pk)}
+    if found is not None and not take_over and any(found.get(key) != value for key, value in ours.items()):
+        raise NotOurs(
+            "Another target of this install writes there." if found.get("install") == ours["install"]
+            else "Another install of NovaStack writes there."
+        )  # fmt: skip
+    epoch = secrets.token_hex(16)
+    writer = storage.writer(OWNER_KEY)
+    try:
+        writer.write(json.dumps({**ours, "epoch": epoch, "claimed_at": now().isoformat()}).encode())
+        writer.commit()
+    except StorageError:
+        writer.abort()
+        raise
+    target.owner_epoch, target.read_only_reason = epoch, ""
+
+
+def write_allowed(target: StorageTarget, storage: Storage | None = None) -> bool:
+    """Whether the place is still this target's: before anything is written or removed there (rule 30). If not, the row says
+    so in `read_only_reason` (saved). `StorageError` when it can't be told."""
+    if target.read_only_reason:
+        return False
+    found = _owner(storage or storage_of(target))
+    if found is None:
+        reason = "Its owner object is gone: another folder or bucket answers, or somebody removed it."
+    elif not secrets.compare_digest(str(found.get("epoch", "")).encode(), target.owner_epoch.encode()):
+        reason = "Another target or install took it over."
+    else:
+        return True
+    target.read_only_reason = reason
+    StorageTarget.objects.filter(pk=target.pk).update(read_only_reason=reason, updated_at=now())
+    return False
+
+
+def _owner(storage: Storage) -> dict[str, object] | None:
+    try:
+        with storage.open(OWNER_KEY) as source:
+            text = source.read(_MOST_OWNER_BYTES)
+    except StorageError as error:
+        if error.code == "object_missing":
+            return None
+        raise
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
