@@ -25,7 +25,7 @@ from backups.operations import keys, storages
 from backups.storage.base import Storage, StorageError
 from projects import domain
 from projects.engines import framing
-from projects.operations import copying, wiring
+from projects.operations import copying, stages, wiring
 from projects.operations.base import StepFailed
 from projects.operations.context import Context
 from projects.operations.move_sides import admitted, side_of
@@ -153,15 +153,15 @@ def open_archive(backup: Backup, manifest: Manifest, storage: Storage) -> Opener
 
 def feed(side: Context, target: copying.Side, opener: Opener, *, name: str, pulse: Callable[[int], None]) -> int:
     """Run the restore tool on what the opener gives; returns the archive's bytes. The opener is closed in any case."""
-    stage: copying.Stage | None = None
+    stage: stages.Stage | None = None
     feeder: _Feeder | None = None
     try:
         side.guard()
         tool = target.runtime.run_tool(
             name, target.image, side.engine.restore(target.place, target.credentials), beside=target.handle,
-            memory_bytes=copying.TOOL_MEMORY_BYTES,
+            memory_bytes=stages.TOOL_MEMORY_BYTES,
         )  # fmt: skip
-        stage = copying.Stage("restore", tool)
+        stage = stages.Stage("restore", tool)
         stage.listen()
         feeder = _Feeder(opener, target.runtime.stdin_of(tool), name)
         feeder.start()
@@ -176,25 +176,25 @@ def feed(side: Context, target: copying.Side, opener: Opener, *, name: str, puls
             feeder.join(5)
 
 
-def _watch(stage: copying.Stage, feeder: _Feeder, pulse: Callable[[int], None]) -> int:
+def _watch(stage: stages.Stage, feeder: _Feeder, pulse: Callable[[int], None]) -> int:
     while feeder.is_alive():
         feeder.join(_LOOK_SECONDS)
         pulse(feeder.moved)
         ended = stage.poll()
         if ended is not None and feeder.is_alive() and not feeder.refused.is_set():
             feeder.refused.set()  # nobody takes any more: from here on it only reads, to see what the object is
-            if copying.failure(stage, ended).code != "restore_failed":
+            if stage.failure(ended).code != "restore_failed":
                 feeder.stop.set()
     if feeder.error is not None:
         raise feeder.error
     if feeder.broken or feeder.refused.is_set():
-        ended = copying.await_end(stage, pulse, feeder.moved, seconds=_END_SECONDS)
+        ended = stage.awaited(pulse, feeder.moved, seconds=_END_SECONDS)
         if ended.exit_code:
-            raise copying.failure(stage, ended)
+            raise stage.failure(ended)
         raise StepFailed("restore_failed", "The restore tool ended before the dump did.", retryable=False)
-    ended = copying.await_end(stage, pulse, feeder.moved, seconds=None)
+    ended = stage.awaited(pulse, feeder.moved, seconds=None)
     if ended != domain.ExitResult(0):
-        raise copying.failure(stage, ended)
+        raise stage.failure(ended)
     return feeder.moved
 
 
