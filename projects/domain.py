@@ -179,6 +179,12 @@ class ServerBusy(EngineError):
     code = "server_busy"
 
 
+class SourceChanged(EngineError):
+    """Somebody held or changed tables just when a dump began: the next one may do."""
+
+    code = "source_changed"
+
+
 @dataclass(frozen=True, slots=True)
 class Bootstrapped:
     """What became of the tables that a new database begins with."""

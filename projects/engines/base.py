@@ -199,20 +199,23 @@ class Moment(ABC):
     """One moment of a database, held open while its dump is taken, and what the database held at that moment.
 
     Products that let another session see the same moment (PostgreSQL) read it beside the dump; the others
-    (`from_stream`) are told from the dump's own stream: whoever moves the stream calls `hear` with every piece of the
-    engine's archive, in order and uncompressed.
+    (`from_stream`) are told from the dump's own stream, which is not compressed then. Whoever moves the stream calls
+    `hear` with every piece.
     """
 
     command: Command  # of the dump tool: the archive on standard output
     from_stream: bool = False
     notes: tuple[str, ...] = ()  # what is not in the dump, or is not compared; for people
+    tool: str = ""  # the dump tool and its version, once the stream has begun
 
-    def hear(self, piece: bytes) -> None:  # noqa: B027 - most read the server
-        """A piece of the archive, uncompressed."""
+    def hear(self, piece: bytes) -> None:  # noqa: B027 - some need none of it
+        """A piece of the tool's output as it came; every one, in order, whether `from_stream` or not. Raises `EngineError`
+        when it is not what the tool writes."""
 
     @abstractmethod
     def contents(self, pulse: Callable[[], None]) -> Fingerprint:
-        """What the database held. Beside the dump (in another thread), or, `from_stream`, after its end. Raises
+        """What the database held. Beside the dump (in another thread, `pulse` ends it by raising), or, `from_stream`, after
+        its end. Raises
         `EngineError` when the stream was not what this product's tool writes to its end (cut off, left its database …).
         """
 

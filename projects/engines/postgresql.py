@@ -26,12 +26,13 @@ from projects.engines import (
     postgresql_bootstrap,
     postgresql_copy,
     postgresql_fingerprint,
+    postgresql_moment,
     postgresql_names,
     postgresql_pools,
     postgresql_snippets,
     postgresql_tls,
 )
-from projects.engines.base import Engine, EngineAdmin
+from projects.engines.base import Engine, EngineAdmin, Moment
 from projects.engines.postgresql_admin import RESERVED_CONNECTIONS, SUPERUSER_CONNECTIONS, PostgreSQLAdmin
 from projects.engines.postgresql_session import OWN_LIMITS, RoleFull, connect, translated
 
@@ -185,6 +186,11 @@ class PostgreSQL(Engine):
 
     def dump(self, place: Endpoint, credentials: Credentials) -> Command:
         return postgresql_copy.dump(place, credentials)
+
+    def moment(
+        self, endpoint: Endpoint, place: Endpoint, credentials: Credentials, *, compress: bool = False
+    ) -> contextlib.AbstractContextManager[Moment]:
+        return postgresql_moment.held(endpoint, place, credentials, compress=compress)
 
     def restore(self, place: Endpoint, credentials: Credentials) -> Command:
         return postgresql_copy.restore(place, credentials)

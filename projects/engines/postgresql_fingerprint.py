@@ -178,11 +178,33 @@ _FACTS = [
 def read(endpoint: Endpoint, credentials: Credentials, pulse: Callable[[], None]) -> Fingerprint:
     """One read-only transaction, all of one moment. Errors as `connect` raises them."""
     with inside(endpoint, credentials, pulse) as connection, translated():
-        connection.execute(_FORMATS)  # type: ignore[arg-type]
-        connection.execute("SET default_transaction_isolation = 'repeatable read'")
-        connection.execute("SET default_transaction_read_only = on")
+        prepare(connection)
         with connection.transaction():
-            return Fingerprint(_tables(connection, pulse), _facts(connection))
+            return contents(connection, pulse)
+
+
+def prepare(connection: BoundedConnection) -> None:
+    """From here on its transactions read, each of one moment, and show values always in the same way."""
+    connection.execute(_FORMATS)  # type: ignore[arg-type]
+    connection.execute("SET default_transaction_isolation = 'repeatable read'")
+    connection.execute("SET default_transaction_read_only = on")
+
+
+def contents(connection: BoundedConnection, pulse: Callable[[], None], *, sequences: bool = True) -> Fingerprint:
+    """What the transaction of a prepared session sees. Without `sequences` their values are left out: no transaction
+    holds them still."""
+    return Fingerprint(_tables(connection, pulse), _facts(connection, sequences=sequences))
+
+
+def sequence_fact(shown: str, last_value: int, handed_out: bool) -> tuple[tuple[str, str], str]:
+    """A sequence's value as one of a fingerprint's facts."""
+    return ("value of sequence", shown), str((last_value, handed_out))
+
+
+def sequences(connection: BoundedConnection) -> dict[tuple[str, str], str]:
+    """(schema, name) → as facts name it."""
+    rows = connection.execute(_SEQUENCES).fetchall()  # type: ignore[arg-type]
+    return {(str(schema), str(name)): str(shown) for schema, name, shown in rows}
 
 
 def _tables(connection: BoundedConnection, pulse: Callable[[], None]) -> dict[str, TableContent]:
@@ -200,14 +222,16 @@ def _tables(connection: BoundedConnection, pulse: Callable[[], None]) -> dict[st
     return found
 
 
-def _facts(connection: BoundedConnection) -> dict[tuple[str, str], str]:
+def _facts(connection: BoundedConnection, *, sequences: bool) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     for query in _FACTS:
         for kind, name, state in connection.execute(query).fetchall():  # type: ignore[arg-type]
             found[str(kind), str(name)] = str(state or "")
-    for schema, sequence, shown in connection.execute(_SEQUENCES).fetchall():  # type: ignore[arg-type]
+    for schema, sequence, shown in connection.execute(_SEQUENCES).fetchall() if sequences else ():  # type: ignore[arg-type]
         value = sql.SQL("SELECT last_value, is_called FROM {}").format(sql.Identifier(schema, sequence))
-        found["value of sequence", str(shown)] = str(connection.execute(value).fetchone())
+        last_value, handed_out = connection.execute(value).fetchone() or (0, False)
+        fact, state = sequence_fact(str(shown), int(last_value), bool(handed_out))
+        found[fact] = state
     for (oid,) in connection.execute("SELECT oid FROM pg_largeobject_metadata ORDER BY oid").fetchall():
         found["content of large object", str(oid)] = _large_object(connection, oid)
     return found

@@ -31,6 +31,11 @@ _LOST = re.compile(
     r"|connection refused|shutting down",
     re.IGNORECASE,
 )
+_CHANGED = re.compile(
+    r"(?:lock|statement) timeout|could not obtain lock|deadlock detected|cache lookup failed|could not open relation"
+    r"|relation .* does not exist|concurrently (?:updated|deleted)|definition has changed|invalid snapshot identifier",
+    re.IGNORECASE,
+)
 _CULPRIT = re.compile(r"error|fatal|failed|denied|unknown", re.IGNORECASE)
 _SECOND = re.compile(r"^(?:DETAIL|CONTEXT|HINT|QUERY|Command was)\b|^--", re.IGNORECASE)
 
@@ -100,8 +105,8 @@ class Stage:
         return [" ".join(line.split()) for line in bytes(said).decode(errors="replace").splitlines()]
 
     def failure(self, ended: domain.ExitResult) -> StepFailed:
-        """Which failure this end is. `dump_failed`, `restore_failed`, `source_lost`, `target_lost`, `target_full`,
-        `tool_out_of_memory`, `tool_killed`."""
+        """Which failure this end is. `dump_failed`, `restore_failed`, `source_lost`, `source_changed`, `target_lost`,
+        `target_full`, `tool_out_of_memory`, `tool_killed`."""
         words = self.words()
         log.warning("copy tool failed", stage=self.what, exit_code=ended.exit_code, oom=ended.oom_killed, said=words)
         if ended.oom_killed:
@@ -117,6 +122,8 @@ class Stage:
             return StepFailed("source_lost", f"The source's server went away meanwhile: {words}")
         if _LOST.search(words):
             return StepFailed("target_lost", f"The target's server went away meanwhile: {words}")
+        if dumps and _CHANGED.search(words):
+            return StepFailed("source_changed", f"Tables were held or changed by others as the dump began: {words}")
         said = words or f"The tool ended with code {ended.exit_code}."
         if dumps:
             return StepFailed("dump_failed", said, retryable=False)

@@ -148,6 +148,9 @@ CODES: Mapping[str, Code] = {
         None,
     ),
     "source_lost": Code("The source's server went away while it was copied.", f"{WAIT} It is started again."),
+    "source_changed": Code(
+        "Tables were held or changed by others just as the dump began.", f"{WAIT} The source is as it was."
+    ),
     "target_lost": Code("The target's server went away while it was copied to.", f"{WAIT} The source is as it was."),
     "copy_differs": Code(
         "The copy is not what the source is.",

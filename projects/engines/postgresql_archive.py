@@ -1,0 +1,157 @@
+"""The head of pg_dump's custom archive: its table of contents, read from the stream as it passes.
+
+Sequences are outside of every snapshot, so their values are known only from what the dump tool itself read and wrote.
+The format is that of `pg_backup_archiver.c` (`ReadHead`, `ReadToc`) for archive versions 1.12 to 1.16: PostgreSQL 9.0 to
+18; the table of contents comes first where the output can't be rewound. zstd in front of it is taken off.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import zstandard
+
+from projects.domain import EngineError
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_MAGIC = b"PGDMP"
+_OLDEST, _NEWEST = (1, 12), (1, 16)
+_CUSTOM = 1
+_MOST_BYTES = 256 << 20  # of a table of contents: some 500,000 objects
+_SETVAL = re.compile(r"setval\('.*', (-?\d+), (true|false)\);\s*\Z", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of the archive. `definition` is SQL."""
+
+    schema: str
+    name: str
+    kind: str  # TABLE, TABLE DATA, SEQUENCE SET …
+    definition: str
+
+
+class Head:
+    """Fed with pieces of an archive in order; `entries` is there once the table of contents has passed.
+
+    `wanted(kind)` says of which kinds entries are kept. Raises `EngineError` when it is no such archive."""
+
+    def __init__(self, wanted: Callable[[str], bool] = lambda _: True) -> None:
+        self.entries: list[Entry] | None = None
+        self.made_by = ""  # the version of pg_dump
+        self._wanted = wanted
+        self._held = bytearray()
+        self._unzipped: zstandard.ZstdDecompressionObj | None = None
+        self._looked = False
+        self._begin = b""
+        self._reader = self._read()
+        self._missing = next(self._reader)
+
+    def feed(self, piece: bytes) -> None:
+        if self.entries is not None:
+            return
+        if not self._looked:
+            self._begin += piece
+            if len(self._begin) < len(ZSTD_MAGIC):
+                return
+            self._looked, piece, self._begin = True, self._begin, b""
+            if piece.startswith(ZSTD_MAGIC):
+                self._unzipped = zstandard.ZstdDecompressor().decompressobj()
+        if self._unzipped is not None:
+            try:
+                piece = self._unzipped.decompress(piece)
+            except zstandard.ZstdError as error:
+                raise EngineError("the dump is not well compressed") from error
+        self._held += piece
+        if len(self._held) > _MOST_BYTES:
+            raise EngineError("the dump's table of contents is too large")
+        self._advance()
+
+    def _advance(self) -> None:
+        at = 0
+        try:
+            while len(self._held) - at >= self._missing:
+                taken = bytes(self._held[at : at + self._missing])
+                at += self._missing
+                self._missing = self._reader.send(taken)
+        except StopIteration:
+            self._held = bytearray()
+            return
+        del self._held[:at]
+
+    # --- the format: each `yield n` asks for n bytes ----------------------------------------------------------------------
+    def _read(self) -> Generator[int, bytes, None]:
+        if (yield 5) != _MAGIC:
+            raise EngineError("the dump is not an archive of pg_dump")
+        major, minor, _, int_bytes, offset_bytes, kind = yield 6
+        version = (major, minor)
+        if kind != _CUSTOM or not _OLDEST <= version <= _NEWEST or int_bytes not in {4, 8}:
+            raise EngineError(f"the dump is an archive of a kind that is not known ({major}.{minor})")
+        self._int = int_bytes
+        if version >= (1, 15):
+            yield 1  # how it is compressed
+        else:
+            yield from self._number()
+        for _ in range(7):  # when it was made
+            yield from self._number()
+        for _ in range(2):  # database, version of the server
+            yield from self._text()
+        self.made_by = (yield from self._text()) or ""
+        entries = []
+        for _ in range((yield from self._number())):
+            entry = yield from self._entry(version, offset_bytes)
+            if self._wanted(entry.kind):
+                entries.append(entry)
+        self.entries = entries
+
+    def _entry(self, version: tuple[int, int], offset_bytes: int) -> Generator[int, bytes, Entry]:
+        yield from self._number()  # id
+        yield from self._number()  # has data
+        yield from self._text()  # catalog
+        yield from self._text()  # object
+        name = yield from self._text()
+        kind = yield from self._text()
+        yield from self._number()  # section
+        definition = yield from self._text()
+        yield from self._text()  # DROP
+        yield from self._text()  # COPY
+        schema = yield from self._text()
+        yield from self._text()  # tablespace
+        if version >= (1, 14):
+            yield from self._text()  # access method
+        if version >= (1, 16):
+            yield from self._number()  # kind of relation
+        yield from self._text()  # owner
+        yield from self._text()  # with oids
+        while (yield from self._text()) is not None:
+            pass  # what it depends on
+        yield 1 + offset_bytes
+        return Entry(schema or "", name or "", kind or "", definition or "")
+
+    def _number(self) -> Generator[int, bytes, int]:
+        data = yield 1 + self._int
+        value = int.from_bytes(data[1:], "little")
+        return -value if data[0] else value
+
+    def _text(self) -> Generator[int, bytes, str | None]:
+        size = yield from self._number()
+        if size < 0:
+            return None
+        if not size:
+            return ""
+        return (yield size).decode(errors="surrogateescape")
+
+
+def sequence_values(entries: list[Entry]) -> dict[tuple[str, str], tuple[int, bool]]:
+    """(schema, name) → last value, and whether it was handed out."""
+    found = {}
+    for entry in entries:
+        if entry.kind != "SEQUENCE SET":
+            continue
+        match = _SETVAL.search(entry.definition)
+        if match is None:
+            raise EngineError("the dump says the value of a sequence in a way that is not known")
+        found[entry.schema, entry.name] = (int(match[1]), match[2] == "true")
+    return found

@@ -1,0 +1,142 @@
+"""A moment of a PostgreSQL database: one transaction whose snapshot pg_dump takes over, and what that transaction sees.
+
+TRUNCATE and rewrites by ALTER TABLE are not held back by snapshots. So reading begins when pg_dump has locked all tables
+against them (it has, once its table of contents comes), and with the same locks: whatever happened between the snapshot
+and pg_dump's locks looks the same to both. Sequences are in no snapshot: their values are those that pg_dump wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import psycopg
+from psycopg import sql
+
+from projects.domain import Command, Credentials, Endpoint, EngineError, Fingerprint, SourceChanged
+from projects.engines import postgresql_copy, postgresql_fingerprint, zipping
+from projects.engines.base import Moment
+from projects.engines.postgresql_archive import Head, sequence_values
+from projects.engines.postgresql_session import BoundedConnection, translated
+
+_LOCKED_AT_ONCE = 200
+_LOCK_SECONDS = 60
+_WAIT_SECONDS = 0.2
+_TAKEN = "55P03"
+_LOCKABLE = """
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+   AND has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
+ ORDER BY 1, 2
+"""
+_NOTES = (
+    (
+        "SELECT count(*) FROM pg_class WHERE relkind = 'm' AND relispopulated",
+        "The contents of {} materialized views are not in the dump: a restore computes them anew.",
+    ),
+    (
+        """SELECT string_agg(format('%s %s', x.extname, x.extversion), ', ' ORDER BY x.extname)
+             FROM pg_extension x JOIN pg_available_extensions a ON a.name = x.extname
+            WHERE x.oid >= 16384 AND x.extversion <> a.default_version""",
+        "A restore installs extensions in the server's default version, which is another one of: {}.",
+    ),
+    (
+        "SELECT count(*) FROM pg_class WHERE relkind = 'f'",
+        "The rows of {} foreign tables are elsewhere: not in the dump.",
+    ),
+)
+_OUTSIDE = "Not compared: planner statistics, and what belongs to extensions besides their tables."
+
+
+class PostgreSQLMoment(Moment):
+    def __init__(
+        self, command: Command, notes: tuple[str, ...], connection: BoundedConnection,
+        sequences: dict[tuple[str, str], str],
+    ) -> None:  # fmt: skip
+        self.command, self.notes = command, notes
+        self._connection, self._sequences = connection, sequences
+        self._head = Head(lambda kind: kind == "SEQUENCE SET")
+        self._known = threading.Event()
+
+    def hear(self, piece: bytes) -> None:
+        self._head.feed(piece)
+        if self._head.entries is not None and not self._known.is_set():
+            self.tool = f"pg_dump {self._head.made_by}"
+            self._known.set()
+
+    def contents(self, pulse: Callable[[], None]) -> Fingerprint:
+        while not self._known.wait(_WAIT_SECONDS):
+            pulse()
+        self._connection.pulse = pulse
+        with translated():
+            _lock(self._connection)
+            found = postgresql_fingerprint.contents(self._connection, pulse, sequences=False)
+        return Fingerprint(found.tables, {**found.facts, **self._values()})
+
+    def _values(self) -> dict[tuple[str, str], str]:
+        told = sequence_values(self._head.entries or [])
+        missing = self._sequences.keys() - told.keys()
+        if missing:
+            raise EngineError(
+                f"the dump does not say the value of {len(missing)} sequences, {min(missing)[1]} among them"
+            )
+        return dict(
+            postgresql_fingerprint.sequence_fact(self._sequences[name], *value)
+            for name, value in told.items() if name in self._sequences
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def held(
+    endpoint: Endpoint, place: Endpoint, credentials: Credentials, *, compress: bool
+) -> Iterator[PostgreSQLMoment]:
+    """The moment is over when this is left."""
+    connection = postgresql_copy.inside(endpoint, credentials)
+    try:
+        with translated():
+            if connection.info.server_version >= 170000:
+                connection.execute("SET transaction_timeout = 0")
+            postgresql_fingerprint.prepare(connection)
+            connection.execute("BEGIN")
+            snapshot = connection.execute("SELECT pg_export_snapshot()").fetchone()
+            notes = _notes(connection)
+            sequences = postgresql_fingerprint.sequences(connection)
+        command = postgresql_copy.dump(place, credentials)
+        assert snapshot is not None  # noqa: S101 - a function's row
+        argv = (*command.argv, f"--snapshot={snapshot[0]}", f"--lock-wait-timeout={_LOCK_SECONDS}s")
+        if compress:
+            argv = zipping.zipped(*argv)
+        yield PostgreSQLMoment(replace(command, argv=argv), notes, connection, sequences)
+    finally:
+        connection.pulse = None
+        connection.pgconn.finish()
+
+
+def _lock(connection: BoundedConnection) -> None:
+    """Against changes of their shape, for the rest of the transaction. Nobody is waited for: who waits for pg_dump's locks
+    would be behind us, or change the table as soon as pg_dump has ended."""
+    tables = _tables(connection)
+    for first in range(0, len(tables), _LOCKED_AT_ONCE):
+        names = [sql.Identifier(*table) for table in tables[first : first + _LOCKED_AT_ONCE]]
+        statement = sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE NOWAIT").format(sql.SQL(", ONLY ").join(names))
+        try:
+            connection.execute(statement)
+        except psycopg.Error as error:
+            if error.sqlstate != _TAKEN:
+                raise
+            raise SourceChanged("somebody changes tables while the dump begins") from None
+
+
+def _tables(connection: BoundedConnection) -> list[tuple[str, str]]:
+    return [(str(schema), str(name)) for schema, name in connection.execute(_LOCKABLE).fetchall()]
+
+
+def _notes(connection: BoundedConnection) -> tuple[str, ...]:
+    found = [_OUTSIDE]
+    for query, text in _NOTES:
+        row = connection.execute(query).fetchone()  # type: ignore[call-overload]
+        if row and row[0]:
+            found.append(text.format(str(row[0])[:300]))
+    return tuple(found)
