@@ -53,6 +53,10 @@ NOVASTACK_HOME = Path(env("NOVASTACK_HOME", default=str(BASE_DIR / ".novastack")
 NOVASTACK_SERVERS_ROOT = Path(env("NOVASTACK_SERVERS_ROOT", default=str(NOVASTACK_HOME / "state" / "servers")))
 # Below it are all filesystem targets of backups. Not made by itself in production: a disk that isn't mounted is missing.
 NOVASTACK_BACKUP_ROOT: str = env("NOVASTACK_BACKUP_ROOT", default="" if PRODUCTION else str(NOVASTACK_HOME / "backups"))
+# How much of a dump is read in a second at most (bytes, 0: as fast as it comes), and how far its tool steps back for
+# others on its machine (`nice`, 0 to 19).
+NOVASTACK_BACKUP_RATE_BYTES: int = max(0, env.int("NOVASTACK_BACKUP_RATE_BYTES", default=0))
+NOVASTACK_BACKUP_NICE: int = min(19, max(0, env.int("NOVASTACK_BACKUP_NICE", default=10)))
 NOVASTACK_BIND: str = env("NOVASTACK_BIND", default="127.0.0.1")
 NOVASTACK_PORT: int = env.int("NOVASTACK_PORT", default=8000)
 _loopback = NOVASTACK_BIND in {"127.0.0.1", "::1", "localhost"}

@@ -212,6 +212,9 @@ class Moment(ABC):
         """A piece of the tool's output as it came; every one, in order, whether `from_stream` or not. Raises `EngineError`
         when it is not what the tool writes."""
 
+    def heard_all(self) -> None:  # noqa: B027
+        """The tool has ended well, and all of its output was heard."""
+
     @abstractmethod
     def contents(self, pulse: Callable[[], None]) -> Fingerprint:
         """What the database held. Beside the dump (in another thread, `pulse` ends it by raising), or, `from_stream`, after
@@ -239,6 +242,7 @@ class Engine(ABC):
     hard_shrink_words: ClassVar[str] = (
         ""  # the same while its sessions are ended in the middle of writing; empty: they aren't
     )
+    dump_format: ClassVar[str] = ""  # what `dump` writes, as people know it
     minimum_memory_bytes: ClassVar[int] = 128 << 20  # below, a server does not start or dies of its first work
     connection_bytes: ClassVar[int] = 1 << 20  # memory that an open connection costs before it does anything
     max_username_length: ClassVar[int] = 63

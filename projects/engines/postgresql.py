@@ -69,6 +69,7 @@ class PostgreSQL(Engine):
     connection_bytes: ClassVar[int] = 3 << 20
     official_image: ClassVar[str] = "postgres"
     server_program: ClassVar[str] = "postgres"
+    dump_format: ClassVar[str] = "pg_dump custom"
     client_program: ClassVar[str] = "psql"
     lift_fence_sql: ClassVar[str] = "SET default_transaction_read_only = off;"
     hard_shrink_words: ClassVar[str] = (

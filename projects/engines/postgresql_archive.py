@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import zstandard
 
 from projects.domain import EngineError
+from projects.engines import zipping
 
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _MAGIC = b"PGDMP"
 _OLDEST, _NEWEST = (1, 12), (1, 16)
 _CUSTOM = 1
@@ -54,10 +54,10 @@ class Head:
             return
         if not self._looked:
             self._begin += piece
-            if len(self._begin) < len(ZSTD_MAGIC):
+            if len(self._begin) < len(zipping.MAGIC):
                 return
             self._looked, piece, self._begin = True, self._begin, b""
-            if piece.startswith(ZSTD_MAGIC):
+            if piece.startswith(zipping.MAGIC):
                 self._unzipped = zstandard.ZstdDecompressor().decompressobj()
         if self._unzipped is not None:
             try:

@@ -66,9 +66,14 @@ class PostgreSQLMoment(Moment):
             self.tool = f"pg_dump {self._head.made_by}"
             self._known.set()
 
+    def heard_all(self) -> None:
+        self._known.set()
+
     def contents(self, pulse: Callable[[], None]) -> Fingerprint:
         while not self._known.wait(_WAIT_SECONDS):
             pulse()
+        if self._head.entries is None:
+            raise EngineError("the dump ended before its table of contents")
         self._connection.pulse = pulse
         with translated():
             _lock(self._connection)

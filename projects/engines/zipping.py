@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 
+MAGIC = b"\x28\xb5\x2f\xfd"  # zstd's: what a compressed stream begins with
 # `sh -c ZIPPED sh program argument …`: the program's output by zstd, where the image has one. sh has no `pipefail`:
 # the program's own exit code goes through a file, and counts before zstd's. On success the last line says the bytes that
 # zstd took.

@@ -15,7 +15,8 @@ import zstandard
 
 from projects.domain import Command, EngineError, Fingerprint, SourceChanged
 from projects.engines import framing
-from projects.engines.postgresql_archive import ZSTD_MAGIC, Head, sequence_values
+from projects.engines.postgresql_archive import Head, sequence_values
+from projects.engines.zipping import MAGIC as ZSTD_MAGIC
 from projects.engines.zipping import told_bytes
 from projects.operations.stages import Stage
 from tests.contracts.engine_contract import new_names

@@ -1,0 +1,317 @@
+"""The steps of taking a backup. Each may be run again at any point: an attempt that was cut short is thrown away whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db.models import QuerySet
+
+from accounts.models import Organization
+from backups import manifest as manifests
+from backups.manifest import Manifest
+from backups.models import USABLE, Backup, BackupStatus
+from backups.operations import keys, limits, storages, streaming
+from backups.operations.restoring_data import BackupCorrupt, read_manifest, storage_errors
+from backups.storage.base import Storage, StorageError, Writer
+from novastack.common.clock import now
+from projects import domain
+from projects.operations import copying, steps, wiring
+from projects.operations.base import StepFailed
+from projects.operations.context import Context
+from projects.operations.move_sides import admitted, ensure_up, side_of
+
+log = structlog.get_logger(__name__)
+GUARD_SECONDS = 2.0
+MIB = 1 << 20
+_READ_BYTES = 1 << 20
+
+
+class Taking:
+    """Of the backup whose id is the operation's `params[param]`."""
+
+    def __init__(self, param: str) -> None:
+        self._param = param
+
+    def _backup(self, ctx: Context) -> Backup | None:
+        """None: this operation takes none, or it is stored already."""
+        wanted = ctx.operation.params.get(self._param)
+        backup = Backup.objects.select_related("storage").filter(pk=wanted).first() if wanted else None
+        if backup is None:
+            ctx.explain("None is taken")
+            return None
+        if backup.status in USABLE:
+            ctx.explain("It is stored")
+            return None
+        return backup
+
+    # --- forward --------------------------------------------------------------------------------------------------------
+    def prepare(self, ctx: Context) -> None:
+        """The server answers, the storage may be written to, and what can't be in the backup is put down."""
+        backup = self._backup(ctx)
+        if backup is None:
+            return
+        steps.writes_allowed(ctx)
+        if domain.Capability.COPY not in ctx.engine.capabilities:
+            raise StepFailed("backup_not_supported", f"{ctx.engine.title} can't be backed up yet.", retryable=False)
+        ensure_up(ctx)
+        with wiring.admin_session(ctx.engine, ctx.server) as admin:
+            stats = admin.stats(ctx.names.database)
+            obstacles = admin.obstacles(ctx.names)
+        storage = _storage(backup)
+        _check_room(backup, storage)
+        _save(
+            ctx, backup, status=BackupStatus.DUMPING, started_at=backup.started_at or now(), error=None,
+            operation_id=ctx.operation.pk, database_bytes=stats.size_bytes, server_version=stats.version[:64],
+            notes=[f"Not in the backup: {obstacle}." for obstacle in obstacles],
+        )  # fmt: skip
+        ctx.explain(f"{stats.size_bytes / MIB:.0f} MiB to {backup.storage.name}")
+
+    def dump(self, ctx: Context) -> None:
+        """One attempt, under a key of its own. What was left of the one before is removed first."""
+        backup = self._backup(ctx)
+        if backup is None:
+            return
+        ensure_up(ctx)
+        ctx.guard()
+        ctx.runtime.remove_tool(_tool(backup))
+        storage = _storage(backup)
+        _throw_away(backup, storage)
+        key = f"{wiring.install_id()}/{backup.organization_id}/{backup.pk}/{backup.attempt + 1}"
+        _save(ctx, backup, attempt=backup.attempt + 1, object_key=key, upload_id="", progress_bytes=0)
+        recipients = keys.recipients_of(backup.organization_id) if backup.storage.encrypt else None
+        login = admitted(ctx, ctx.names)
+        side = side_of(ctx, login)
+        rate = settings.NOVASTACK_BACKUP_RATE_BYTES
+        # With a rate limit it is the dump's own bytes that are counted, since they are what the source has to do.
+        with ctx.engine.moment(ctx.server.control_endpoint, side.place, login, compress=not rate) as moment:
+            taken_at = now()
+            with wiring.admin_session(ctx.engine, ctx.server) as admin:
+                around = admin.around(ctx.names)
+            ctx.guard()
+            with storage_errors():
+                writer = storage.writer(key, upload_begun=lambda upload: _save(ctx, backup, upload_id=upload))
+                try:
+                    taken = streaming.take(
+                        side, moment, writer, recipients, name=_tool(backup), pulse=_watched(ctx, backup),
+                        limits=streaming.Limits(rate, settings.NOVASTACK_BACKUP_NICE, _most_bytes(backup)),
+                    )  # fmt: skip
+                    ctx.guard()
+                    _commit(storage, writer, key, taken.sealed.size_bytes, taken.sealed.sha256)
+                except BaseException:
+                    writer.abort()
+                    raise
+        notes = [*backup.notes, *(note for note in (*moment.notes, *taken.warnings) if note not in backup.notes)]
+        backup.notes = notes
+        manifest = _manifest(ctx, backup, taken, side, recipients, around, (taken_at.isoformat(), moment.tool))
+        _save(
+            ctx, backup, upload_id="", progress_bytes=max(backup.progress_bytes, taken.sealed.dump_bytes),
+            size_bytes=taken.sealed.size_bytes, dump_bytes=taken.dump_bytes, sha256=taken.sealed.sha256,
+            compressed=taken.sealed.compressed, encrypted=taken.sealed.encrypted, key_ids=recipients or [],
+            rows=taken.contents.rows, tables=len(taken.contents.tables), manifest=manifest.to_json(), notes=notes,
+        )  # fmt: skip
+        ctx.record(seconds=round(taken.seconds, 3), waited_seconds=round(taken.waited_seconds, 3))
+        self._dismiss(ctx)
+        raw = f"{taken.dump_bytes / MIB:.1f} MiB, " if taken.dump_bytes is not None else ""
+        ctx.explain(f"{raw}{taken.sealed.size_bytes / MIB:.1f} MiB stored in {taken.seconds:.1f} s")
+
+    def store(self, ctx: Context) -> None:
+        """The manifest comes last and is the commit; found there already, it is taken for what it is."""
+        backup = self._backup(ctx)
+        if backup is None:
+            return
+        storage = _storage(backup)
+        with storage_errors():
+            stored = storage.head(backup.object_key)
+        if stored is None or stored.size_bytes != backup.size_bytes:
+            raise StepFailed("object_missing", "What was stored is not there any more.", retryable=False)
+        if not _is_committed(backup, storage):
+            manifest = Manifest.from_json({**backup.manifest, "finished_at": now().isoformat()})
+            recipients = list(backup.key_ids) if backup.encrypted else None
+            data = manifests.seal(manifest, recipients, keys.signing_key())
+            ctx.guard()
+            with storage_errors():
+                writer = storage.writer(backup.manifest_key)
+                try:
+                    for first in range(0, len(data), _READ_BYTES):
+                        writer.write(data[first : first + _READ_BYTES])
+                    _commit(storage, writer, backup.manifest_key, len(data), hashlib.sha256(data).hexdigest())
+                except BaseException:
+                    writer.abort()
+                    raise
+        _save(ctx, backup, status=BackupStatus.STORED, finished_at=now(), error=None)
+        ctx.explain(f"Signed; {backup.rows or 0} rows of {backup.tables or 0} tables")
+        ctx.say(f"The backup is stored at {backup.storage.name}.")
+
+    # --- back -------------------------------------------------------------------------------------------------------------
+    def undo(self, ctx: Context) -> None:
+        """It failed: the row says so at once; then what was left is removed, as far as the storage can be reached."""
+        wanted = ctx.operation.params.get(self._param)
+        backup = Backup.objects.select_related("storage").filter(pk=wanted).first() if wanted else None
+        if backup is None or backup.status in USABLE:
+            return
+        error = ctx.operation.error or {"code": "cancelled", "detail": "Cancelled.", "retryable": False}
+        with ctx.fenced():
+            mark_failed(backup, error)
+        ctx.runtime.remove_tool(_tool(backup))
+        try:
+            self._dismiss(ctx)
+        except (domain.EngineError, StepFailed) as problem:
+            ctx.say(f"The dump tool's login could not be removed now: {problem}"[:300], level="warning")
+        try:
+            _throw_away(backup, storages.storage_of(backup.storage))
+        except (StorageError, StepFailed) as problem:
+            ctx.say(f"What was stored of it could not be removed now: {problem}"[:300], level="warning")
+            return
+        _save(ctx, backup, upload_id="", size_bytes=None)
+
+    def _dismiss(self, ctx: Context) -> None:
+        ctx.guard()
+        with wiring.admin_session(ctx.engine, ctx.server) as admin:
+            admin.dismiss_tool(ctx.names, ctx.names.tool)
+
+
+def mark_failed(backup: Backup, error: dict[str, Any]) -> None:
+    """In a transaction of who may say so."""
+    backup.status, backup.error, backup.finished_at = BackupStatus.FAILED, error, now()
+    backup.save(update_fields=["status", "error", "finished_at", "updated_at"])
+
+
+def _row(backup: Backup) -> QuerySet[Backup]:
+    return Backup.objects.filter(pk=backup.pk)
+
+
+def _save(ctx: Context, backup: Backup, **values: Any) -> None:
+    with ctx.fenced():
+        _row(backup).update(**values, updated_at=now())
+    for name, value in values.items():
+        setattr(backup, name, value)
+
+
+def _tool(backup: Backup) -> str:
+    return copying.tool_names(str(backup.operation_id or backup.pk))[0]
+
+
+def _storage(backup: Backup) -> Storage:
+    """To be written to now, or it is said why not."""
+    with storage_errors():
+        storage = storages.storage_of(backup.storage)
+        if not storages.write_allowed(backup.storage, storage):
+            raise StepFailed(
+                "storage_read_only", f"Nothing is written there: {backup.storage.read_only_reason}", retryable=False
+            )
+    return storage
+
+
+def _check_room(backup: Backup, storage: Storage) -> None:
+    """Where the storage can tell: room for one as large as the last one."""
+    before = Backup.objects.filter(project_uuid=backup.project_uuid, status__in=USABLE).order_by("-created_at").first()
+    with storage_errors():
+        free = storage.free_bytes()
+    if free is not None and before is not None and free < (before.size_bytes or 0):
+        raise StepFailed(
+            "storage_full",
+            f"{free / MIB:.0f} MiB are free, the last backup has {(before.size_bytes or 0) / MIB:.0f} MiB.",
+        )
+
+
+def _most_bytes(backup: Backup) -> int | None:
+    if backup.trigger not in limits.COUNTED:
+        return None
+    return limits.room_bytes(Organization.objects.get(pk=backup.organization_id))
+
+
+def _watched(ctx: Context, backup: Backup) -> Callable[[int], None]:
+    """Promises are looked at often, the rows every few seconds."""
+    asked = [time.monotonic()]
+
+    def pulse(moved: int) -> None:
+        ctx.pulse()
+        if time.monotonic() - asked[0] > GUARD_SECONDS:
+            ctx.guard()
+            _save(ctx, backup, progress_bytes=moved)
+            asked[0] = time.monotonic()
+
+    return pulse
+
+
+def _throw_away(backup: Backup, storage: Storage) -> None:
+    """All that an attempt before this one left. One that holds its objects (object lock) keeps what is no backup to us."""
+    if not backup.object_key:
+        return
+    with storage_errors():
+        if backup.upload_id:
+            storage.abort_upload(backup.object_key, backup.upload_id)
+        for key in (backup.manifest_key, backup.object_key):
+            try:
+                storage.delete(key)
+            except StorageError as error:
+                if error.code != "object_locked":
+                    raise
+                log.warning("a part of a backup that failed is locked in its storage", key=key)
+
+
+def _commit(storage: Storage, writer: Writer, key: str, size_bytes: int, sha256: str) -> None:
+    """Have the object under its name. An answer that leaves it open is settled by looking (rule 29)."""
+    try:
+        writer.commit()
+    except StorageError:
+        if not _is_there(storage, key, size_bytes, sha256):
+            raise
+        log.warning("a doubtful commit was settled by reading the object", key=key)
+
+
+def _is_there(storage: Storage, key: str, size_bytes: int, sha256: str) -> bool:
+    try:
+        stored = storage.head(key)
+        if stored is None or stored.size_bytes != size_bytes:
+            return False
+        digest = hashlib.sha256()
+        with contextlib.closing(storage.open(key)) as source:
+            while piece := source.read(_READ_BYTES):
+                digest.update(piece)
+    except StorageError:
+        return False
+    return digest.hexdigest() == sha256
+
+
+def _is_committed(backup: Backup, storage: Storage) -> bool:
+    """A worker before this one wrote the manifest, and did not come to say so."""
+    with storage_errors():
+        if storage.head(backup.manifest_key) is None:
+            return False
+    try:
+        read_manifest(backup, storage)
+    except BackupCorrupt:
+        return False  # of this very attempt, and not readable: it is written again
+    return True
+
+
+def _manifest(
+    ctx: Context, backup: Backup, taken: streaming.Taken, side: copying.Side, recipients: list[str] | None,
+    around: dict[str, Any], told: tuple[str, str],
+) -> Manifest:  # fmt: skip
+    names, sealed = ctx.names, taken.sealed
+    return Manifest(
+        install=wiring.install_id(), organization=str(backup.organization_id),
+        project={"id": str(backup.project_uuid), "name": backup.project_name, "slug": backup.project_slug},
+        backup=str(backup.pk), key=backup.object_key, engine=backup.engine, version=backup.version,
+        server_version=backup.server_version, image=side.image, tool=told[1], taken_at=told[0],
+        finished_at=now().isoformat(),
+        dump={"format": ctx.engine.dump_format, "bytes": taken.dump_bytes},
+        stored={
+            "bytes": sealed.size_bytes, "sha256": sealed.sha256, "compressed": sealed.compressed,
+            "encrypted": sealed.encrypted, "recipients": recipients or [],
+        },
+        database={"name": names.database, "bytes": backup.database_bytes},
+        names={
+            "database": names.database, "owner": names.owner, "group": names.group, "login": names.login, "control": names.control,
+            "connection_limit": str(names.connection_limit),
+        },
+        contents=taken.contents, around=around, notes=tuple(backup.notes),
+    )  # fmt: skip
