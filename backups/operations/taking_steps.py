@@ -310,8 +310,8 @@ def _manifest(
         },
         database={"name": names.database, "bytes": backup.database_bytes},
         names={
-            "database": names.database, "owner": names.owner, "group": names.group, "login": names.login, "control": names.control,
-            "connection_limit": str(names.connection_limit),
+            "database": names.database, "owner": names.owner, "group": names.group, "login": names.login,
+            "control": names.control, "connection_limit": str(names.connection_limit),
         },
         contents=taken.contents, around=around, notes=tuple(backup.notes),
     )  # fmt: skip

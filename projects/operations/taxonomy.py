@@ -170,6 +170,30 @@ CODES: Mapping[str, Code] = {
     ),
     "tool_killed": Code("A tool was ended from outside.", WAIT),
     "tool_out_of_memory": Code("A tool needed more memory than it may.", OPERATOR),
+    # --- backups and their storages
+    "backup_not_supported": Code("This engine can't be backed up yet.", "Nothing was changed.", False),
+    "backup_too_large": Code(
+        "The organization's quota for the storage of backups does not hold it.",
+        "Delete backups, or have the quota raised; what was stored of it was removed.",
+        False,
+    ),
+    "storage_unreachable": Code("The storage does not answer.", WAIT, None),
+    "storage_refused": Code(
+        "The storage refuses NovaStack: its credentials, or its rights.", "Test it, and correct it.", None
+    ),
+    "storage_full": Code("The storage is full.", "Make room, or choose another storage.", None),
+    "storage_missing": Code(
+        "The storage's folder or bucket is not there.", "Is it mounted? Correct the storage.", None
+    ),
+    "storage_failed": Code("The storage failed.", f"{WAIT} Its own words are in `detail`.", None),
+    "storage_owned": Code(
+        "Another target, or another install, writes there.", "Choose another folder or prefix.", None
+    ),
+    "storage_read_only": Code(
+        "Nothing is written to this storage.", "It says why; take it over again if it is yours.", False
+    ),
+    "object_missing": Code("What was stored is not in the storage any more.", "Look who removes objects there.", None),
+    "object_locked": Code("The storage keeps the object from being removed.", "It can go when its lock is over.", None),
     # --- the operation itself
     "control_restored": Code(
         "It was under way when the control backup that was brought back was made.",

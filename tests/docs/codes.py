@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,11 +30,14 @@ def operation_codes() -> dict[str, set[bool | None]]:
             if isinstance(node, ast.Call):
                 for code, retryable in _of_call(node):
                     found[code].add(retryable)
-            elif isinstance(node, ast.ClassDef) and {_name(base) for base in node.bases} & (BASES | {"Exception"}):
+            elif isinstance(node, ast.ClassDef) and {_name(base) for base in node.bases} & (BASES | {"Exception", "StorageError"}):
                 values = _assigned(node)
                 code = values.get("code")
                 if isinstance(code, str) and (BASES & {node.name, *(_name(b) for b in node.bases)}):
                     found[code].add(bool(values.get("retryable", True)))
+                if "StorageError" in {node.name, *(_name(b) for b in node.bases)}:  # its docstring lists them
+                    for code in re.findall(r"`((?:storage|object)_[a-z]+)`", ast.get_docstring(node) or ""):
+                        found[code].add(None)
             elif isinstance(node, ast.FunctionDef):
                 for code in _named_in(node):
                     found[code].add(None)
