@@ -151,8 +151,9 @@ class EngineAdmin(ABC):
         runs (rule 18). It waits for no lock and takes two seconds at most, or raises."""
 
     # --- copies (`Capability.COPY`) ------------------------------------------------------------------------------------
-    def obstacles(self, names: TenantNames) -> list[str]:
-        """What can't be in a copy, for people: it would be lost without a word. Empty: nothing known."""
+    def obstacles(self, names: TenantNames, *, renamed: bool = False) -> list[str]:
+        """What can't be in a copy, for people: it would be lost without a word. `renamed`: the copy's database will have
+        another name. Empty: nothing known."""
         raise NotImplementedError
 
     def quiet(self, names: TenantNames, *, quiet: bool) -> None:  # noqa: B027 - most products do nothing by themselves
@@ -160,9 +161,19 @@ class EngineAdmin(ABC):
         that is this tenant's alone."""
 
     def admit_tool(self, names: TenantNames, username: str, password: str) -> None:
-        """A login for dump and restore tools and for `Engine.fingerprint`: it sees every row of this database whatever
-        the tenant's policies say, acts for the tenant's roles there, and has no right anywhere else."""
+        """A login for `Engine.dump` and `Engine.fingerprint`: it sees every row of this database whatever the tenant's
+        policies say, and changes nothing elsewhere. Done again, its password is the new one."""
         raise NotImplementedError
+
+    def admit_restorer(self, names: TenantNames, username: str, password: str) -> str:
+        """A login for `Engine.restore` and `finish_copy`, with no right outside of this database; returns its name. Where
+        objects belong to who makes them it is the tenant's own, which keeps everybody else out meanwhile: its password is
+        that one until somebody sets another (`set_password`, `put_password_hashes`)."""
+        self.admit_tool(names, username, password)
+        return username
+
+    def dismiss_restorer(self, names: TenantNames, username: str) -> None:  # noqa: B027 - most have a tool's login for it
+        """A login that `admit_restorer` lent is the tenant's again, and locked. What `dismiss_tool` removes may stay."""
 
     def dismiss_tool(self, names: TenantNames, username: str) -> None:
         """Remove that login and its sessions; absent is success."""
@@ -249,6 +260,8 @@ class Engine(ABC):
     tls_relaxes_at_start: ClassVar[bool] = False  # plain connections are allowed again only by the next start
     resize_words: ClassVar[str]  # what of new limits waits for a restart
     tables_title: ClassVar[str] = "Tables"
+    # A dump names the tenant's roles: those of a copy are called as at the source until it is proven, and renamed then.
+    dumps_name_roles: ClassVar[bool] = True
     warnings: ClassVar[tuple[str, ...]] = ()  # what else one must know before choosing it
 
     @property
@@ -307,7 +320,7 @@ class Engine(ABC):
     # --- copies (`Capability.COPY`): commands for tools that run beside the server at `place` ----------------------------
     def dump(self, place: Endpoint, credentials: Credentials) -> Command:
         """Writes the whole database `credentials.database` to standard output, as of one moment. `credentials` are those
-        of `EngineAdmin.admit_tool`."""
+        of `EngineAdmin.admit_tool`. What it holds besides tables and rows says each engine."""
         raise NotImplementedError
 
     def moment(
@@ -321,7 +334,7 @@ class Engine(ABC):
 
     def restore(self, place: Endpoint, credentials: Credentials) -> Command:
         """Fills an empty database from standard input: frames as `framing` says. It ends with 0 only when all of the dump
-        came and was taken, and stops at the first error otherwise."""
+        came and was taken, and stops at the first error otherwise. `credentials` are those of `admit_restorer`."""
         raise NotImplementedError
 
     def finish_copy(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:  # noqa: B027 - PostgreSQL's

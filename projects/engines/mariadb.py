@@ -15,6 +15,10 @@ class MariaDBAdmin(MySQLFamilyAdmin):
     tablespaces = "INNODB_SYS_TABLESPACES"
     locked_sql = "SELECT User FROM mysql.global_priv WHERE JSON_VALUE(Priv, '$.account_locked')"
     leftovers = ("healthcheck",)
+    routine_right = "SELECT ON mysql.proc"
+
+    def _by_hash(self, plugin: str, verifier: str) -> str:
+        return f"IDENTIFIED VIA {plugin} USING '{bytes.fromhex(verifier).decode('ascii')}'"
 
 
 class MariaDB(MySQLFamily):
@@ -26,6 +30,11 @@ class MariaDB(MySQLFamily):
     official_image: ClassVar[str] = "mariadb"
     server_program: ClassVar[str] = "mariadbd"
     client_program: ClassVar[str] = "mariadb"
+    dump_program: ClassVar[str] = "mariadb-dump"
+    dump_arguments: ClassVar[tuple[str, ...]] = ("--dump-history",)
+    restore_arguments: ClassVar[tuple[str, ...]] = (
+        "--loose-sandbox", "--init-command=SET SESSION max_statement_time = 0, lock_wait_timeout = 60",
+    )  # fmt: skip
     minimum_memory_bytes: ClassVar[int] = 192 << 20
     admin_class: ClassVar[type[MySQLFamilyAdmin]] = MariaDBAdmin
     dialect: ClassVar[Dialect] = MARIADB

@@ -8,19 +8,24 @@ from typing import ClassVar
 
 from projects.domain import Capability, ServerRequest
 from projects.engines import mysql_hashes
-from projects.engines.mysql_admin import ANYWHERE, MySQLFamilyAdmin
+from projects.engines.mysql_admin import MySQLFamilyAdmin
 from projects.engines.mysql_family import FIRST_SQL, MIB, SESSION_CAPABILITIES, MySQLFamily
+from projects.engines.mysql_session import ANYWHERE
 from projects.engines.mysql_snippets import MYSQL, Dialect
 
 
 class MySQLAdmin(MySQLFamilyAdmin):
     reload_sql: ClassVar[str] = "ALTER INSTANCE RELOAD TLS"
+    routine_right: ClassVar[str] = "SHOW_ROUTINE ON *.*"
 
     def _retaining(self, keep_old: bool) -> str:
         return " RETAIN CURRENT PASSWORD" if keep_old else ""
 
     def discard_old_password(self, username: str) -> None:
         self._session.do("ALTER USER %s@%s DISCARD OLD PASSWORD", username, ANYWHERE)
+
+    def _by_hash(self, plugin: str, verifier: str) -> str:
+        return f"IDENTIFIED WITH {plugin} AS 0x{verifier}"
 
 
 class MySQL(MySQLFamily):
@@ -35,6 +40,15 @@ class MySQL(MySQLFamily):
     official_image: ClassVar[str] = "mysql"
     server_program: ClassVar[str] = "mysqld"
     client_program: ClassVar[str] = "mysql"
+    dump_program: ClassVar[str] = "mysqldump"
+    # Without the table of masking policies, which only an administrator may read: else 9.7 complains, and ends well.
+    dump_arguments: ClassVar[tuple[str, ...]] = (
+        "--set-gtid-purged=OFF", "--no-tablespaces", "--column-statistics=0", "--loose-masking-policies=0",
+        "--loose-init-command=SET SESSION max_execution_time = 0",
+    )  # fmt: skip
+    restore_arguments: ClassVar[tuple[str, ...]] = (
+        "--init-command=SET SESSION max_execution_time = 0, lock_wait_timeout = 60",
+    )
     minimum_memory_bytes: ClassVar[int] = 384 << 20
     admin_class: ClassVar[type[MySQLFamilyAdmin]] = MySQLAdmin
     dialect: ClassVar[Dialect] = MYSQL

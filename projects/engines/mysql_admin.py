@@ -21,13 +21,13 @@ from typing import ClassVar
 
 from projects.domain import Counters, EngineError, Limits, ServerStats, TableCount, TableCounts, TenantNames
 from projects.engines import mysql_prepared, mysql_tls
-from projects.engines.base import TABLES_MOST, TABLES_SECONDS, EngineAdmin
-from projects.engines.mysql_session import Session, name, pattern
+from projects.engines.base import TABLES_MOST, TABLES_SECONDS
+from projects.engines.mysql_copy import MySQLFamilyCopies
+from projects.engines.mysql_session import ANYWHERE, Session, name, pattern
 
 CONTROL_CONNECTIONS = 5
 PLATFORM = "novastack"
 IDENTITY = "identity"
-ANYWHERE = "%"  # names are not resolved, and who may reach the port is the network's matter
 _UNKNOWN_THREAD = "(1094)"
 # `Delete_priv` below marks a tenant's logins: they have that right also while their writes are fenced; the control login,
 # which may enter the database too, does not.
@@ -58,7 +58,7 @@ END
 """
 
 
-class MySQLFamilyAdmin(EngineAdmin):
+class MySQLFamilyAdmin(MySQLFamilyCopies):
     reload_sql: ClassVar[str] = "FLUSH LOCAL SSL"
     tablespaces: ClassVar[str] = "INNODB_TABLESPACES"  # where InnoDB says how large its files are
     locked_sql: ClassVar[str] = "SELECT User FROM mysql.user WHERE account_locked = 'Y'"
@@ -168,12 +168,13 @@ class MySQLFamilyAdmin(EngineAdmin):
 
     def drop_tenant(self, names: TenantNames) -> None:
         self.lock_tenant(names, locked=True)
-        self._end_all(names.control)
+        for user in (names.control, names.tool):
+            self._end_all(user)
         logins = self._logins(names)
         self._session.bound(16)  # it removes files
         mysql_prepared.end_prepared(self._session, names.database)
         mysql_prepared.drop(self._session, f"DROP DATABASE IF EXISTS {name(names.database)}")
-        for user in [*logins, names.control]:
+        for user in [*logins, names.control, names.tool]:
             self._session.do("DROP USER IF EXISTS %s@%s", user, ANYWHERE)
 
     def lock_tenant(self, names: TenantNames, *, locked: bool) -> None:

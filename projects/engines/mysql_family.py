@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 from projects.domain import (
     Bootstrapped,
     Capability,
     ConnectionInfo,
+    Command,
     Credentials,
     Endpoint,
     EngineError,
+    Fingerprint,
     ProcessProgram,
     ServerRequest,
     ServerSpec,
     TenantNames,
 )
-from projects.engines import mysql_bootstrap, mysql_names, mysql_snippets, mysql_tls
+from projects.engines import mysql_bootstrap, mysql_copy, mysql_fingerprint, mysql_names, mysql_snippets, mysql_tls
 from projects.engines.base import Engine, EngineAdmin
 from projects.engines.mysql_admin import IDENTITY, PLATFORM, MySQLFamilyAdmin, buffer_pool_bytes
 from projects.engines.mysql_session import LoginFull, Session, connect, pattern
@@ -28,7 +30,7 @@ MIB = 1024**2
 SESSION_CAPABILITIES = frozenset(
     {
         Capability.WRITE_FENCE, Capability.END_SESSIONS, Capability.CONNECTION_LIMIT, Capability.TLS,
-        Capability.TLS_OPTIONAL, Capability.TLS_RELOAD,
+        Capability.TLS_OPTIONAL, Capability.TLS_RELOAD, Capability.COPY,
     }
 )  # fmt: skip
 SECRET = "bootstrap"  # noqa: S105 - the name of a file
@@ -44,12 +46,16 @@ class MySQLFamily(Engine):
     default_port: ClassVar[int] = 3306
     bootstrap_username: ClassVar[str] = "root"
     max_username_length: ClassVar[int] = 32
+    dumps_name_roles: ClassVar[bool] = False
     shrink_words: ClassVar[str] = "DROP, TRUNCATE, or DELETE"
     hard_shrink_words: ClassVar[str] = (
         "DROP and TRUNCATE always work, and DELETE in batches of a few seconds; a long DELETE may be cut off"
     )
     resize_words: ClassVar[str] = "The buffer pool follows while it runs; smaller buffers change at the next restart."
 
+    dump_program: ClassVar[str]
+    dump_arguments: ClassVar[tuple[str, ...]]
+    restore_arguments: ClassVar[tuple[str, ...]]
     admin_class: ClassVar[type[MySQLFamilyAdmin]]
     dialect: ClassVar[mysql_snippets.Dialect]
     secret_variable: ClassVar[str]  # names the file with root's first password
@@ -199,6 +205,30 @@ class MySQLFamily(Engine):
             password = mysql_tls.new_password()
             with self.admin_class(session, self.identified).trial_account(mysql_tls.TRIAL, password):
                 return mysql_tls.accepts_plain(endpoint, password, timeout_seconds=timeout_seconds)
+
+    def dump(self, place: Endpoint, credentials: Credentials) -> Command:
+        """As of one moment where tables are InnoDB's. With routines, triggers, events, sequences and (MariaDB) the history
+        of system-versioned tables; the database's charset, and MariaDB's comment on it, at its head. No login, no right,
+        no name of the database; FLOAT values are told with six digits only."""
+        return mysql_copy.dump(
+            place, credentials, mariadb=self._is_mariadb, programs=(self.client_program, self.dump_program),
+            arguments=self.dump_arguments,
+        )  # fmt: skip
+
+    def restore(self, place: Endpoint, credentials: Credentials) -> Command:
+        """`credentials` are those of `EngineAdmin.admit_restorer`: everything comes to belong to that login."""
+        return mysql_copy.restore(
+            place, credentials, mariadb=self._is_mariadb, program=self.client_program, arguments=self.restore_arguments
+        )
+
+    @property
+    def _is_mariadb(self) -> bool:
+        return self.dump_program.startswith("mariadb")
+
+    def fingerprint(
+        self, endpoint: Endpoint, credentials: Credentials, *, pulse: Callable[[], None] = lambda: None
+    ) -> Fingerprint:
+        return mysql_fingerprint.read(endpoint, credentials, pulse)
 
     def validate_identifier(self, value: str) -> str:
         return mysql_names.validate(value, self.title)

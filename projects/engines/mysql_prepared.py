@@ -25,6 +25,13 @@ def end_prepared(session: Session, database: str) -> int:
     return len(own)
 
 
+def count(session: Session, database: str) -> int:
+    """How many of them changed tables of this database."""
+    waiting = _waiting(session)
+    touched = _databases(session, waiting) if waiting else {}
+    return sum(database in databases for databases in touched.values())
+
+
 def drop(session: Session, statement: str) -> None:
     """Run it; says what is in the way when something holds the tables."""
     try:

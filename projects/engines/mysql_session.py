@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pymysql
 from pymysql.connections import Connection
+from pymysql.constants import COMMAND
 
 from projects.domain import (
     Credentials,
@@ -24,6 +26,7 @@ from projects.domain import (
 from projects.engines import trust
 
 Row = tuple[Any, ...]
+ANYWHERE = "%"  # the host of every account: names are not resolved, and who may reach the port is the network's matter
 
 # https://dev.mysql.com/doc/mysql-errors/9.7/en/server-error-reference.html, https://mariadb.com/kb/en/mariadb-error-codes/
 _REFUSED = {
@@ -47,6 +50,7 @@ _SERVER_FULL = {1040}  # asked before the password is checked
 _LOGIN_FULL = {1203, 1226}  # the account's own limits are checked after the password: the login was good
 _AWAY = {1053, 1077, 1079, 1080, 1152, 1158, 1159, 1160, 1161, 1927, 2002, 2003, 2006, 2013, 2055, 3169, 4031}
 _NO_TLS = {2026}
+_PULSE_SECONDS = 0.2
 _SYNTAX = {1064, 1149}  # their texts quote the statement
 
 
@@ -114,6 +118,24 @@ class Session:
         """The first column of the first row; None if there is none."""
         found = self.rows(query, *parameters)
         return found[0][0] if found else None
+
+    def ask(self, query: str, pulse: Callable[[], None]) -> Sequence[Row]:
+        """Rows of a query that may take as long as it likes; `pulse` is called several times a second and ends the waiting
+        by raising. Afterwards this session is of no use. The query goes as it is: without parameters, `%` is `%`."""
+        driver: Any = self._connection
+        pulse()
+        with translated():
+            driver._execute_command(COMMAND.COM_QUERY, query.encode())
+            plain = driver._sock
+            while not (getattr(plain, "pending", int)() or select.select([plain], [], [], _PULSE_SECONDS)[0]):
+                pulse()
+            driver._affected_rows = driver._read_query_result()
+            return tuple(driver._result.rows or ())
+        raise AssertionError  # `translated` raises
+
+    def quoted(self, value: str) -> str:
+        """A string literal, for `ask`."""
+        return str(self._connection.escape(value))  # type: ignore[no-untyped-call]
 
     def bound(self, seconds: float) -> None:
         """How long a single answer may take from here on."""

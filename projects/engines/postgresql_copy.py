@@ -106,7 +106,7 @@ class PostgreSQLCopies(PostgreSQLFigures):
     def _end_all(self, username: str, seconds: float = 5) -> None:
         raise NotImplementedError
 
-    def obstacles(self, names: TenantNames) -> list[str]:
+    def obstacles(self, names: TenantNames, *, renamed: bool = False) -> list[str]:
         pending = self._rows("SELECT count(*) FROM pg_prepared_xacts WHERE database = %s", names.database)[0][0]
         slots = self._rows("SELECT count(*) FROM pg_replication_slots WHERE database = %s", names.database)[0][0]
         subscriptions = self._rows(

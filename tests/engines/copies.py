@@ -57,60 +57,77 @@ def docker_copy_server(engine: Engine, version: str) -> Iterator[CopyServer]:
 
 @dataclass
 class Copier:
-    """One tenant on a source; `run` copies it to the target, as often as wanted."""
+    """One tenant on a source; `run` copies it to the target, as often as wanted, there by the names `copied`."""
 
     source: CopyServer
     target: CopyServer
     names: TenantNames
     password: str
     tool: Credentials
+    copied: TenantNames
 
     @classmethod
     @contextlib.contextmanager
-    def between(cls, source: CopyServer, target: CopyServer, names: TenantNames) -> Iterator[Copier]:
+    def between(
+        cls, source: CopyServer, target: CopyServer, names: TenantNames, copied: TenantNames | None = None
+    ) -> Iterator[Copier]:
         password, tool = "t" + uuid.uuid4().hex, Credentials(names.tool, f"x:{uuid.uuid4().hex}\\", names.database)
-        copier = cls(source, target, names, password, tool)
+        copier = cls(source, target, names, password, tool, copied or names)
         source.make(names, password)
         try:
             yield copier
         finally:
-            for server in (source, target):
-                server.drop(names)
+            source.drop(names)
+            target.drop(copier.copied)
 
     @property
     def login(self) -> Credentials:
         return Credentials(self.names.login, self.password, self.names.database)
 
+    @property
+    def copied_login(self) -> Credentials:
+        return Credentials(self.copied.login, self.password, self.copied.database)
+
+    @property
+    def copied_tool(self) -> Credentials:
+        return Credentials(self.copied.tool, self.tool.password, self.copied.database)
+
     def run(self, *, pulse: Callable[[int], None] = lambda _: None) -> int:
         """Into a new, empty database at the target, however often; returns the dump's bytes."""
-        engine = self.source.engine
-        self.target.drop(self.names)
-        self.target.make(self.names, self.password)
-        for server in (self.source, self.target):
-            with engine.admin(server.endpoint, server.admin) as admin:
-                admin.admit_tool(self.names, self.tool.username, self.tool.password)
+        engine, names, tool = self.source.engine, self.copied, self.copied_tool
+        self.target.drop(names)
+        self.target.make(names, self.password)
+        with engine.admin(self.source.endpoint, self.source.admin) as admin:
+            admin.admit_tool(self.names, self.tool.username, self.tool.password)
+        with engine.admin(self.target.endpoint, self.target.admin) as admin:
+            admin.lock_tenant(names, locked=True)
+            restorer = replace(tool, username=admin.admit_restorer(names, tool.username, tool.password))
         moved = copying.copy(
-            engine, self.source.side(self.tool), self.target.side(self.tool), stem=f"test-{uuid.uuid4()}", pulse=pulse
+            engine, self.source.side(self.tool), self.target.side(restorer), stem=f"test-{uuid.uuid4()}", pulse=pulse
         )
-        engine.finish_copy(self.target.endpoint, self.tool, self.names)
+        engine.finish_copy(self.target.endpoint, restorer, names)
         with engine.admin(self.source.endpoint, self.source.admin) as admin:
             around = admin.around(self.names)
         with engine.admin(self.target.endpoint, self.target.admin) as admin:
-            admin.put_around(self.names, around)
-            assert admin.around(self.names) == around
+            admin.dismiss_restorer(names, tool.username)
+            admin.set_password(names.login, self.password)
+            admin.put_around(names, around)
+            assert admin.around(names) == around
+            admin.admit_tool(names, tool.username, tool.password)
+            admin.lock_tenant(names, locked=False)
         return moved
 
     def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
         engine = self.source.engine
         return (
             engine.fingerprint(self.source.endpoint, self.tool),
-            engine.fingerprint(self.target.endpoint, self.tool),
+            engine.fingerprint(self.target.endpoint, self.copied_tool),
         )
 
     def dismiss(self) -> None:
-        for server in (self.source, self.target):
+        for server, names in ((self.source, self.names), (self.target, self.copied)):
             with server.engine.admin(server.endpoint, server.admin) as admin:
-                admin.dismiss_tool(self.names, self.tool.username)
+                admin.dismiss_tool(names, names.tool)
 
 
 def with_other_password(credentials: Credentials) -> Credentials:

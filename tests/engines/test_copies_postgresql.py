@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -253,7 +254,7 @@ def test_broken_tools_are_told(copier: Copier, monkeypatch: pytest.MonkeyPatch) 
         copier.run()
     assert told.value.code == "tool_out_of_memory"
     monkeypatch.undo()
-    wrong = Copier(copier.source, copier.target, copier.names, copier.password, copier.tool)
+    wrong = replace(copier)
     monkeypatch.setattr(copying, "TOOL_MEMORY_BYTES", 64 << 20)
     assert wrong.run() > 0
 
