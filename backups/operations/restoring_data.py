@@ -28,7 +28,7 @@ from projects.engines import framing
 from projects.operations import copying, stages, wiring
 from projects.operations.base import StepFailed
 from projects.operations.context import Context
-from projects.operations.move_sides import admitted, side_of
+from projects.operations.move_sides import admitted, admitted_to_restore, given_back, side_of
 
 log = structlog.get_logger(__name__)
 MANIFEST_MOST_BYTES = 256 << 20
@@ -52,7 +52,7 @@ class BackupCorrupt(StepFailed):
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What was brought back. `tool`: the login that restored, good for reading the copy until it is dismissed."""
+    """What was brought back. `tool`: a login for reading the copy until it is dismissed. The tenant's is locked."""
 
     manifest: Manifest
     tool: domain.Credentials
@@ -129,10 +129,12 @@ def restore_into(
     manifest = read_manifest(backup, storage)
     check_size(backup, manifest, storage)
     copying.remove_tools(None, side.runtime, stem)
-    tool = admitted(side, names)
+    taker = admitted_to_restore(side, names)
     opener = open_archive(backup, manifest, storage)
-    moved = feed(side, side_of(side, tool), opener, name=copying.tool_names(stem)[1], pulse=pulse)
-    side.engine.finish_copy(side.server.control_endpoint, tool, names)
+    moved = feed(side, side_of(side, taker), opener, name=copying.tool_names(stem)[1], pulse=pulse)
+    side.engine.finish_copy(side.server.control_endpoint, taker, names)
+    given_back(side, names)
+    tool = admitted(side, names)
     with wiring.admin_session(side.engine, side.server) as admin:
         admin.put_around(names, manifest.around)
     return Restored(manifest, tool, moved, time.monotonic() - began)

@@ -150,7 +150,11 @@ class MySQLFamilyCopies(EngineAdmin):
             # The server itself spells a view's tables with their database; a function only where that was written.
             called = re.compile(rf"`{names.database}`\.`(?:[^`]|``)*`\(")
             saying = sorted(
-                {f"{kind} {thing}" for kind, thing, _, text in things if (called if kind == "view" else own).search(text)}
+                {
+                    f"{kind} {thing}"
+                    for kind, thing, _, text in things
+                    if (called if kind == "view" else own).search(text)
+                }
             )
             if saying:
                 found.append(

@@ -10,8 +10,8 @@ from typing import ClassVar
 from projects.domain import (
     Bootstrapped,
     Capability,
-    ConnectionInfo,
     Command,
+    ConnectionInfo,
     Credentials,
     Endpoint,
     EngineError,

@@ -10,6 +10,7 @@ Not compared: statistics, histograms, and when things were made or changed.
 
 from __future__ import annotations
 
+# ruff: noqa: S608 - our own words, and quoted names
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +91,7 @@ class _Reader:
 
     def _sequence(self, sequence: str) -> None:
         self.facts["sequence", sequence] = self._text(f"SHOW CREATE SEQUENCE {_quoted(sequence)}", 1)
-        value = self._ask(f"SELECT next_not_cached_value, cycle_count FROM {_quoted(sequence)}")  # noqa: S608 - quoted
+        value = self._ask(f"SELECT next_not_cached_value, cycle_count FROM {_quoted(sequence)}")
         self.facts["value of sequence", sequence] = str(value[0][0])
 
     def _content(self, table: str, text: str, *, versioned: bool) -> TableContent:
@@ -108,7 +109,7 @@ class _Reader:
         row = ", ".join(f"IFNULL({value}, '~')" for value in values) or "''"
         # A sum of 64 bits of each row's hash, exact as a decimal number.
         query = (
-            "SELECT COUNT(*), SUM(CAST(CONV(LEFT(SHA2(CONCAT_WS(',', "  # noqa: S608 - quoted
+            "SELECT COUNT(*), SUM(CAST(CONV(LEFT(SHA2(CONCAT_WS(',', "
             f"{row}), 256), 16), 16, 10) AS UNSIGNED)) FROM {source}"
         )
         count, total = self._ask(query)[0]

@@ -14,6 +14,7 @@ from django.conf import settings
 from novastack.common.clock import now
 from novastack.common.secrets import Sealed, random_password
 from projects import domain
+from projects.engines.base import EngineAdmin
 from projects.models import (
     Database,
     DatabaseRole,
@@ -147,8 +148,8 @@ def final_names(ctx: Context) -> dict[str, str]:
 
 
 def take_slot(ctx: Context, target: Target) -> bool:
-    """A place on a pool in which this project never was, with the source's names and passwords for now; once. False when
-    no pool has room."""
+    """A place on a pool in which this project never was, with the source's password, and its roles' names for now where
+    dumps tell them; once. False when no pool has room."""
     if ctx.operation.params.get("incoming"):
         return True
     project, current = copy(ctx.project), ctx.database
@@ -163,7 +164,8 @@ def take_slot(ctx: Context, target: Target) -> bool:
         final = {}
         for role in database.roles.all():
             source = names[role.kind]
-            final[role.kind], role.name = role.name, source.name
+            if ctx.engine.dumps_name_roles:
+                final[role.kind], role.name = role.name, source.name
             if role.kind == RoleKind.LOGIN and source.secret is not None:
                 role.secret, role.rotated_at = Sealed.of(source.secret.open()), source.rotated_at
             role.save(update_fields=["name", "secret", "rotated_at", "updated_at"])
@@ -198,12 +200,37 @@ def take_final_names(ctx: Context, side: Context) -> None:
 
 
 def admitted(ctx: Context, names: domain.TenantNames) -> domain.Credentials:
-    """The tools' login on the context's server, with a new password that nobody keeps."""
+    """The login of tools that read, on the context's server, with a new password that nobody keeps."""
     password = random_password()
     ctx.guard()
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         admin.admit_tool(names, names.tool, password)
     return domain.Credentials(names.tool, password, names.database)
+
+
+def admitted_to_restore(ctx: Context, names: domain.TenantNames) -> domain.Credentials:
+    """The login of the tool that fills the database; `given_back` when it is done."""
+    password = random_password()
+    ctx.guard()
+    with wiring.admin_session(ctx.engine, ctx.server) as admin:
+        lent = admin.admit_restorer(names, names.tool, password)
+    return domain.Credentials(lent, password, names.database)
+
+
+def given_back(ctx: Context, names: domain.TenantNames) -> None:
+    """The database is filled: the tenant's login is locked, and has the password again that its row says."""
+    role = DatabaseRole.objects.filter(server=ctx.server, kind=RoleKind.LOGIN, name=names.login).first()
+    ctx.guard()
+    with wiring.admin_session(ctx.engine, ctx.server) as admin:
+        admin.dismiss_restorer(names, names.tool)
+        if role is not None and role.secret is not None:
+            admin.set_password(names.login, role.secret.open())
+
+
+def quiet(ctx: Context, admin: EngineAdmin, names: domain.TenantNames, *, quiet: bool) -> None:
+    """On a server of its own. On a pool nothing runs by itself."""
+    if ctx.server.kind != ServerKind.POOL:
+        admin.quiet(names, quiet=quiet)
 
 
 def side_of(ctx: Context, credentials: domain.Credentials) -> copying.Side:

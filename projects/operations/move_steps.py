@@ -41,12 +41,15 @@ from projects.operations.move_sides import (
     Previous,
     Target,
     admitted,
+    admitted_to_restore,
     ensure_up,
     final_names,
+    given_back,
     keep_until,
     keeps_port,
     note,
     plan_server,
+    quiet,
     renamed,
     reserve,
     side_of,
@@ -86,7 +89,7 @@ def verify(ctx: Context) -> None:
     ensure_up(ctx)
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         size = admin.stats(ctx.names.database).size_bytes
-        obstacles = admin.obstacles(ctx.names)
+        obstacles = admin.obstacles(ctx.names, renamed=target.on_pool)
     if size > target.storage_bytes:
         raise StepFailed("plan_too_small", too_small(size, target.storage_bytes, target.plan.name), retryable=False)
     if obstacles:
@@ -196,7 +199,7 @@ def make_database(ctx: Context) -> None:
             blank=side.database.made_of,
         )  # fmt: skip
         admin.lock_tenant(names, locked=True)
-        admin.quiet(names, quiet=True)
+        quiet(side, admin, names, quiet=True)
     with ctx.fenced():
         Database.objects.filter(pk=side.database.pk).update(created_in_engine_at=now(), made_of="", locked_at=now())
     ctx.explain(f"{names.database}, closed until the copy is proven")
@@ -249,9 +252,9 @@ def fence(ctx: Context) -> None:
         ctx.record(fenced_at=now().isoformat())
     ctx.guard()
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
-        admin.quiet(ctx.names, quiet=True)
+        quiet(ctx, admin, ctx.names, quiet=True)
         admin.lock_tenant(ctx.names, locked=True)
-        obstacles = admin.obstacles(ctx.names)
+        obstacles = admin.obstacles(ctx.names, renamed=Target.of(ctx.operation).on_pool)
     if obstacles:
         raise StepFailed("not_movable", f"A copy would lose: {'; '.join(obstacles)}.", retryable=False)
     ctx.explain("No client is connected, none can connect")
@@ -268,7 +271,7 @@ def unfence(ctx: Context) -> None:
             admin.dismiss_tool(ctx.names, ctx.names.tool)
             if ctx.project.desired_status == DesiredStatus.RUNNING:
                 admin.lock_tenant(ctx.names, locked=False)
-            admin.quiet(ctx.names, quiet=False)
+            quiet(ctx, admin, ctx.names, quiet=False)
     except (domain.EngineError, StepFailed) as error:
         raise Wait(f"The server does not let us open it again: {error}"[:300], seconds=5) from error
     ctx.say("Undone: clients are let in again, at the old place.")
@@ -284,16 +287,18 @@ def copy(ctx: Context) -> None:
             copying.remove_tools(ctx.runtime, side.runtime, _stem(ctx))
             _empty_again(ctx, side, names)
         ctx.record(begun=True)
-        taker = admitted(side, names)
+        taker = admitted_to_restore(side, names)
     giver = admitted(ctx, ctx.names)
     began = time.monotonic()
     watched = _watched(ctx, lambda so_far: ctx.record(moved=so_far))
     moved = copying.copy(ctx.engine, side_of(ctx, giver), side_of(side, taker), stem=_stem(ctx), pulse=watched)
     with target_errors():
         ctx.engine.finish_copy(side.server.control_endpoint, taker, names)
+        given_back(side, names)
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         around = admin.around(ctx.names)
         hashes = {} if _row(ctx, "verify").data["password_known"] else admin.password_hashes(ctx.names)
+        hashes = {names.login if login == ctx.names.login else login: kept for login, kept in hashes.items()}
     with target_errors(), wiring.admin_session(ctx.engine, side.server) as admin:
         admin.put_around(names, around)
         admin.put_password_hashes(names, hashes)  # of one that the tenant has changed itself
@@ -324,7 +329,7 @@ def _empty_again(ctx: Context, side: Context, names: domain.TenantNames) -> None
         admin.drop_tenant(names)
         admin.create_tenant(names, login_password=login.secret.open(), control_password=control.secret.open())
         admin.lock_tenant(names, locked=True)
-        admin.quiet(names, quiet=True)
+        quiet(side, admin, names, quiet=True)
 
 
 def _watched(ctx: Context, told: Callable[[int], None]) -> Callable[[int], None]:
@@ -500,7 +505,7 @@ def let_in(ctx: Context) -> None:
         admin.dismiss_tool(ctx.names, ctx.names.tool)
         if wanted:
             admin.lock_tenant(ctx.names, locked=False)
-        admin.quiet(ctx.names, quiet=False)
+        quiet(ctx, admin, ctx.names, quiet=False)
     with ctx.fenced():
         pooled = ctx.server.kind == ServerKind.POOL
         Database.objects.filter(pk=ctx.database.pk).update(locked_at=now() if pooled and not wanted else None)

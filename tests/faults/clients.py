@@ -97,7 +97,9 @@ class Client(ABC):
     def own(self, project: Project) -> set[tuple[str, str]]:
         """What must be there for the project, by its rows."""
         role = role_of(project)
-        control = DatabaseRole.objects.get(database__project=project, kind=RoleKind.CONTROL)
+        control = DatabaseRole.objects.get(
+            database__project=project, database__slot=DatabaseSlot.CURRENT, kind=RoleKind.CONTROL
+        )
         return {("database", role.database.name), ("role", role.name), ("role", control.name)}
 
 
