@@ -54,7 +54,7 @@ class Manifest:
     database: Mapping[str, Any]  # name, bytes, encoding …
     names: Mapping[str, str]  # owner, group, login, control
     contents: Fingerprint | None
-    around: Mapping[str, Any] = field(default_factory=dict)
+    around: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     format: int = FORMAT
 
@@ -82,7 +82,7 @@ class Manifest:
             value = getattr(made, f.name)
             if f.type == "str" and not isinstance(value, str):
                 raise ManifestError("damaged", f"The manifest's {f.name} is no text.")
-            if f.type.startswith("Mapping") and not isinstance(value, Mapping):
+            if f.type.startswith(("Mapping", "dict")) and not isinstance(value, Mapping):
                 raise ManifestError("damaged", f"The manifest's {f.name} is no object.")
         object.__setattr__(made, "notes", tuple(str(note) for note in made.notes))
         return made

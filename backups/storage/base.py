@@ -90,6 +90,10 @@ class Storage(ABC):
     def check(self) -> list[Check]:
         """Try it: reach, list, write, read back and compare, range, delete. Does not raise; the first that fails ends it."""
 
+    def object_lock(self) -> bool:
+        """Whether it keeps objects from being removed for a while."""
+        return False
+
     def free_bytes(self) -> int | None:
         """Room that is left, where the storage can tell."""
         return None

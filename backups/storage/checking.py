@@ -57,7 +57,12 @@ def _acts(storage: Storage, reach: Callable[[], str], key: str) -> Iterator[tupl
         return "an unfinished object thrown away"
 
     def delete() -> str:
-        storage.delete(key)
+        try:
+            storage.delete(key)
+        except StorageError as error:
+            if error.code == "object_locked":
+                return error.detail
+            raise
         if storage.head(key) is not None:
             raise StorageError("storage_refused", "What was deleted is still there.")
         return "deleted"
