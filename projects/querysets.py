@@ -47,5 +47,14 @@ class OperationQuerySet(models.QuerySet[Any]):
     def live(self) -> OperationQuerySet:
         return self.filter(state__in=["queued", "running"])
 
+    def holding(self) -> OperationQuerySet:
+        """Without those that only name a project and hold something else of it, such as a backup: they keep nobody from
+        working on the project."""
+        from projects.models import OperationLock
+
+        locks = OperationLock.objects.filter(operation=models.OuterRef("pk"))
+        mine = locks.filter(subject__startswith="project:")
+        return self.exclude(models.Exists(locks), ~models.Exists(mine), project_uuid__isnull=False)
+
     def with_steps(self) -> OperationQuerySet:
         return self.prefetch_related("steps")

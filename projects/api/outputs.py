@@ -30,7 +30,7 @@ def live_operations(projects: Iterable[Project]) -> dict[UUID, Operation]:
     """project id → its live operation (of several, the one that holds the project), in one query."""
     found: dict[UUID, Operation] = {}
     ids = [project.pk for project in projects]
-    rows = Operation.objects.live().filter(project_uuid__in=ids) if ids else Operation.objects.none()
+    rows = Operation.objects.live().holding().filter(project_uuid__in=ids) if ids else Operation.objects.none()
     for operation in rows.only("id", "kind", "state", "project_uuid", "created_at").order_by("created_at", "id"):
         if operation.project_uuid is not None:
             found.setdefault(operation.project_uuid, operation)

@@ -98,7 +98,7 @@ class ProjectListView(ProjectScoped, generics.ListAPIView[Project]):
             project = project_create(
                 principal=self.principal, organization=organization, request=wanted, made_keys=shown
             )  # fmt: skip
-            operation = Operation.objects.live().get(project_uuid=project.pk)
+            operation = Operation.objects.live().holding().get(project_uuid=project.pk)
             return 201, {"project": str(project.pk), "operation": str(operation.pk)}
 
         def rebuild(status: int, resource: dict[str, str]) -> Response:

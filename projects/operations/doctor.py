@@ -82,9 +82,10 @@ def examine() -> Report:
 
 
 def _busy() -> set[str]:
-    """Projects, and standbys, that an operation works on."""
-    ids = Operation.objects.live().values_list("project_uuid", "server_uuid")
-    return {str(pk) for pair in ids for pk in pair if pk is not None}
+    """Projects, and servers that are no project's, that an operation works on."""
+    live = Operation.objects.live()
+    ids = live.holding().values_list("project_uuid").union(live.values_list("server_uuid"))
+    return {str(pk) for (pk,) in ids if pk is not None}
 
 
 # --- the install itself -------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Forgotten:
 
 def forget_without_runtime(project: Project) -> Forgotten:
     """Call in a transaction that holds the project's row. Workers still at it lose their lease by the fence."""
-    live = Operation.objects.live().filter(project_uuid=project.pk)
+    live = Operation.objects.live().holding().filter(project_uuid=project.pk)
     operations = _end_operations(live, locks.subject_of("project", project.pk))
     orphans = _write_down(project)
     removal.remove_rows(project.pk)

@@ -216,7 +216,7 @@ def _correct_doors(doors: list[Database], shut: set[str]) -> None:
         logins = {role.name for role in door.roles.all() if role.kind == RoleKind.LOGIN}
         if (door.locked_at is None and logins <= shut) or (door.locked_at is not None and logins - shut):
             wrong.append(door)
-    busy = Operation.objects.live().filter(project_uuid__in=[door.project_id for door in wrong])
+    busy = Operation.objects.live().holding().filter(project_uuid__in=[door.project_id for door in wrong])
     at_work = set(busy.values_list("project_uuid", flat=True)) if wrong else set()
     for door in wrong:
         if door.project_id in at_work:

@@ -48,7 +48,7 @@ def converge(region: Region) -> int:
     if not found:
         return 0
     ids = [row.project_id for row in found]
-    busy = set(Operation.objects.live().filter(project_uuid__in=ids).values_list("project_uuid", flat=True))
+    busy = set(Operation.objects.live().holding().filter(project_uuid__in=ids).values_list("project_uuid", flat=True))
     return sum(_start(row) for row in found if row.project_id not in busy and not _final(row.project))
 
 

@@ -72,7 +72,7 @@ def allowed_actions(project: Project) -> set[str]:
 
 
 def _held(project: Project) -> bool:
-    return Operation.objects.live().filter(project_uuid=project.pk).exists()
+    return Operation.objects.live().holding().filter(project_uuid=project.pk).exists()
 
 
 @transaction.atomic

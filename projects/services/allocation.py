@@ -133,7 +133,7 @@ def allocation_state(allocation: Allocation) -> Allocated:
         )
     if project.ready_at is not None:
         return Allocated(project)
-    operation = Operation.objects.live().filter(project_uuid=project.pk).order_by("created_at").first()
+    operation = Operation.objects.live().holding().filter(project_uuid=project.pk).order_by("created_at").first()
     if operation is None:
         raise _failed(project)
     return Allocated(project, operation, _wait_seconds(operation), _previous_error(operation))
@@ -213,7 +213,7 @@ def _may_be_tried_again(project: Project) -> bool:
     )
     if not failed or not (project.failure or {}).get("retryable"):
         return False
-    return not Operation.objects.live().filter(project_uuid=project.pk).exists()
+    return not Operation.objects.live().holding().filter(project_uuid=project.pk).exists()
 
 
 def _try_again(principal: Principal, project: Project) -> None:

@@ -179,7 +179,7 @@ def _problems(project: Project, wanted: _Wanted, engine: Engine, kind: str, more
             found.append(
                 NoRoomThere(f"The disk of {wanted.region.name} is {wanted.region.disk_used_percent:.0f} % full.")
             )
-        busy = Operation.objects.live().filter(project_uuid=project.pk).first()
+        busy = Operation.objects.live().holding().filter(project_uuid=project.pk).first()
         if busy is not None:
             title = base.titles().get(busy.kind, busy.kind)
             found.append(OperationInProgress(f"“{title}” is running; wait for it or cancel it."))
