@@ -129,6 +129,7 @@ class Proof(BaseModel):
     rows = models.PositiveBigIntegerField(null=True)
     differences = models.JSONField(default=list, blank=True)
     assertions = models.JSONField(default=list, blank=True, help_text="[{name, passed, detail}] of a drill")
+    notes = models.JSONField(default=list, blank=True, help_text="Under what other circumstances than the source's.")
     error = models.JSONField(null=True, blank=True)
 
     class Meta:

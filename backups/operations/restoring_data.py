@@ -81,7 +81,8 @@ def read_manifest(backup: Backup, storage: Storage | None = None) -> Manifest:
     if len(data) > MANIFEST_MOST_BYTES:
         raise BackupCorrupt("manifest_damaged", "The manifest is larger than any manifest can be.")
     try:
-        found = manifests.open_(data, keys.identities_of(backup.organization_id), keys.public_keys())
+        identities = keys.identities_of(backup.organization_id) if backup.encrypted else None
+        found = manifests.open_(data, identities, keys.public_keys())
     except ManifestError as error:
         code = "manifest_damaged" if error.code == "damaged" else error.code
         raise BackupCorrupt(code, f"Its manifest can't be read: {error}") from error
@@ -136,7 +137,7 @@ def restore_into(
     given_back(side, names)
     tool = admitted(side, names)
     with wiring.admin_session(side.engine, side.server) as admin:
-        admin.put_around(names, manifest.around)
+        admin.put_around(names, dict(manifest.around))
     return Restored(manifest, tool, moved, time.monotonic() - began)
 
 

@@ -8,7 +8,7 @@ placed on it, nobody gets its passwords, its names are those of the backup's sou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from projects.engines.base import Engine
 from projects.models import (
     DatabaseServer,
     DataTombstone,
+    DiskLevel,
     Endpoint,
     OnGiveUp,
     Operation,
@@ -43,6 +44,7 @@ from projects.operations.queue import server_operation_create
 log = structlog.get_logger(__name__)
 REMOVE = "remove_scratch"
 LABEL = "backups"
+STEP = "server"  # of whatever operation makes one: its name says whether it was ever begun
 CONNECTIONS = 40
 AGAIN_SECONDS = 60
 GIB = 1 << 30
@@ -87,17 +89,6 @@ def names_of(told: dict[str, Any]) -> domain.TenantNames:
         database=str(told["database"]), owner=str(told["owner"]), group=str(told["group"]), login=str(told["login"]),
         control=str(told["control"]), connection_limit=CONNECTIONS // 2,
     )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a scratch server is to be like. `image`: of the source, used if it is still there; empty: the version's."""
-
-    engine: str
-    version: str
-    image: str
-    names: dict[str, str]
-    database_bytes: int
 
 
 # --- where and what -----------------------------------------------------------------------------------------------------
@@ -147,10 +138,10 @@ def most_bytes(database_bytes: int) -> int:
     return 2 * database_bytes + 2 * GIB
 
 
-def plan(ctx: Context, wanted: Wanted, region: Region) -> DatabaseServer:
+def plan(ctx: Context, *, region: Region, engine: str, version: str) -> DatabaseServer:
     """Rows of the operation's scratch server; once. Under the fence."""
-    engine = registry.engine(wanted.engine)
-    memory = max(settings.NOVASTACK_SCRATCH_MEMORY_BYTES, engine.minimum_memory_bytes)
+    driver = registry.engine(engine)
+    memory = max(settings.NOVASTACK_SCRATCH_MEMORY_BYTES, driver.minimum_memory_bytes)
     with ctx.fenced():
         if ctx.operation.server_uuid is not None:
             found = DatabaseServer.objects.filter(pk=ctx.operation.server_uuid).first()
@@ -158,23 +149,30 @@ def plan(ctx: Context, wanted: Wanted, region: Region) -> DatabaseServer:
                 return found
         locks.lock_subject(locks.subject_of("ports", region.pk))
         server = DatabaseServer.objects.create(
-            kind=ServerKind.SCRATCH, region=region, engine=wanted.engine, version=wanted.version, runtime=region.runtime,
+            kind=ServerKind.SCRATCH, region=region, engine=engine, version=version, runtime=region.runtime,
             port=steps.free_port(region), bind_address=region.bind_address, control_host=region.control_host,
             memory_bytes=memory, cpus=settings.NOVASTACK_SCRATCH_CPUS, max_connections=CONNECTIONS,
-            admin_username=engine.bootstrap_username, admin_secret=Sealed.of(random_password()),
+            admin_username=driver.bootstrap_username, admin_secret=Sealed.of(random_password()),
         )  # fmt: skip
         ctx.operation.server_uuid = server.pk
-        ctx.operation.params = {
-            **ctx.operation.params, "names": wanted.names, "image": wanted.image, "database_bytes": wanted.database_bytes,
-        }  # fmt: skip
-        Operation.objects.filter(pk=ctx.operation.pk).update(server_uuid=server.pk, params=ctx.operation.params)
+        Operation.objects.filter(pk=ctx.operation.pk).update(server_uuid=server.pk)
     return server
+
+
+def describe(ctx: Context, *, names: Mapping[str, str], image: str) -> None:
+    """What is to be on it: database and roles by name (`names_of`), and the image of the source, which is used if it is
+    still there; empty: the version's. Under the fence, before `start`."""
+    with ctx.fenced():
+        ctx.operation.params = {**ctx.operation.params, "names": dict(names), "image": image}
+        Operation.objects.filter(pk=ctx.operation.pk).update(params=ctx.operation.params)
 
 
 # --- up -----------------------------------------------------------------------------------------------------------------
 def start(side: Scratch) -> None:
     """The server runs, closed, with its own limits. What a crash or a lost container left half-way is thrown away and
     begun anew under another name (rule 3). Raises as provisioning does."""
+    if side.region.gone_at is not None:
+        raise StepFailed("region_unavailable", f"{side.region.name} was given up.", retryable=False)
     steps.writes_allowed(side)
     if _stands(side):
         return
@@ -259,6 +257,23 @@ def size_of(side: Scratch) -> int:
         return admin.stats(side.names.database).size_bytes
 
 
+def check_growth(side: Scratch, database_bytes: int) -> None:
+    """Ends a copy that grows beyond `most_bytes`, or whose disk is about to be full. A server that is too busy to answer is
+    asked the next time."""
+    try:
+        size = size_of(side)
+    except domain.EngineError:
+        return
+    if size > most_bytes(database_bytes):
+        raise StepFailed(
+            "capacity_exhausted", f"The copy takes {size >> 20} MiB by now, of {database_bytes >> 20} MiB: it was ended.",
+            retryable=False,
+        )  # fmt: skip
+    disk = Region.objects.filter(pk=side.server.region_id).values_list("disk", flat=True).first() or {}
+    if disk.get("level") == DiskLevel.FENCED:
+        raise StepFailed("capacity_exhausted", f"The disk of {side.region.name} is nearly full: the copy was ended.")
+
+
 # --- gone ---------------------------------------------------------------------------------------------------------------
 def remove(ctx: Context) -> None:
     """End of an operation, or its undo: server, data and rows go; absent is success. Raises `RuntimeUnreachable`."""
@@ -267,6 +282,13 @@ def remove(ctx: Context) -> None:
     if not DatabaseServer.objects.filter(pk=ctx.operation.server_uuid, kind=ServerKind.SCRATCH).exists():
         return
     side = ctx.seen_as(Scratch)
+    if side.region.gone_at is not None:
+        _forget(side.server)
+        return
+    if never_begun(ctx, side.server):
+        with ctx.fenced():
+            side.server.delete()
+        return
     steps.writes_allowed(side)
     copying.remove_tools(side.runtime, side.runtime, str(ctx.operation.pk))
     side.adopt()
@@ -276,6 +298,13 @@ def remove(ctx: Context) -> None:
         tomb = _entomb(side.server)
         side.server.delete()
     janitor.delete_now(tomb)
+
+
+def never_begun(ctx: Context, server: DatabaseServer) -> bool:
+    """By the rows alone: no worker ever began to make it, so that there is nothing to look for anywhere."""
+    if server.runtime_ref or server.initialised_at is not None or server.incarnation > 1:
+        return False
+    return not ctx.operation.steps.filter(name=STEP, started_at__isnull=False).exists()
 
 
 def _entomb(server: DatabaseServer) -> DataTombstone:

@@ -347,6 +347,14 @@ class Engine(ABC):
         several times a second and ends it by raising."""
         raise NotImplementedError
 
+    def first_cell(
+        self, endpoint: Endpoint, credentials: Credentials, query: str, *, timeout_seconds: float = 60
+    ) -> str | None:
+        """The first cell of what a tenant's own query answers, as text (at most some thousand characters); None: it is NULL,
+        or there is no row. As the tenant's login `credentials`, read-only, and ended after that time. What the engine
+        refuses is an `EngineError`. Only with `Capability.COPY`."""
+        raise NotImplementedError
+
     @abstractmethod
     def validate_identifier(self, value: str) -> str:
         """A database or user name as given by a user: returned unchanged, or `ValueError` that says what to do."""

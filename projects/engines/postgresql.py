@@ -23,6 +23,7 @@ from projects.domain import (
     TenantNames,
 )
 from projects.engines import (
+    postgresql_ask,
     postgresql_bootstrap,
     postgresql_copy,
     postgresql_fingerprint,
@@ -203,6 +204,11 @@ class PostgreSQL(Engine):
         self, endpoint: Endpoint, credentials: Credentials, *, pulse: Callable[[], None] = lambda: None
     ) -> Fingerprint:
         return postgresql_fingerprint.read(endpoint, credentials, pulse)
+
+    def first_cell(
+        self, endpoint: Endpoint, credentials: Credentials, query: str, *, timeout_seconds: float = 60
+    ) -> str | None:
+        return postgresql_ask.first_cell(endpoint, credentials, query, timeout_seconds=timeout_seconds)
 
     def validate_identifier(self, value: str) -> str:
         return postgresql_names.validate(value)

@@ -10,7 +10,7 @@ import contextlib
 import re
 import socket
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import psycopg
@@ -140,12 +140,13 @@ def connect(
     credentials: Credentials,
     *,
     timeout_seconds: float,
-    settings: dict[str, str] | None = None,
+    settings: Mapping[str, str | None] | None = None,
 ) -> BoundedConnection:
     """A session in autocommit with `search_path = pg_catalog` and time limits of its own: what a tenant set on its role
-    or database loses against what the session asks for at login. Raises our errors only."""
+    or database loses against what the session asks for at login, but for `settings` that are None: there it counts.
+    Raises our errors only."""
     milliseconds = int(timeout_seconds * 1000)
-    wanted = {
+    wanted: dict[str, str | None] = {
         "search_path": "pg_catalog",
         "statement_timeout": str(milliseconds),
         "lock_timeout": str(min(milliseconds, 5000)),
@@ -166,7 +167,7 @@ def connect(
         gssencmode="disable",
         client_encoding="UTF8",
         application_name="novastack",
-        options=" ".join(f"-c {name}={value}" for name, value in wanted.items()),
+        options=" ".join(f"-c {name}={value}" for name, value in wanted.items() if value is not None),
         keepalives_idle=10,
         keepalives_interval=5,
         keepalives_count=3,

@@ -84,7 +84,9 @@ def move_out(ctx: Context) -> None:
         return
     left = [row for row in rows if row.slot == DatabaseSlot.CURRENT]
     ids = [row.project_id for row in rows]
-    at_work = set(Operation.objects.live().holding().filter(project_uuid__in=ids).values_list("project_uuid", flat=True))
+    at_work = set(
+        Operation.objects.live().holding().filter(project_uuid__in=ids).values_list("project_uuid", flat=True)
+    )
     failed = _failed_moves(server, ids)
     moving, reasons = len(at_work), {}
     for row in left:

@@ -405,7 +405,9 @@ def _converge(servers: list[DatabaseServer]) -> int:
     if not apart:
         return started
     by_project = _projects_of([s for s in servers if s.pk in apart])
-    busy = set(Operation.objects.live().holding().filter(project_uuid__in=by_project).values_list("project_uuid", flat=True))
+    busy = set(
+        Operation.objects.live().holding().filter(project_uuid__in=by_project).values_list("project_uuid", flat=True)
+    )
     for project in Project.objects.filter(pk__in=by_project, ready_at__isnull=False, purging_at=None):
         server_id = by_project[project.pk]
         kind = apart[server_id]

@@ -120,7 +120,11 @@ def _refresh(wanted: list[UUID]) -> int:
     databases: dict[UUID, Database] = {row.project_id: row for row in current.only(*_DATABASE_FACTS)}
     live: dict[UUID | None, Operation] = {}
     for operation in (
-        Operation.objects.live().holding().filter(project_uuid__in=wanted).order_by("created_at").only(*_OPERATION_FACTS)
+        Operation.objects.live()
+        .holding()
+        .filter(project_uuid__in=wanted)
+        .order_by("created_at")
+        .only(*_OPERATION_FACTS)
     ):
         live.setdefault(operation.project_uuid, operation)
     held_up = _held_up([operation.pk for operation in live.values() if operation.started_at is not None])

@@ -172,7 +172,10 @@ def _record_pool(server: DatabaseServer, kind: str) -> bool:
 
 
 def _record(server: DatabaseServer, kind: str) -> bool:
-    if server.project_uuid is None or Operation.objects.live().holding().filter(project_uuid=server.project_uuid).exists():
+    if (
+        server.project_uuid is None
+        or Operation.objects.live().holding().filter(project_uuid=server.project_uuid).exists()
+    ):
         return False
     try:
         with transaction.atomic():

@@ -48,8 +48,8 @@ def lane(team, runtime, kind) -> Callable[..., Operation]:  # type: ignore[no-un
 
     def plan(ctx: Context) -> None:
         backup = Backup.objects.get(pk=ctx.operation.params["backup"])
-        wanted = scratch.Wanted("postgresql", "18", str(ctx.operation.params.get("pin", "")), NAMES, 1 << 20)
-        scratch.plan(ctx, wanted, scratch.region_for(backup))
+        scratch.plan(ctx, region=scratch.region_for(backup), engine="postgresql", version="18")
+        scratch.describe(ctx, names=NAMES, image=str(ctx.operation.params.get("pin", "")))
 
     def start(ctx: Context) -> None:
         side = ctx.seen_as(scratch.Scratch)

@@ -1,0 +1,192 @@
+"""Proofs on the real parts: a real server, a real dump, a throw-away server, and real damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import transaction
+
+from backups.models import Backup, Proof, StorageTarget
+from backups.operations import proving, scratch
+from backups.operations.taking import BackupNotSupported
+from novastack.common.errors import ActionNotAllowed, OperationInProgress
+from projects.models import DatabaseServer, DataTombstone, Operation, Project
+from tests.backups import taken
+from tests.faults.conftest import Site, _fresh, process_site  # noqa: F401
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Place:
+    def __init__(self, site: Site, project: Project, storage: StorageTarget) -> None:
+        self.site, self.project, self.storage = site, project, storage
+
+    def backup(self, **fields: Any) -> Backup:
+        return taken.take(self.project, self.storage, **fields)
+
+    def verify(self, backup: Backup, kind: str = "manual") -> tuple[Backup, Proof, Operation]:
+        with transaction.atomic():
+            operation = proving.verify_begin(backup, kind=kind, created_by_label="test")
+        operation = self.site.finish(operation, 120)
+        backup.refresh_from_db()
+        return backup, Proof.objects.get(operation_id=operation.pk), operation
+
+    def damage(self, backup: Backup, at: int) -> None:
+        data = bytearray(taken.read(self.storage, backup.object_key))
+        data[at] ^= 1
+        taken.put(self.storage, backup.object_key, bytes(data))
+
+    def nothing_left(self) -> None:
+        assert not DatabaseServer.objects.filter(kind="scratch").exists()
+        assert not DataTombstone.objects.filter(deleted_at=None).exists()
+        self.site.check_exactly(self.project)
+
+
+@pytest.fixture
+def place(process_site: Site, settings: Any, tmp_path: Path) -> Iterator[Place]:  # noqa: F811
+    project = process_site.ready()
+    yield Place(process_site, project, taken.target(settings, tmp_path))
+
+
+def test_a_backup_is_verified_by_restoring_it(place: Place) -> None:
+    backup, proof, operation = place.verify(place.backup())
+    assert operation.state == "succeeded", operation.error
+    assert (backup.status, backup.verify_error, backup.error) == ("verified", None, None)
+    assert backup.verified_at and backup.reverify_at and backup.rto_seconds and backup.rto_seconds > 0.1
+    assert (proof.state, proof.kind, proof.differences) == ("passed", "manual", [])
+    assert proof.tables and proof.rows and proof.restore_seconds and proof.compare_seconds
+    assert proof.notes == ["The throw-away server could reach the network: this region's runtime can't close it off."]
+    place.nothing_left()
+
+    again, _, _ = place.verify(backup)
+    assert again.status == "verified"
+    plain, proof, _ = place.verify(place.backup(encrypted=False))
+    assert plain.status == "verified"
+    place.nothing_left()
+
+
+def test_damage_is_corrupt_with_its_code(place: Place) -> None:
+    first, second = place.backup(), place.backup()
+    whole = {
+        b.pk: (taken.read(place.storage, b.object_key), taken.read(place.storage, b.manifest_key))
+        for b in (first, second)
+    }
+
+    def restored(backup: Backup) -> None:
+        data, manifest = whole[backup.pk]
+        taken.put(place.storage, backup.object_key, data)
+        taken.put(place.storage, backup.manifest_key, manifest)
+        Backup.objects.filter(pk=backup.pk).update(status="stored", error=None)
+        backup.refresh_from_db()
+
+    def seen(backup: Backup) -> str:
+        found, proof, operation = place.verify(backup)
+        assert found.status == "corrupt" and proof.state == "failed", (found.status, operation.error)
+        assert found.error["code"] == proof.error["code"] == operation.error["code"]
+        assert found.verify_error is None
+        place.nothing_left()
+        restored(backup)
+        return str(operation.error["code"])
+
+    size = first.size_bytes or 0
+    place.damage(first, size // 2)
+    assert seen(first) in {"hash_mismatch", "bad_archive", "wrong_key"}
+    place.damage(first, size - 1)
+    assert seen(first) in {"hash_mismatch", "bad_archive", "truncated"}
+    taken.put(place.storage, first.object_key, whole[first.pk][0][: size // 2])
+    assert seen(first) == "truncated"
+    # Another one's object, of this organization's own key: it opens, and is not this one.
+    taken.put(place.storage, first.object_key, whole[second.pk][0])
+    assert seen(first) in {"hash_mismatch", "truncated"}
+    taken.put(place.storage, first.manifest_key, whole[second.pk][1])
+    assert seen(first) == "manifest_mismatch"
+    data = bytearray(whole[first.pk][1])
+    data[-20] ^= 1
+    taken.put(place.storage, first.manifest_key, bytes(data))
+    assert seen(first) == "manifest_damaged"
+
+    import pyrage
+
+    from backups.models import BackupKey, SigningKey
+    from novastack.common.secrets import Sealed
+
+    kept = list(SigningKey.objects.all())
+    SigningKey.objects.all().delete()
+    assert seen(first) == "bad_signature"
+    SigningKey.objects.bulk_create(kept)
+    key = BackupKey.objects.get()
+    mine = key.identity.open()
+    key.identity = Sealed.of(str(pyrage.x25519.Identity.generate()))
+    key.save()
+    assert seen(first) == "wrong_key"
+    key.identity = Sealed.of(mine)
+    key.save()
+    assert place.verify(first)[0].status == "verified"
+    assert Backup.objects.get(pk=second.pk).status == "stored"
+
+
+def test_content_that_is_not_what_was_dumped_is_corrupt(place: Place, settings: Any) -> None:
+    """The manifest says more than the dump holds: as if rows had been lost on the way."""
+    import dataclasses
+
+    from backups import manifest as manifests
+    from backups.operations import keys, restoring_data
+    from projects.domain import Fingerprint, TableContent
+
+    backup = place.backup()
+    true = restoring_data.read_manifest(backup)
+    tables = dict(true.contents.tables)
+    name = next(iter(sorted(tables)))
+    tables[name] = TableContent(tables[name].rows + 1, tables[name].digest)
+    lie = dataclasses.replace(true, contents=Fingerprint(tables, true.contents.facts))
+    recipients = keys.recipients_of(backup.organization_id)
+    taken.put(place.storage, backup.manifest_key, manifests.seal(lie, recipients, keys.signing_key()))
+    found, proof, _ = place.verify(backup)
+    assert found.status == "corrupt" and found.error["code"] == "content_differs"
+    assert len(proof.differences) == 1 and f"table {name} has" in proof.differences[0]
+    place.nothing_left()
+
+
+def test_what_could_not_run_says_nothing_about_the_backup(place: Place) -> None:
+    backup = place.backup()
+    object_path = taken.read(place.storage, backup.object_key)
+    from backups.operations import storages
+
+    storages.storage_of(place.storage).delete(backup.object_key)
+    found, proof, operation = place.verify(backup)
+    assert (found.status, proof.state) == ("stored", "error")
+    assert found.verify_error["code"] == "object_missing" == operation.error["code"]
+    assert found.error is None and found.reverify_at is not None
+    taken.put(place.storage, backup.object_key, object_path)
+    # No room.
+    Region = type(place.site.region)
+    Region.objects.update(disk={"free_bytes": 1 << 20, "total_bytes": 1 << 40, "used_percent": 10})
+    found, proof, _ = place.verify(backup)
+    assert (found.status, found.verify_error["code"]) == ("stored", "capacity_exhausted")
+    Region.objects.update(disk={})
+    found, _, _ = place.verify(backup)
+    assert (found.status, found.verify_error) == ("verified", None)
+    # One that was proven before stays so.
+    storages.storage_of(place.storage).delete(backup.object_key)
+    found, _, _ = place.verify(backup)
+    assert found.status == "verified" and found.verify_error["code"] == "object_missing"
+    place.nothing_left()
+
+
+def test_begin_refuses_what_makes_no_sense(place: Place) -> None:
+    backup = place.backup()
+    with transaction.atomic():
+        proving.verify_begin(backup, kind="manual", created_by_label="test")
+    with pytest.raises(OperationInProgress), transaction.atomic():
+        proving.verify_begin(backup, kind="manual", created_by_label="test")
+    for status in ("queued", "dumping", "failed", "deleting"):
+        with pytest.raises(ActionNotAllowed), transaction.atomic():
+            proving.check(Backup(status=status, engine="postgresql"))
+    with pytest.raises(BackupNotSupported):
+        proving.check(Backup(status="stored", engine="ferretdb"))
+    with pytest.raises(BackupNotSupported):
+        proving.check(Backup(status="stored", engine="postgresql", trusted=False))
+    assert scratch.sweep() == 0
