@@ -22,6 +22,7 @@ class Code:
 
 WAIT = "It is tried again by itself."
 OPERATOR = "For the operator."
+_CORRUPT = "The backup is corrupt: take another, and look at the storage's disks."
 CODES: Mapping[str, Code] = {
     # --- making a database
     "project_gone": Code("The project is being removed.", "Nothing.", False, "ProjectNotFoundError"),
@@ -94,7 +95,7 @@ CODES: Mapping[str, Code] = {
     "image_missing": Code("No image of this engine's version can be had.", "`make images`, or let the host pull."),
     "port_taken": Code("The port belongs to somebody else.", "The next one is tried by itself."),
     "no_free_port": Code("All ports of the region are in use.", "Widen the region's range. " + OPERATOR),
-    "capacity_exhausted": Code("A disk, or the host's memory, is full.", f"Free some. {OPERATOR}"),
+    "capacity_exhausted": Code("A disk, or the host's memory, is full.", f"Free some. {OPERATOR}", None),
     "no_node": Code("No node of the Swarm fits.", f"{WAIT} Look at the nodes and their labels. {OPERATOR}"),
     "address_refused": Code(
         "The engine can't publish at the region's address.", f"Correct the region. {OPERATOR}", False
@@ -194,6 +195,30 @@ CODES: Mapping[str, Code] = {
     ),
     "object_missing": Code("What was stored is not in the storage any more.", "Look who removes objects there.", None),
     "object_locked": Code("The storage keeps the object from being removed.", "It can go when its lock is over.", None),
+    # --- proofs of backups
+    "no_scratch_region": Code(
+        "No region can run a throw-away server of that version now.",
+        f"It says which lacks what. The backup is as it was; it is verified again later. {OPERATOR}",
+    ),
+    "nothing_to_compare": Code("The backup's manifest does not say what it holds.", "It can only be restored.", False),
+    "hash_mismatch": Code("What is stored is not what was stored.", _CORRUPT, False),
+    "truncated": Code("What is stored is shorter, or longer, than what was stored.", _CORRUPT, False),
+    "wrong_key": Code(
+        "No key that is known here opens it.", "Bring back the organization's key from its recovery kit.", False
+    ),
+    "bad_archive": Code("What is stored is no archive, or a damaged one.", _CORRUPT, False),
+    "bad_signature": Code(
+        "Nobody whom this install knows has signed the manifest, or it was changed since.",
+        "Bring back the signing key from the recovery kit; else somebody has changed it.",
+        False,
+    ),
+    "manifest_damaged": Code("The manifest can't be read.", _CORRUPT, False),
+    "manifest_mismatch": Code("The manifest in the storage is another backup's.", _CORRUPT, False),
+    "content_differs": Code(
+        "What the backup restores is not what was dumped.",
+        "`differences` of the proof says in what. Take another.",
+        False,
+    ),
     # --- the operation itself
     "control_restored": Code(
         "It was under way when the control backup that was brought back was made.",

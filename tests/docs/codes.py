@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from backups.operations.restoring_data import CORRUPT
+
 ROOT = Path(__file__).parents[2]
 APPS = ("projects", "accounts", "novastack", "backups")
 FAILURES = {"StepFailed", "ServiceRefused"}  # code first, `retryable` by name, true if left out
@@ -30,7 +32,9 @@ def operation_codes() -> dict[str, set[bool | None]]:
             if isinstance(node, ast.Call):
                 for code, retryable in _of_call(node):
                     found[code].add(retryable)
-            elif isinstance(node, ast.ClassDef) and {_name(base) for base in node.bases} & (BASES | {"Exception", "StorageError"}):
+            elif isinstance(node, ast.ClassDef) and {_name(base) for base in node.bases} & (
+                BASES | {"Exception", "StorageError"}
+            ):
                 values = _assigned(node)
                 code = values.get("code")
                 if isinstance(code, str) and (BASES & {node.name, *(_name(b) for b in node.bases)}):
@@ -41,6 +45,8 @@ def operation_codes() -> dict[str, set[bool | None]]:
             elif isinstance(node, ast.FunctionDef):
                 for code in _named_in(node):
                     found[code].add(None)
+    for code in CORRUPT:  # raised as archives and manifests say it
+        found[code].add(False)
     return found
 
 
