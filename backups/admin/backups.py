@@ -1,0 +1,99 @@
+"""Backups with their proofs, and restores."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest
+
+from accounts.admin import ReadOnlyAdmin
+from accounts.permissions import OperatorPrincipal
+from backups.models import Backup, Proof, Restore
+from backups.services.later import service
+from novastack.common.errors import NotFound
+from projects.admin.acting import act_on
+from projects.admin.operations import ReadOnlyInline
+from projects.admin.projects import ProjectAdmin
+from projects.models import Project
+
+
+def _verify(who: OperatorPrincipal, backup: Backup) -> Any:
+    return service("proofs", "backup_verify")(principal=who, backup=backup)
+
+
+def _back_up(who: OperatorPrincipal, project: Project) -> Any:
+    return service("backups", "backup_create")(principal=who, project=project)
+
+
+def _back_up_again(who: OperatorPrincipal, backup: Backup) -> Any:
+    project = Project.objects.filter(pk=backup.project_uuid).first()
+    if project is None:
+        raise NotFound("Its project was removed for good.")
+    return _back_up(who, project)
+
+
+class ProofInline(ReadOnlyInline):
+    model: type[Model] = Proof
+    fields = ["created_at", "kind", "state", "restore_seconds", "compare_seconds", "tables", "rows", "error"]
+    readonly_fields = fields
+
+
+@admin.register(Backup)
+class BackupAdmin(ReadOnlyAdmin):
+    """`manifest` is left out: names of tables are the tenant's."""
+
+    list_display = ["project_slug", "created_at", "trigger", "status", "size_bytes", "storage", "verified_at", "pinned",
+                    "created_by_label"]  # fmt: skip
+    list_filter = ["status", "trigger", "engine", "pinned", "storage"]
+    list_select_related = ["storage", "schedule"]
+    search_fields = ["=id", "=project_uuid", "project_name", "project_slug", "label", "=sha256", "object_key"]
+    date_hierarchy = "created_at"
+    show_full_result_count = False
+    exclude = ["manifest", "notes", "upload_id"]
+    inlines = [ProofInline]
+    actions = ["verify", "back_up_again"]
+
+    @admin.action(description="Verify now")
+    def verify(self, request: HttpRequest, rows: QuerySet[Any]) -> None:
+        act_on(request, rows, _verify, "Verification begun")
+
+    @admin.action(description="Back up now: the projects of these")
+    def back_up_again(self, request: HttpRequest, rows: QuerySet[Any]) -> None:
+        one_each = {row.project_uuid: row for row in rows}
+        act_on(request, rows.filter(pk__in=[row.pk for row in one_each.values()]), _back_up_again, "Backup begun")
+
+
+@admin.action(description="Back up now")
+def project_back_up(modeladmin: Any, request: HttpRequest, rows: QuerySet[Any]) -> None:
+    act_on(request, rows, _back_up, "Backup begun")
+
+
+ProjectAdmin.actions = [*(ProjectAdmin.actions or ()), project_back_up]
+
+
+@admin.register(Proof)
+class ProofAdmin(ReadOnlyAdmin):
+    list_display = ["backup", "kind", "state", "restore_seconds", "compare_seconds", "rows", "created_at", "finished_at"]
+    list_filter = ["state", "kind"]
+    list_select_related = ["backup", "drill"]
+    search_fields = ["=backup__id", "backup__project_slug", "backup__project_name"]
+    date_hierarchy = "created_at"
+    show_full_result_count = False
+    fields: ClassVar[Any] = ["backup", "drill", "kind", "state", "operation_id", "started_at", "finished_at",
+                             "restore_seconds", "compare_seconds", "tables", "rows", "error"]  # fmt: skip
+
+
+@admin.register(Restore)
+class RestoreAdmin(ReadOnlyAdmin):
+    """`preflight` is left out for the same reason as a manifest."""
+
+    list_display = ["project_name", "target", "status", "backup", "undo_until", "created_by_label", "created_at",
+                    "finished_at"]  # fmt: skip
+    list_filter = ["status", "target"]
+    list_select_related = ["backup"]
+    search_fields = ["=id", "=backup_uuid", "=project_uuid", "project_name", "created_by_label"]
+    date_hierarchy = "created_at"
+    show_full_result_count = False
+    exclude = ["preflight"]
