@@ -36,4 +36,5 @@ urlpatterns = [
     path("api/v1/", include("projects.api.urls")),
     path("", include("accounts.urls")),
     path("", include("projects.urls")),
+    path("", include("backups.urls")),
 ]

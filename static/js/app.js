@@ -114,7 +114,7 @@ const showTab = (tab) => {
 // --- dialogs: #modal is filled by htmx; without JavaScript its links are pages
 const open = (dialog) => dialog && !dialog.open && dialog.showModal();
 const typed = (field) => {
-  const button = $("button[type=submit]", field.form);
+  const button = $(field.dataset.confirmButton || "button[type=submit]", field.form);
   if (button) button.disabled = field.value.trim() !== field.dataset.confirm;
 };
 
@@ -144,6 +144,8 @@ document.addEventListener("click", (event) => {
     const on = $(toggle.dataset.toggle).classList.toggle(toggle.dataset.toggleClass);
     toggle.setAttribute("aria-pressed", String(toggle.dataset.toggleInverse !== undefined ? !on : on));
   }
+  const focus = at("[data-focus]");
+  if (focus) { event.preventDefault(); $(focus.dataset.focus)?.select(); }
   const hide = at("[data-hide]");
   if (hide) hide.closest(hide.dataset.hide).remove();
   const pause = at("[data-pause]");

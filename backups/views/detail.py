@@ -1,0 +1,133 @@
+"""One backup: what is in it, what proved it, and what may be done with it."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from accounts.permissions import Capability
+from backups.forms import DeleteForm
+from backups.models import Backup, BackupStatus, Proof, Restore
+from backups.services.later import service
+from backups.views.common import acts_of, back, backup_for, project_of, question, rights
+from novastack.common.errors import NotFound, PermissionDenied, Problem
+from projects.models import Operation
+from projects.operations import base
+from projects.services import operation_cancel
+from projects.views.common import add_problem
+
+PROOFS = 20
+TABLES = 12
+SAID = {
+    "verify": "It is restored into a throw-away server and compared.",
+    "pin": "Pinned: retention keeps it.",
+    "unpin": "Unpinned: retention may remove it.",
+    "cancel": "The backup is asked to stop. Nothing of it is kept.",
+    "again": "A new backup is begun.",
+}
+
+
+@login_required
+@require_GET
+def backup_detail(request: HttpRequest, backup_id: UUID) -> HttpResponse:
+    """As a dialog or as a page; it polls while something works on it."""
+    principal, backup = backup_for(request, backup_id)
+    may = rights(principal, backup.organization_id)
+    operation = _operation(backup)
+    proofs = list(Proof.objects.filter(backup=backup).select_related("drill")[:PROOFS])
+    context = {
+        "section": "projects", "backup": backup, "project": project_of(principal, backup), "may": may,
+        "acts": acts_of(backup, may), "operation": operation, "proofs": proofs,
+        "restores": list(Restore.objects.filter(backup=backup)[:5]),
+        "busy": backup.status in {BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.VERIFYING},
+        "step_titles": base.titles(), **contents_of(backup),
+    }  # fmt: skip
+    return question(request, "detail", context)
+
+
+@login_required
+@require_POST
+def backup_act(request: HttpRequest, backup_id: UUID, action: str) -> HttpResponse:
+    """`verify`, `pin`, `unpin`, `cancel`, `again`. A refusal that belongs to the moment becomes a note, not a page."""
+    principal, backup = backup_for(request, backup_id, Capability.PROJECT_ACT)
+    if action not in SAID:
+        raise NotFound
+    try:
+        if action == "verify":
+            service("proofs", "backup_verify")(principal=principal, backup=backup)
+        elif action == "cancel":
+            _cancel(principal, backup)
+        elif action == "again":
+            project = project_of(principal, backup)
+            if project is None:
+                raise NotFound
+            service("backups", "backup_create")(
+                principal=principal, project=project, label=backup.label, storage=backup.storage
+            )
+        else:
+            service("backups", f"backup_{action}")(principal=principal, backup=backup)
+    except PermissionDenied:
+        raise
+    except Problem as problem:
+        messages.error(request, problem.detail)
+    else:
+        messages.info(request, SAID[action])
+    return back(request, "backups:tab", backup.project_uuid)
+
+
+@login_required
+@require_http_methods(["GET", "POST"])
+def backup_remove(request: HttpRequest, backup_id: UUID) -> HttpResponse:
+    """Asks first; a pinned one, or the last that is proven, says so."""
+    principal, backup = backup_for(request, backup_id, Capability.PROJECT_DELETE)
+    form = DeleteForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            service("backups", "backup_delete")(principal=principal, backup=backup)
+        except PermissionDenied:
+            raise
+        except Problem as problem:
+            add_problem(form, problem)
+        else:
+            messages.info(request, "The backup is being removed from its storage.")
+            project = project_of(principal, backup)
+            return redirect("backups:tab", project.pk) if project else redirect("backups:list")
+    newer = Backup.objects.filter(
+        project_uuid=backup.project_uuid, created_at__gt=backup.created_at, verified_at__isnull=False,
+        status__in=(BackupStatus.VERIFIED, BackupStatus.VERIFYING),
+    ).exists()  # fmt: skip
+    context = {"section": "projects", "backup": backup, "form": form, "last_proven": bool(backup.verified_at) and not newer}
+    return question(request, "delete", context)
+
+
+def _operation(backup: Backup) -> Operation | None:
+    if backup.operation_id is None:
+        return None
+    return Operation.objects.filter(pk=backup.operation_id).with_steps().first()
+
+
+def _cancel(principal: Any, backup: Backup) -> None:
+    operation = Operation.objects.filter(pk=backup.operation_id).first() if backup.operation_id else None
+    if operation is None:
+        raise NotFound
+    operation_cancel(principal=principal, operation=operation)
+
+
+def contents_of(backup: Backup) -> dict[str, Any]:
+    """`largest`: the tables with most rows, as (name, rows); `tables_left`: how many more there are."""
+    contents = backup.manifest.get("contents") if isinstance(backup.manifest, dict) else None
+    tables = contents.get("tables") if isinstance(contents, dict) else None
+    counted: list[tuple[str, int]] = []
+    if isinstance(tables, dict):
+        for name, told in tables.items():
+            rows = told.get("rows") if isinstance(told, dict) else told[0] if isinstance(told, list) and told else told
+            if isinstance(rows, int):
+                counted.append((str(name), rows))
+    counted.sort(key=lambda pair: (-pair[1], pair[0]))
+    return {"largest": counted[:TABLES], "tables_left": max(0, len(counted) - TABLES)}

@@ -1,0 +1,76 @@
+"""The recovery kit: what opens an organization's backups when this installation is gone (rule 30)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from allauth.account.decorators import reauthentication_required
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.http import require_http_methods, require_POST
+
+from accounts.context import current_organization
+from accounts.models import Organization
+from accounts.permissions import Capability, Principal, principal_from, require
+from backups.forms import FingerprintForm
+from backups.models import BackupKey, OfflineKey
+from backups.services.later import has, service
+from novastack.common.errors import NotFound, PermissionDenied, Problem
+from projects.views.common import add_problem
+
+
+@login_required
+@require_http_methods(["GET", "POST"])
+def kit(request: HttpRequest) -> HttpResponse:
+    """Whether somebody holds it; a POST carries the fingerprint that was typed back."""
+    principal, organization = _owner(request)
+    form = FingerprintForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            service("kits", "kit_confirm")(
+                principal=principal, organization=organization, fingerprint=form.cleaned_data["fingerprint"]
+            )
+        except PermissionDenied:
+            raise
+        except Problem as problem:
+            add_problem(form, problem, field="fingerprint")
+        else:
+            messages.info(request, "The recovery kit is confirmed. Keep it away from this installation.")
+            return redirect("backups:kit")
+    return render(request, "backups/kit.html", _context(organization, form), status=400 if form.errors else 200)
+
+
+@login_required
+@require_POST
+@reauthentication_required
+def kit_download(request: HttpRequest) -> HttpResponse:
+    """A new kit as a file, in this one answer; the one before is no longer confirmed."""
+    principal, organization = _owner(request)
+    made = service("kits", "kit_export")(principal=principal, organization=organization)
+    response = HttpResponse(made.text, content_type="text/plain; charset=utf-8")
+    response["Content-Disposition"] = f'attachment; filename="novastack-recovery-kit-{organization.slug}.txt"'
+    response["Cache-Control"] = "no-store, private"
+    response["Pragma"] = "no-cache"
+    return response
+
+
+def _owner(request: HttpRequest) -> tuple[Principal, Organization]:
+    principal = principal_from(request)
+    organization = current_organization(request)
+    if organization is None:
+        raise NotFound
+    require(principal, organization, Capability.ORG_CHANGE)
+    return principal, organization
+
+
+def _context(organization: Organization, form: FingerprintForm) -> dict[str, Any]:
+    kits = list(OfflineKey.objects.filter(organization=organization))
+    return {
+        "section": "kit", "organization": organization, "form": form, "kits": kits,
+        "held": next((row for row in kits if row.confirmed_at and not row.retired_at), None),
+        "waiting": next((row for row in kits if not row.confirmed_at and not row.retired_at), None),
+        "keys": list(BackupKey.objects.filter(organization=organization).defer("identity")),
+        "can_export": has("kits", "kit_export"),
+    }  # fmt: skip

@@ -1,0 +1,290 @@
+"""Every page of backups, for every role: what it shows, what it refuses. Outsiders get 404, members without the right 403."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.test import Client
+
+from accounts.models import User
+from backups.models import (
+    Backup,
+    BackupStatus,
+    BackupTrigger,
+    Drill,
+    OfflineKey,
+    Restore,
+    RestoreStatus,
+    Schedule,
+    StorageTarget,
+)
+from novastack.common.clock import now
+from projects.models import Operation, Project
+from tests.backups.rows import MIB, make_backup, make_proof, make_restore, make_schedule, make_storage
+from tests.factories import Team, make_project, make_team
+
+pytestmark = pytest.mark.django_db
+HTMX = {"headers": {"HX-Request": "true"}}
+EVERYBODY, MEMBERS, ADMINS = {"alice", "adam", "bob", "vera"}, {"alice", "adam", "bob"}, {"alice", "adam"}
+
+
+@dataclass
+class Shop:
+    team: Team
+    project: Project
+    storage: StorageTarget
+    schedule: Schedule
+    backup: Backup
+    drill: Drill
+    restore: Restore
+
+    def path(self, template: str) -> str:
+        ids = {name: str(getattr(self, name).pk) for name in ("project", "storage", "schedule", "backup", "drill", "restore")}
+        return template.format(**ids)
+
+
+@pytest.fixture
+def shop() -> Shop:
+    team = make_team()
+    project = make_project(team.alice, team.organization)
+    storage = make_storage(team.organization, "cellar")
+    schedule = make_schedule(project, storage=storage)
+    backup = make_backup(project, storage, schedule=schedule)
+    make_proof(backup)
+    drill = Drill.objects.create(project=project, organization_id=team.organization.pk, name="Orders are complete")
+    return Shop(team, project, storage, schedule, backup, drill, make_restore(backup, project))
+
+
+def browser(user: User) -> Client:
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+GETS = [
+    ("/projects/{project}/backups/", EVERYBODY), ("/projects/{project}/backups/new/", MEMBERS),
+    ("/projects/{project}/backups/policy/", MEMBERS), ("/projects/{project}/backups/schedules/new/", MEMBERS),
+    ("/projects/{project}/backups/schedules/preview/?card=new&cron=0+*+*+*+*", EVERYBODY),
+    ("/projects/{project}/backups/drills/new/", MEMBERS), ("/projects/{project}/backups/drills/{drill}/", MEMBERS),
+    ("/backups/{backup}/", EVERYBODY), ("/backups/{backup}/delete/", MEMBERS), ("/backups/{backup}/download/", MEMBERS),
+    ("/backups/{backup}/restore/", MEMBERS), ("/restores/{restore}/", EVERYBODY),
+    ("/restores/{restore}/undo/", MEMBERS), ("/backup-storages/{storage}/", ADMINS),
+    ("/backup-storages/{storage}/remove/", ADMINS),
+]  # fmt: skip
+POSTS = [
+    ("/projects/{project}/backups/new/", MEMBERS), ("/projects/{project}/backups/policy/", MEMBERS),
+    ("/projects/{project}/backups/schedules/new/", MEMBERS),
+    ("/projects/{project}/backups/schedules/{schedule}/pause/", MEMBERS),
+    ("/projects/{project}/backups/schedules/{schedule}/delete/", MEMBERS),
+    ("/projects/{project}/backups/drills/new/", MEMBERS), ("/projects/{project}/backups/drills/{drill}/run/", MEMBERS),
+    ("/backups/{backup}/actions/verify/", MEMBERS), ("/backups/{backup}/actions/pin/", MEMBERS),
+    ("/backups/{backup}/actions/cancel/", MEMBERS), ("/backups/{backup}/delete/", MEMBERS),
+    ("/backups/{backup}/restore/", MEMBERS), ("/backups/{backup}/restore/preflight/", MEMBERS),
+    ("/restores/{restore}/undo/", MEMBERS), ("/backup-storages/{storage}/actions/default/", ADMINS),
+    ("/backup-storages/{storage}/remove/", ADMINS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("person", ["alice", "adam", "bob", "vera", "charlie", None])
+@pytest.mark.parametrize(("path", "may"), GETS)
+def test_reading_a_page_needs_its_right(shop: Shop, path: str, may: set[str], person: str | None) -> None:
+    client = browser(getattr(shop.team, person)) if person else Client()
+    response = client.get(shop.path(path))
+    if person is None:
+        assert response.status_code == 302
+        assert response.url.startswith("/accounts/login/")
+    elif person == "charlie":
+        assert response.status_code == 404
+        assert shop.project.name not in response.content.decode()
+    else:
+        assert response.status_code == (200 if person in may else 403)
+
+
+@pytest.mark.parametrize("person", ["vera", "charlie", None])
+@pytest.mark.parametrize(("path", "may"), POSTS)
+def test_acting_needs_its_right(shop: Shop, path: str, may: set[str], person: str | None) -> None:
+    client = browser(getattr(shop.team, person)) if person else Client()
+    counts = (Operation.objects.count(), Backup.objects.count(), Schedule.objects.count(), Restore.objects.count())
+    response = client.post(shop.path(path), {"cron": "0 * * * *", "target": "in_place", "name": "Other"})
+    if person is None:
+        assert response.status_code == 302
+        assert response.url.startswith("/accounts/login/")
+    else:
+        assert response.status_code == (404 if person == "charlie" else 403)
+    found = (Operation.objects.count(), Backup.objects.count(), Schedule.objects.count(), Restore.objects.count())
+    assert found == counts
+    assert Backup.objects.get(pk=shop.backup.pk).pinned is False
+
+
+def test_a_member_may_not_touch_storages(shop: Shop) -> None:
+    client = browser(shop.team.bob)
+    assert client.get("/backup-storages/").status_code == 200
+    assert client.post("/backup-storages/", {"name": "mine"}).status_code == 403
+    assert client.get(shop.path("/backup-storages/{storage}/")).status_code == 403
+    assert client.get("/recovery-kit/").status_code == 403
+    assert client.post("/recovery-kit/download/").status_code in {302, 403}
+
+
+def test_storage_for_everybody_is_for_operators(shop: Shop) -> None:
+    common = make_storage(None, "everybody", config={"path": "a-path-of-the-operator"})
+    assert browser(shop.team.alice).get("/operator/storages/").status_code == 403
+    assert browser(shop.team.alice).post(f"/backup-storages/{common.pk}/actions/default/").status_code == 403
+    page = browser(shop.team.alice).get("/backup-storages/").content.decode()
+    assert "everybody" in page and "a-path-of-the-operator" not in page
+    shop.team.alice.is_staff = True
+    shop.team.alice.save()
+    page = browser(shop.team.alice).get("/operator/storages/").content.decode()
+    assert "a-path-of-the-operator" in page and "cellar" not in page
+
+
+class TestTab:
+    def path(self, shop: Shop) -> str:
+        return f"/projects/{shop.project.pk}/backups/"
+
+    def page(self, shop: Shop, person: str = "alice", query: str = "", **extra: Any) -> str:
+        return browser(getattr(shop.team, person)).get(self.path(shop) + query, **extra).content.decode()
+
+    def test_figures(self, shop: Shop) -> None:
+        make_backup(shop.project, shop.storage, hours=1, status="failed", verified_at=None, size_bytes=None)
+        make_backup(shop.project, shop.storage, hours=3, status="corrupt", verified_at=None)
+        make_backup(shop.project, shop.storage, hours=900)
+        page = self.page(shop)
+        assert "1 of 3 verified" in page
+        assert "1 corrupt, 1 failed" in page
+        assert "2 h ago" in page and "restored and compared" in page
+
+    def test_a_stored_one_is_not_called_good(self, shop: Shop) -> None:
+        Backup.objects.update(status=BackupStatus.STORED, verified_at=None)
+        page = self.page(shop)
+        assert "none is proven yet" in page
+        assert "restored and compared" not in page
+        assert "badge-proven" not in page
+
+    def test_progress_is_shown_in_bytes_and_asked_for_every_two_seconds(self, shop: Shop) -> None:
+        assert 'data-poll="20"' in self.page(shop)
+        make_backup(
+            shop.project, shop.storage, hours=0.01, status="dumping", verified_at=None, finished_at=None,
+            size_bytes=None, progress_bytes=730 * MIB,
+        )  # fmt: skip
+        page = self.page(shop)
+        assert 'data-poll="2"' in page
+        assert "730 MB" in page and 'value="24"' in page
+
+    def test_it_filters(self, shop: Shop) -> None:
+        make_backup(
+            shop.project, shop.storage, hours=1, status="failed", verified_at=None, label="odd-one",
+            trigger=BackupTrigger.MANUAL,
+        )  # fmt: skip
+        assert "odd-one" in self.page(shop, query="?status=failed", **HTMX)
+        assert "odd-one" not in self.page(shop, query="?status=verified", **HTMX)
+        assert "odd-one" not in self.page(shop, query="?trigger=schedule", **HTMX)
+        assert "No backup matches" in self.page(shop, query="?status=corrupt", **HTMX)
+        assert "odd-one" in self.page(shop, query="?status=nonsense%00", **HTMX)
+
+    def test_others_backups_are_not_there(self, shop: Shop) -> None:
+        other = make_project(shop.team.alice, shop.team.organization, "Ledger")
+        make_backup(other, shop.storage, label="of-the-ledger")
+        assert "of-the-ledger" not in self.page(shop)
+
+    def test_a_viewer_is_offered_nothing_that_acts(self, shop: Shop) -> None:
+        page = self.page(shop, "vera")
+        for words in ("/actions/", "/restore/", "/delete/", "/download/", "Save changes", "/new/", "/policy/"):
+            assert words not in page, words
+        assert "Every" in page or shop.schedule.cron in page
+
+    def test_the_number_of_queries_does_not_grow(self, shop: Shop, django_assert_max_num_queries: Any) -> None:
+        client = browser(shop.team.alice)
+        client.get(self.path(shop))
+        for n in range(20):
+            backup = make_backup(shop.project, shop.storage, hours=5 + n, schedule=shop.schedule)
+            make_proof(backup)
+            Drill.objects.create(
+                project=shop.project, organization_id=shop.team.organization.pk, name=f"Drill {n}"
+            )  # fmt: skip
+            make_schedule(shop.project, storage=shop.storage)
+        with django_assert_max_num_queries(32):
+            client.get(self.path(shop))
+        with django_assert_max_num_queries(16):
+            client.get(self.path(shop), **HTMX)
+
+    def test_the_kit_is_asked_for_until_somebody_holds_it(self, shop: Shop) -> None:
+        words = "so are the keys of your backups"
+        assert words in self.page(shop)
+        kit = OfflineKey.objects.create(organization=shop.team.organization, recipient="age1x", fingerprint="f")
+        assert words in self.page(shop)
+        kit.confirmed_at = now()
+        kit.save()
+        assert words not in self.page(shop)
+
+
+class TestUndo:
+    def test_the_banner_is_on_every_page_of_the_project(self, shop: Shop) -> None:
+        client = browser(shop.team.alice)
+        for part in ("", "backups/", "activity/", "settings/", "keys/", "services/", "tables/"):
+            assert "Undo restore" in client.get(f"/projects/{shop.project.pk}/{part}").content.decode(), part
+        assert "Undo restore" not in browser(shop.team.vera).get(f"/projects/{shop.project.pk}/").content.decode()
+
+    @pytest.mark.parametrize(
+        "fields", [{"undo_until": None}, {"status": RestoreStatus.FAILED}, {"target": "new_project"},
+                   {"status": RestoreStatus.UNDONE, "undone_at": "now"}],
+    )  # fmt: skip
+    def test_it_goes_when_nothing_can_be_undone(self, shop: Shop, fields: dict[str, Any]) -> None:
+        if fields.get("undone_at"):
+            fields["undone_at"] = now()
+        Restore.objects.update(**fields)
+        assert "was restored" not in browser(shop.team.alice).get(f"/projects/{shop.project.pk}/").content.decode()
+
+    def test_its_time_is_over_at_its_end(self, shop: Shop) -> None:
+        Restore.objects.update(undo_until=now())
+        assert "was restored" not in browser(shop.team.alice).get(f"/projects/{shop.project.pk}/").content.decode()
+
+
+class TestDetail:
+    def test_it_tells_what_is_in_it_and_what_proved_it(self, shop: Shop) -> None:
+        Backup.objects.update(
+            notes=["Statistics are not in it."],
+            manifest={"contents": {"tables": {"public.orders": {"rows": 1204}, "public.items": {"rows": 7}}}},
+        )
+        page = browser(shop.team.vera).get(f"/backups/{shop.backup.pk}/", **HTMX).content.decode()
+        for words in ("Statistics are not in it.", "public.orders", "Restored in 2:50", shop.backup.sha256, "128"):
+            assert words in page, words
+
+    def test_a_hostile_label_and_name_are_text(self, shop: Shop) -> None:
+        Backup.objects.update(
+            label="<script>alert(1)</script>", notes=["<img src=x>"],
+            manifest={"contents": {"tables": {"<b>t</b>": {"rows": 1}}}},
+        )  # fmt: skip
+        page = browser(shop.team.alice).get(f"/backups/{shop.backup.pk}/", **HTMX).content.decode()
+        assert "<script>alert" not in page and "<img src" not in page and "<b>t</b>" not in page
+
+    def test_it_outlives_its_project(self, shop: Shop) -> None:
+        Backup.objects.update(project_uuid=uuid4())
+        client = browser(shop.team.alice)
+        assert client.get(f"/backups/{shop.backup.pk}/").status_code == 200
+        page = client.get(f"/backups/{shop.backup.pk}/restore/").content.decode()
+        assert "Into a new project" in page and "In place" not in page
+        assert shop.backup.project_name in client.get("/backups/?projects=gone").content.decode()
+        assert "No backup matches" in client.get("/backups/?projects=there").content.decode()
+
+
+def test_the_list_of_an_organization_asks_a_fixed_number_of_queries(
+    shop: Shop, django_assert_max_num_queries: Any
+) -> None:
+    client = browser(shop.team.alice)
+    for n in range(20):
+        make_backup(shop.project, shop.storage, hours=n + 1, schedule=shop.schedule)
+    with django_assert_max_num_queries(18):
+        assert client.get("/backups/").status_code == 200
+
+
+def test_foreign_ids_are_not_found(shop: Shop) -> None:
+    other = make_project(shop.team.alice, shop.team.organization, "Ledger")
+    client = browser(shop.team.alice)
+    for path in ("schedules/{schedule}/pause/", "drills/{drill}/run/"):
+        assert client.post(f"/projects/{other.pk}/backups/" + shop.path(path)).status_code == 404
+    assert client.get(f"/projects/{other.pk}/backups/" + shop.path("drills/{drill}/")).status_code == 404
+    assert client.post(f"/backups/{shop.backup.pk}/actions/explode/").status_code == 404
+    assert client.get(f"/projects/{shop.project.pk}/backups/schedules/preview/?card=<x>").status_code == 404
