@@ -123,7 +123,12 @@ class ScheduleForm(forms.Form):
             rules = {name: values[name] for name in (*RETENTION, "max_bytes")}
         else:
             rules = dict.fromkeys((*RETENTION, "max_bytes")) | KEEPS[values["keep"]][1]
-        return {"cron": values["cron"], "time_zone": values["time_zone"], "storage": values["storage"], "retention": rules}
+        return {
+            "cron": values["cron"],
+            "time_zone": values["time_zone"],
+            "storage": values["storage"],
+            "retention": rules,
+        }
 
 
 def kept_words(schedule: Schedule) -> str:

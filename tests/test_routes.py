@@ -21,8 +21,10 @@ from django.test import Client
 from accounts.models import Invitation, User
 from accounts.permissions import Principal
 from accounts.services import member_invite
+from backups.models import Drill
 from projects.models import Operation
 from projects.services import key_create
+from tests.backups.rows import make_backup, make_restore, make_schedule, make_storage
 from tests.factories import Team, api_client, make_project, make_team, make_token
 from tests.routes import Route, walk
 
@@ -52,7 +54,9 @@ NOT_FOR_VIEWERS = {
 # Pages that send one back to a list with a sentence instead of a 404.
 POLITE = {"accounts:member-role"}
 # Parameters that name something of an organization or a person.
-OWNED = {"pk", "ref", "slug", "project_id", "operation_id", "user_id", "invitation_id", "token_id", "key_id"}
+OWNED = {"pk", "ref", "slug", "project_id", "operation_id", "user_id", "invitation_id", "token_id", "key_id",
+         "schedule_id", "drill_id", "backup_id", "restore_id", "storage_id"}  # fmt: skip
+ACTIONS = {"operations": "cancel", "schedules": "pause", "drills": "run", "storages": "default", "backups": "pin"}
 SECRET_NAME, SECRET_HOUSE = "Zebra Ledger", "Quokka Works"
 
 
@@ -73,7 +77,7 @@ class World:
             if name == "pk":
                 return self._pk(route.path)
             if name == "action":
-                return "cancel" if "operations" in route.path else "stop"
+                return next((act for part, act in ACTIONS.items() if part in route.path), "stop")
             return self.values[name]
 
         return "/" + re.sub(r"<\w+:(\w+)>", value, route.path)
@@ -100,7 +104,12 @@ def world(db: None) -> World:
     operation = str(Operation.objects.get(project_uuid=project.pk).pk)
     token, _ = make_token(team.alice, name=SECRET_NAME)
     key, _ = key_create(principal=Principal.of(team.alice), project=project, name=SECRET_NAME)
+    storage = make_storage(team.organization)
+    backup = make_backup(project, storage)
     values = {
+        "storage_id": str(storage.pk), "backup_id": str(backup.pk), "restore_id": str(make_restore(backup, project).pk),
+        "schedule_id": str(make_schedule(project).pk),
+        "drill_id": str(Drill.objects.create(project=project, organization_id=team.organization.pk, name="x").pk),
         "ref": "acme", "slug": "acme", "project_id": str(project.pk), "operation_id": operation,
         "user_id": str(team.bob.pk), "invitation_id": str(invitation.pk), "token": clear, "token_id": str(token.pk),
         "key_id": str(key.pk), "region": "local", "service": "auth", "pool_id": str(uuid4()),

@@ -37,7 +37,7 @@ def _back_up_again(who: OperatorPrincipal, backup: Backup) -> Any:
 class ProofInline(ReadOnlyInline):
     model: type[Model] = Proof
     fields = ["created_at", "kind", "state", "restore_seconds", "compare_seconds", "tables", "rows", "error"]
-    readonly_fields = fields
+    readonly_fields = ["created_at"]
 
 
 @admin.register(Backup)
@@ -75,7 +75,16 @@ ProjectAdmin.actions = [*(ProjectAdmin.actions or ()), project_back_up]
 
 @admin.register(Proof)
 class ProofAdmin(ReadOnlyAdmin):
-    list_display = ["backup", "kind", "state", "restore_seconds", "compare_seconds", "rows", "created_at", "finished_at"]
+    list_display = [
+        "backup",
+        "kind",
+        "state",
+        "restore_seconds",
+        "compare_seconds",
+        "rows",
+        "created_at",
+        "finished_at",
+    ]
     list_filter = ["state", "kind"]
     list_select_related = ["backup", "drill"]
     search_fields = ["=backup__id", "backup__project_slug", "backup__project_name"]

@@ -39,9 +39,7 @@ def backup_for(
 
 def project_of(principal: Principal, backup: Backup) -> Project | None:
     """The project that it was taken of, while there is one."""
-    found: Project | None = (
-        Project.objects.for_principal(principal).for_lists().filter(pk=backup.project_uuid).first()
-    )
+    found: Project | None = Project.objects.for_principal(principal).for_lists().filter(pk=backup.project_uuid).first()
     return found
 
 

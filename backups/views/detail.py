@@ -102,7 +102,12 @@ def backup_remove(request: HttpRequest, backup_id: UUID) -> HttpResponse:
         project_uuid=backup.project_uuid, created_at__gt=backup.created_at, verified_at__isnull=False,
         status__in=(BackupStatus.VERIFIED, BackupStatus.VERIFYING),
     ).exists()  # fmt: skip
-    context = {"section": "projects", "backup": backup, "form": form, "last_proven": bool(backup.verified_at) and not newer}
+    context = {
+        "section": "projects",
+        "backup": backup,
+        "form": form,
+        "last_proven": bool(backup.verified_at) and not newer,
+    }
     return question(request, "delete", context)
 
 

@@ -36,7 +36,11 @@ def backup_list(request: HttpRequest) -> HttpResponse:
         rows = rows.filter(status=chosen["status"])
     if chosen["projects"] in {"there", "gone"}:
         there = Project.objects.filter(organization=organization).values("pk")
-        rows = rows.filter(project_uuid__in=there) if chosen["projects"] == "there" else rows.exclude(project_uuid__in=there)
+        rows = (
+            rows.filter(project_uuid__in=there)
+            if chosen["projects"] == "there"
+            else rows.exclude(project_uuid__in=there)
+        )
     page, numbers = page_of(request, rows, PAGE_SIZE)
     may = rights(principal, organization.pk)
     decorate(page.object_list, may)

@@ -41,7 +41,10 @@ def _checks(seen: Any, into: Project) -> list[tuple[str, str]]:
         count = seen.open_connections
         clients = "1 client is" if count == 1 else f"{whole(count)} clients are"
         told.append(
-            ("late", f"{clients} connected; cut off for about {duration_text(seen.expected_downtime_seconds)} at the swap")
+            (
+                "late",
+                f"{clients} connected; cut off for about {duration_text(seen.expected_downtime_seconds)} at the swap",
+            )
         )
     if seen.address_changes:
         told.append(("late", "Host or port change: clients need the new address"))

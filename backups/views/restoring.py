@@ -20,7 +20,7 @@ from backups.services.later import service
 from backups.views.common import backup_for, project_of, question, rights
 from backups.views.preflights import shown
 from novastack.common.clock import now
-from novastack.common.errors import ActionNotAllowed, NameTaken, NotFound, PermissionDenied, Problem
+from novastack.common.errors import ActionNotAllowed, Invalid, NameTaken, NotFound, PermissionDenied, Problem
 from projects.models import Operation, Plan, Project, ProjectStatus, Region
 from projects.views.common import add_problem
 
@@ -65,7 +65,7 @@ def preflight(request: HttpRequest, backup_id: UUID) -> HttpResponse:
     source = project_of(principal, backup)
     into = source if target == RestoreTarget.IN_PLACE else _other(principal, backup, form.cleaned_data.get("project"))
     if into is None:
-        raise NotFound
+        raise Invalid.field("target", "invalid", "Choose where it goes first.")
     context: dict[str, Any] = {"backup": backup, "target": target, "into": into, "checked_at": now(), "form": form}
     form.errors.clear()
     try:
@@ -87,9 +87,8 @@ def preflight(request: HttpRequest, backup_id: UUID) -> HttpResponse:
 def restore_progress(request: HttpRequest, restore_id: UUID) -> HttpResponse:
     """Its steps while it works, then what became of it."""
     principal, row = _restore_for(request, restore_id)
-    operation = Operation.objects.filter(
-        pk=row.undo_operation_id if row.undo_operation_id else row.operation_id
-    ).with_steps().first()  # fmt: skip
+    pk = row.undo_operation_id or row.operation_id
+    operation = Operation.objects.filter(pk=pk).with_steps().first() if pk else None
     into = Project.objects.for_principal(principal).for_lists().filter(pk=row.project_uuid).first()
     steps = list(operation.steps.all()) if operation else []
     context = {

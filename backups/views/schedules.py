@@ -67,13 +67,16 @@ def schedule_cards(project: Project) -> list[Any]:
 def schedule_preview(request: HttpRequest, project_id: UUID) -> HttpResponse:
     """While somebody types: the words, the next runs, and which preset it is; a pressed preset fills in the field."""
     _, project = project_for(request, project_id)
-    key = request.GET.get("card", "")
+    key = request.GET.get("card", "new")
     if not CARD.fullmatch(key):
         raise NotFound
     preset = PRESETS.get(request.GET.get("preset", ""), ("", ""))[1]
     cron = preset or request.GET.get("cron", "").replace("\0", "")[:200]
     told = timing(cron, request.GET.get("time_zone", "UTC").replace("\0", "")[:64] or "UTC")
-    context = {"project": project, "card": {"key": key, **told}, "cron": cron, "filled": bool(preset), "swap": True}
+    context = {
+        "project": project, "card": {"key": key, **told}, "cron": cron, "filled": bool(preset), "swap": True,
+        "can_schedule": True,
+    }  # fmt: skip
     return render(request, "backups/_schedule_preview.html", context)
 
 

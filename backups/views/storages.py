@@ -107,7 +107,9 @@ def storage_remove(request: HttpRequest, storage_id: UUID) -> HttpResponse:
             messages.info(request, f"{target.name} is removed.")
             return _back(target)
     held = target.backups.count()
-    return question(request, "storage_remove", _shell(target.organization) | {"target": target, "form": form, "held": held})
+    return question(
+        request, "storage_remove", _shell(target.organization) | {"target": target, "form": form, "held": held}
+    )
 
 
 def _page(request: HttpRequest, principal: Principal, organization: Organization | None) -> HttpResponse:
