@@ -129,10 +129,11 @@ def _page(request: HttpRequest, principal: Principal, organization: Organization
             return _back(target)
     rows = readings.storages_of(organization) if organization else readings.install_storages()
     manages = principal.is_operator if organization is None else _manages(principal, organization)
+    manages = manages and has("storages", "storage_create")
     for row in rows:
         row["manages"] = manages and (organization is None or row["own"])
     context = _shell(organization) | {
-        "rows": rows, "form": form, "manages": manages and has("storages", "storage_create"),
+        "rows": rows, "form": form, "manages": manages,
         "kind": str(form["kind"].value()),
         "kit_confirmed": organization is None or readings.kit_confirmed(organization.pk) or not any(r["backups"] for r in rows),
     }  # fmt: skip
