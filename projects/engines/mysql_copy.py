@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from projects.domain import Command, Credentials, Endpoint, EngineError, TenantNames
-from projects.engines import framing, mysql_prepared
+from projects.engines import framing, mysql_floats, mysql_prepared
 from projects.engines.base import EngineAdmin
 from projects.engines.mysql_session import ANYWHERE, Session, name, pattern
 
@@ -29,23 +29,33 @@ _DATABASE = (
     " ';') FROM information_schema.schemata WHERE schema_name = DATABASE()"
 )
 # `sh -c DUMP sh <edits for sed> <client> <dump program> <first statement> argument …`: what is said of the database, then
-# three runs: routines (views use them), tables with rows and views, what acts by itself. The first failure ends it and is
-# its exit code. By the environment come: the option file, options of TLS, the database.
-_DUMP = """set -u
-edits=$1 client=$2 program=$3 first=$4
-shift 4
-rm -f failed
-run() {
+# three runs: routines (views use them), tables with rows and views, what acts by itself; what puts FLOAT values right stands
+# before the last. The first failure ends it and is its exit code. By the environment come: the option file, options of TLS,
+# the database.
+_DUMP = f"""set -u
+edits=$1 client=$2 program=$3 first=$4 floats=$5
+shift 5
+rm -f failed queries
+run() {{
   tool=$1
   shift
   [ -e failed ] || "$tool" "--defaults-file=$OPTIONS" $TLS "$@" "$DATABASE" || echo $? >failed
-}
-{
-  run "$client" --batch --raw --skip-column-names --default-character-set=utf8mb4 --execute="$first"
+}}
+ask() {{
+  run "$client" --batch --raw --skip-column-names --default-character-set=utf8mb4 "$@"
+}}
+{{
+  ask --execute="$first"
   run "$program" "$@" --no-data --no-create-info --skip-triggers --routines --skip-events
   run "$program" "$@" --skip-triggers --skip-routines --skip-events
+  ask --execute="$floats" >queries
+  if [ -s queries ]; then
+    echo "{mysql_floats.BEFORE}"
+    ask --binary-mode --init-command="SET SESSION time_zone = '+00:00'" <queries
+    echo "{mysql_floats.AFTER}"
+  fi
   run "$program" "$@" --no-data --no-create-info --triggers --skip-routines --events
-} | LC_ALL=C sed -E "$edits" || echo $? >>failed
+}} | LC_ALL=C sed -E "$edits" || echo $? >>failed
 [ ! -e failed ] || exit "$(head -n 1 failed)"
 """
 # MariaDB's client shows the whole statement that failed, with the rows in it: only what the server said of it goes on.
@@ -77,9 +87,9 @@ def dump(
     )
     first = _DATABASE.replace("{more}", ", ' COMMENT ', QUOTE(schema_comment)" if mariadb else "")
     argv = (
-        "sh", "-c", _DUMP, "novastack-dump", "\n".join(edits), *programs, first, "--single-transaction", "--quick",
-        "--skip-add-locks", "--default-character-set=utf8mb4", "--hex-blob", "--tz-utc", "--comments", "--skip-dump-date",
-        _PACKET, *arguments,
+        "sh", "-c", _DUMP, "novastack-dump", "\n".join(edits), *programs, first, mysql_floats.LIST,
+        "--single-transaction", "--quick", "--skip-add-locks", "--default-character-set=utf8mb4", "--hex-blob", "--tz-utc", "--comments",
+        "--skip-dump-date", _PACKET, *arguments,
     )  # fmt: skip
     return _command(place, credentials, argv, mariadb=mariadb)
 
@@ -160,7 +170,11 @@ class MySQLFamilyCopies(EngineAdmin):
                 found.append(
                     f"the database's name, which becomes another one, in the text of {_some(saying)}: leave it out there"
                 )
-        found += self._tables_in_the_way(names.database)
+        if unequal := mysql_floats.beyond_help(self._session, names.database):
+            found.append(
+                f"digits of FLOAT values, of which dumps tell six, in {_some(unequal)}: make the columns DOUBLE, or give the"
+                " table a primary key (and no history)"
+            )
         return found
 
     def _things(self, database: str) -> list[tuple[str, str, str, str]]:
@@ -176,9 +190,6 @@ class MySQLFamilyCopies(EngineAdmin):
             database, database, database, database,
         )  # fmt: skip
         return [(str(kind), str(thing), str(definer), str(text or "")) for kind, thing, definer, text in rows]
-
-    def _tables_in_the_way(self, database: str) -> list[str]:
-        return []
 
     def quiet(self, names: TenantNames, *, quiet: bool) -> None:
         """The event scheduler is the server's; on a pool it never runs, so nobody asks there."""

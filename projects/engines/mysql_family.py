@@ -209,7 +209,8 @@ class MySQLFamily(Engine):
     def dump(self, place: Endpoint, credentials: Credentials) -> Command:
         """As of one moment where tables are InnoDB's. With routines, triggers, events, sequences and (MariaDB) the history
         of system-versioned tables; the database's charset, and MariaDB's comment on it, at its head. No login, no right,
-        no name of the database; FLOAT values are told with six digits only."""
+        no name of the database. FLOAT values that six digits don't tell are put right by UPDATE statements behind the
+        tables (`mysql_floats`)."""
         return mysql_copy.dump(
             place, credentials, mariadb=self._is_mariadb, programs=(self.client_program, self.dump_program),
             arguments=self.dump_arguments,
