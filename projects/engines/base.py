@@ -32,6 +32,7 @@ TABLES_SECONDS = 2.0
 EXPECTED: Mapping[Capability, str] = {
     Capability.POOL: "Its projects have servers of their own: they can't share one in a pool.",
     Capability.WRITE_FENCE: "Its storage limit is not enforced: nothing can stop its writing but stopping it.",
+    Capability.COPY: "Its projects can't be moved to another server, region or pool.",
     Capability.CONNECTION_LIMIT: "The number of connections of a login is not limited.",
     Capability.END_SESSIONS: "Open sessions outlive a changed password: they end with a restart.",
 }

@@ -88,8 +88,8 @@ def dump(
     first = _DATABASE.replace("{more}", ", ' COMMENT ', QUOTE(schema_comment)" if mariadb else "")
     argv = (
         "sh", "-c", _DUMP, "novastack-dump", "\n".join(edits), *programs, first, mysql_floats.LIST,
-        "--single-transaction", "--quick", "--skip-add-locks", "--default-character-set=utf8mb4", "--hex-blob", "--tz-utc", "--comments",
-        "--skip-dump-date", _PACKET, *arguments,
+        "--single-transaction", "--quick", "--skip-add-locks", "--default-character-set=utf8mb4", "--hex-blob",
+        "--tz-utc", "--comments", "--skip-dump-date", _PACKET, *arguments,
     )  # fmt: skip
     return _command(place, credentials, argv, mariadb=mariadb)
 
