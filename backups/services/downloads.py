@@ -1,0 +1,133 @@
+"""The bytes of a backup for who may have them: as stored, or decrypted. One piece in hand, and nothing believed that was
+not hashed: a decrypted stream that turns out wrong breaks off before its end."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import structlog
+from django.conf import settings
+
+from backups.archive import CorruptArchive, Opener
+from backups.models import Backup
+from backups.operations import keys, storages
+from backups.storage.base import StorageError
+from novastack.common.errors import Conflict, NotFound, Problem
+
+log = structlog.get_logger(__name__)
+PIECE_BYTES = 1 << 20
+# Each holds a thread of the web server for as long as its reader takes.
+slots = threading.BoundedSemaphore(max(1, settings.NOVASTACK_WEB_THREADS // 2))
+
+
+class StorageUnavailable(Problem):
+    status, code, title = 503, "storage_unavailable", "The storage can't be read now"
+
+
+class BackupCorrupt(Conflict):
+    code, title = "backup_corrupt", "The backup is not what was stored"
+
+
+class TooManyDownloads(Problem):
+    status, code, title = 429, "throttled", "Too many downloads at a time"
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """`pieces` is to be iterated to its end or closed. It raises when what comes is not what was stored: then whoever
+    passes it on must not end well. `size_bytes` None: not known before."""
+
+    pieces: Iterator[bytes]
+    size_bytes: int | None
+
+
+def stored(backup: Backup, *, offset: int = 0, length: int | None = None) -> Download:
+    """A part of the object as it lies in the storage, after its first byte was seen. Raises `StorageUnavailable`,
+    `NotFound`, `TooManyDownloads`."""
+    size = (backup.size_bytes or 0) - offset if length is None else length
+
+    def pieces() -> Iterator[bytes]:
+        left = size
+        source = storages.storage_of(backup.storage).open(backup.object_key, offset=offset, length=length)
+        with contextlib.closing(source):
+            while left and (piece := source.read(min(PIECE_BYTES, left))):
+                left -= len(piece)
+                yield piece
+        if left:
+            raise StorageError("storage_failed", "The object is shorter than it was.")
+
+    return Download(_begun(backup, pieces()), size)
+
+
+def decrypted(backup: Backup) -> Download:
+    """The engine's archive. Raises as `stored`, and `BackupCorrupt`."""
+
+    def pieces() -> Iterator[bytes]:
+        source = storages.storage_of(backup.storage).open(backup.object_key)
+        identities = keys.identities_of(backup.organization_id) if backup.encrypted else None
+        with contextlib.closing(
+            Opener(source, identities, compressed=backup.compressed, sha256=backup.sha256)
+        ) as opener:  # fmt: skip
+            yield from opener
+
+    return Download(_begun(backup, pieces()), backup.dump_bytes)
+
+
+def _begun(backup: Backup, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """With the first piece read: what is wrong from the beginning is an answer, and no broken stream."""
+    if not slots.acquire(blocking=False):
+        raise TooManyDownloads("Other downloads are running; try again in a minute.", retry_after_seconds=60)
+    try:
+        first = next(pieces, b"")
+    except BaseException as error:
+        slots.release()
+        raise _told(error) from error
+    return _Held(backup, first, pieces)
+
+
+def _told(error: BaseException) -> BaseException:
+    if isinstance(error, StorageError):
+        if error.code == "object_missing":
+            return NotFound("What was stored is not in the storage any more.")
+        return StorageUnavailable(error.detail)
+    return BackupCorrupt(error.detail) if isinstance(error, CorruptArchive) else error
+
+
+class _Held(Iterator[bytes]):
+    """Gives its slot back however it ends: also closed before the first piece was asked for."""
+
+    def __init__(self, backup: Backup, first: bytes, pieces: Iterator[bytes]) -> None:
+        self._backup, self._first, self._pieces = backup, first, pieces
+        self._open = True
+
+    def __next__(self) -> bytes:
+        if self._first:
+            piece, self._first = self._first, b""
+            return piece
+        if not self._open:
+            raise StopIteration
+        try:
+            return next(self._pieces)
+        except StopIteration:
+            self.close()
+            raise
+        except BaseException as error:
+            self.close()
+            log.warning(
+                "a download broke off", backup=str(self._backup.pk), error=type(error).__name__, detail=str(error)
+            )
+            raise
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            slots.release()
+            close = getattr(self._pieces, "close", None)
+            if close is not None:
+                close()
+
+    def __del__(self) -> None:
+        self.close()
