@@ -49,7 +49,7 @@ HARMLESS = {"projects:new-preview"}
 # A viewer may not read these: passwords, the audit log, who was invited.
 NOT_FOR_VIEWERS = {
     "project-connection", "project-activity", "organization-audit-events", "organization-invitations",
-    "projects:connect-password", "projects:connect-secret", "accounts:activity",
+    "backup-download", "projects:connect-password", "projects:connect-secret", "accounts:activity",
 }  # fmt: skip
 # Pages that send one back to a list with a sentence instead of a 404.
 POLITE = {"accounts:member-role"}
@@ -87,6 +87,8 @@ class World:
             return self.token
         if "invitations/" in path:
             return str(self.invitation.pk)
+        if path.startswith("api/v1/backups/"):
+            return self.values["backup_id"]
         return self.operation if path.startswith("api/v1/operations/") else self.values["project_id"]
 
 
