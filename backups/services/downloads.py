@@ -15,7 +15,7 @@ from backups.archive import CorruptArchive, Opener
 from backups.models import Backup
 from backups.operations import keys, storages
 from backups.storage.base import StorageError
-from novastack.common.errors import Conflict, NotFound, Problem
+from novastack.common.errors import Conflict, Problem
 
 log = structlog.get_logger(__name__)
 PIECE_BYTES = 1 << 20
@@ -29,6 +29,10 @@ class StorageUnavailable(Problem):
 
 class BackupCorrupt(Conflict):
     code, title = "backup_corrupt", "The backup is not what was stored"
+
+
+class ObjectMissing(Conflict):
+    code, title = "object_missing", "What was stored is not there any more"
 
 
 class TooManyDownloads(Problem):
@@ -46,7 +50,7 @@ class Download:
 
 def stored(backup: Backup, *, offset: int = 0, length: int | None = None) -> Download:
     """A part of the object as it lies in the storage, after its first byte was seen. Raises `StorageUnavailable`,
-    `NotFound`, `TooManyDownloads`."""
+    `ObjectMissing`, `TooManyDownloads`."""
     size = (backup.size_bytes or 0) - offset if length is None else length
 
     def pieces() -> Iterator[bytes]:
@@ -91,7 +95,7 @@ def _begun(backup: Backup, pieces: Iterator[bytes]) -> Iterator[bytes]:
 def _told(error: BaseException) -> BaseException:
     if isinstance(error, StorageError):
         if error.code == "object_missing":
-            return NotFound("What was stored is not in the storage any more.")
+            return ObjectMissing("What was stored is not in the storage any more.")
         return StorageUnavailable(error.detail)
     return BackupCorrupt(error.detail) if isinstance(error, CorruptArchive) else error
 

@@ -271,7 +271,7 @@ def test_damage_at_the_beginning_is_an_answer(team: Team, project: Project, targ
     storages.storage_of(target).delete(backup.object_key)
     for query in ("", "?as=stored"):
         response = api_client(team.bob).get(f"/api/v1/backups/{backup.pk}/download/{query}")
-        assert (response.status_code, response.json()["code"]) == (404, "not_found")
+        assert (response.status_code, response.json()["code"]) == (409, "object_missing")
     assert downloads.slots._value == downloads.slots._initial_value  # type: ignore[attr-defined]
 
 
