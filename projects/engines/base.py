@@ -78,9 +78,19 @@ class EngineAdmin(ABC):
         `blank`: a database of `make_blank` that becomes the tenant's. It is used up; if it is gone, or was used up by an
         earlier call for the same names, all ends well without it. Engines without BLANKS take no notice."""
 
-    def make_blank(self, name: str) -> None:
+    def place_tenant(
+        self, names: TenantNames, *, login_password: str, control_password: str, blank: str = "", tables: bool = False
+    ) -> Bootstrapped | None:
+        """`create_tenant`; and with `tables`, where that costs less than `Engine.bootstrap`, the tables that a database
+        begins with. None: it has none of this call's; `Engine.bootstrap` makes what is missing."""
+        self.create_tenant(names, login_password=login_password, control_password=control_password, blank=blank)
+        return None
+
+    def make_blank(self, name: str, *, login_password: str = "", control_password: str = "") -> None:
         """An empty database of that name, into which nobody gets but us; its name begins with `BLANK_PREFIX`. What a crash
-        left half-made is completed. Engines without BLANKS raise: there a database costs no more than a name."""
+        left half-made is completed. With passwords its roles are made as well, and given away with it; whoever gets it
+        should have those passwords, since it takes time to set others. Engines without BLANKS raise: there a database
+        costs no more than a name."""
         raise EngineError("this product can't rename a database: none is made ahead")
 
     def drop_blank(self, name: str) -> None:

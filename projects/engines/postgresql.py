@@ -52,6 +52,15 @@ exec docker-entrypoint.sh "$@"
 """
 
 
+_TRY_WRITING = """
+BEGIN;
+CREATE TABLE public.novastack_verify (id integer);
+INSERT INTO public.novastack_verify VALUES (1);
+CREATE TEMPORARY TABLE novastack_verify_temporary (id integer);
+ROLLBACK
+"""
+
+
 class PostgreSQL(Engine):
     name: ClassVar[str] = "postgresql"
     title: ClassVar[str] = "PostgreSQL"
@@ -136,13 +145,11 @@ class PostgreSQL(Engine):
     def admin(
         self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5, statement_seconds: float = 15
     ) -> Iterator[EngineAdmin]:
-        with connect(endpoint, credentials, timeout_seconds=timeout_seconds) as connection:
-            # CREATE and DROP DATABASE copy and remove files: they get more time than the login.
+        # CREATE and DROP DATABASE copy and remove files: they get more time than the login.
+        settings = {"statement_timeout": str(int(statement_seconds * 1000))}
+        with connect(endpoint, credentials, timeout_seconds=timeout_seconds, settings=settings) as connection:
             connection.bound_seconds = statement_seconds + 1
-            admin = PostgreSQLAdmin(connection, endpoint, credentials)
-            with translated():
-                connection.execute(f"SET statement_timeout = {int(statement_seconds * 1000)}")  # type: ignore[arg-type]
-            yield admin
+            yield PostgreSQLAdmin(connection, endpoint, credentials)
 
     def probe(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 3) -> None:
         try:
@@ -171,10 +178,7 @@ class PostgreSQL(Engine):
                 raise EngineError("the login does not act as the tenant's group role")
             if mighty:
                 raise EngineError("the tenant's role has rights that it must not have")
-            with connection.transaction(force_rollback=True):
-                connection.execute("CREATE TABLE public.novastack_verify (id integer)")
-                connection.execute("INSERT INTO public.novastack_verify VALUES (1)")
-                connection.execute("CREATE TEMPORARY TABLE novastack_verify_temporary (id integer)")
+            connection.execute(_TRY_WRITING)
             return str(version)
 
     def bootstrap(self, endpoint: Endpoint, names: TenantNames, password: str) -> Bootstrapped:

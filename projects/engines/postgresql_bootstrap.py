@@ -96,6 +96,11 @@ class _Target:
         )
 
 
+def fill(connection: BoundedConnection) -> None:
+    """Make the tables in an empty database that is nobody's yet; whoever it is given to gets them too."""
+    bootstrap.apply(_Target(connection), VERSIONS)
+
+
 def run(
     endpoint: Endpoint, names: TenantNames, password: str, versions: Sequence[Version[str]] = VERSIONS
 ) -> Bootstrapped:

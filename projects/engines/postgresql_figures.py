@@ -17,11 +17,13 @@ from projects.domain import (
     TableCount,
     TableCounts,
 )
-from projects.engines.base import TABLES_MOST, TABLES_SECONDS, EngineAdmin
+from projects.engines.base import BLANK_PREFIX, TABLES_MOST, TABLES_SECONDS, EngineAdmin
 from projects.engines.postgresql_session import BoundedConnection, Row, translated
 
 # The fence on a database: the mode of its new sessions, and a mark that says it is ours (`SHOW novastack.write_fence`).
 READ_ONLY, FENCE_MARK = "default_transaction_read_only", "novastack.write_fence"
+TEMPLATE = f"{BLANK_PREFIX}template"  # of a pool's databases; ours, as `template0` is the product's
+_NOT_OURS = f"datname NOT IN ('postgres', 'template0', 'template1', '{TEMPLATE}')"
 # Ordinary tables and materialized views; of partitions each one. Nothing here but catalogs and their own functions.
 _TABLES = """FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND n.nspname <> 'information_schema'
@@ -51,14 +53,11 @@ class PostgreSQLFigures(EngineAdmin):
         self._credentials = credentials
 
     def databases(self) -> list[str]:
-        rows = self._rows("SELECT datname FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1')")
+        rows = self._rows(f"SELECT datname FROM pg_database WHERE {_NOT_OURS}")
         return sorted(str(row[0]) for row in rows)
 
     def database_sizes(self) -> dict[str, int]:
-        rows = self._rows(
-            "SELECT datname, pg_database_size(oid) FROM pg_database"
-            " WHERE datname NOT IN ('postgres', 'template0', 'template1')"
-        )
+        rows = self._rows(f"SELECT datname, pg_database_size(oid) FROM pg_database WHERE {_NOT_OURS}")
         return {str(name): int(size or 0) for name, size in rows}
 
     def locked_logins(self) -> set[str]:

@@ -129,7 +129,14 @@ def close_views(connection: BoundedConnection) -> None:
     connection.execute(sql.SQL(_REMEMBER).format(tables=sql.Literal(list(_TABLES))))
 
 
-def let_control_see(connection: BoundedConnection, control: str) -> None:
-    """The control role reads whether writers are fenced. In the same transaction."""
-    connection.execute(sql.SQL("GRANT SELECT ON pg_catalog.pg_db_role_setting TO {}").format(sql.Identifier(control)))
-    connection.execute(sql.SQL(_REMEMBER).format(tables=sql.Literal(list(_TABLES))))
+def letting_control_see(control: str) -> list[sql.Composed]:
+    """Statements: the control role reads whether writers are fenced. In one transaction."""
+    return [
+        sql.SQL("GRANT SELECT ON pg_catalog.pg_db_role_setting TO {}").format(sql.Identifier(control)),
+        sql.SQL(_REMEMBER).format(tables=sql.Literal(list(_TABLES))),
+    ]
+
+
+def recipe() -> str:
+    """All that `close_views` depends on."""
+    return f"{_VIEWS} {_FUNCTIONS} {_TABLES} {_CLOSE} {_REMEMBER}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.db import models
 
 from novastack.common.models import BaseModel
+from novastack.common.secrets import EncryptedField
 from projects.models.projects import Project
 from projects.models.servers import DatabaseServer
 
@@ -16,6 +17,9 @@ class BlankDatabase(BaseModel):
     server = models.ForeignKey(DatabaseServer, on_delete=models.CASCADE, related_name="blanks")
     name = models.CharField(max_length=63)
     ready_at = models.DateTimeField(null=True, help_text="From then on it may be claimed.")
+    # Of the roles that were made with it: whoever claims it gets them.
+    login_secret = EncryptedField()
+    control_secret = EncryptedField()
 
     class Meta:
         ordering = ["created_at", "id"]

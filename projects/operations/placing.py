@@ -134,13 +134,15 @@ def put_rows(project: Project, pool: DatabaseServer, *, number: int, slot: str) 
         project=project, server=pool, slot=slot, name=f"tenant_{str(project.pk).replace('-', '_')}{again}",
         made_of=blank.name if blank else "",
     )  # fmt: skip
+    made: dict[str, Sealed | None] = {}  # passwords that the blank's roles have
     if blank is not None:
+        made = {RoleKind.LOGIN: blank.login_secret, RoleKind.CONTROL: blank.control_secret}
         blank.delete()
     stem, limit = f"nvs_{short}", min(project.plan.connection_limit, pool_sizes.connections_of(pool))
     DatabaseRole.objects.bulk_create(
         DatabaseRole(
             database=database, server=pool, kind=kind, name=f"{name}{again}", connection_limit=most,
-            secret=Sealed.of(random_password()) if secret else None,
+            secret=(made.get(kind) or Sealed.of(random_password())) if secret else None,
         )
         for kind, name, most, secret in (
             (RoleKind.OWNER, f"{stem}_owner", 20, False),

@@ -18,6 +18,7 @@ from django.db.models import Q
 from novastack.common.clock import now
 from novastack.common.ids import uuid7
 from novastack.common.models import Install
+from novastack.common.secrets import Sealed, random_password
 from projects import domain, registry
 from projects.engines.base import BLANK_PREFIX, EngineAdmin
 from projects.models import BlankDatabase, Database, DatabaseServer
@@ -103,13 +104,18 @@ def _keep(pool: _Pool, admin: EngineAdmin, until: float, done: Blanks) -> None:
     for _ in range(pool.wanted - len(pool.rows)):
         if time.monotonic() > until:
             break
-        row = BlankDatabase.objects.create(server=pool.server, name=f"{BLANK_PREFIX}{uuid7().hex[-20:]}")
+        row = BlankDatabase.objects.create(
+            server=pool.server, name=f"{BLANK_PREFIX}{uuid7().hex[-20:]}",
+            login_secret=Sealed.of(random_password()), control_secret=Sealed.of(random_password()),
+        )  # fmt: skip
         done.made += _make(row, admin)
     done.dropped += _sweep(pool.server, admin)
 
 
 def _make(row: BlankDatabase, admin: EngineAdmin) -> bool:
-    admin.make_blank(row.name)
+    secrets = row.login_secret, row.control_secret
+    login, control = (secret.open() if secret else "" for secret in secrets)
+    admin.make_blank(row.name, login_password=login, control_password=control)
     return bool(BlankDatabase.objects.filter(pk=row.pk, ready_at=None).update(ready_at=now(), updated_at=now()))
 
 

@@ -7,6 +7,7 @@ from django.db.models import F
 
 from novastack.common.clock import now
 from novastack.common.secrets import Sealed, random_password
+from projects import domain
 from projects.models import (
     ApiKey,
     Database,
@@ -14,10 +15,12 @@ from projects.models import (
     Health,
     OnGiveUp,
     Operation,
+    OperationStep,
     Project,
     ProjectService,
     ProjectStatus,
     RoleKind,
+    StepState,
 )
 from projects.operations import claiming, registration, steps, tls, wiring
 from projects.operations.base import (
@@ -33,11 +36,13 @@ from projects.operations.base import (
 )
 from projects.operations.context import Context
 
+SCHEMA = "schema"  # the step that makes the tables which a database begins with
+
 
 def wanted_steps(project: Project) -> set[str]:
     """Which of the optional steps a project's provisioning has: of what was asked for with it. In a transaction."""
     asked = {
-        "schema": project.bootstrap_schema,
+        SCHEMA: project.bootstrap_schema,
         "services": ProjectService.objects.filter(project=project).exists(),
         "api_keys": ApiKey.objects.filter(project=project, activated_at=None, revoked_at=None).exists(),
     }
@@ -88,19 +93,34 @@ def create_database(ctx: Context) -> None:
     login, control = ctx.role(RoleKind.LOGIN), ctx.role(RoleKind.CONTROL)
     if login.secret is None or control.secret is None:
         raise StepFailed("internal_error", "The roles have no passwords.", retryable=False)
+    passwords = {"login_password": login.secret.open(), "control_password": control.secret.open()}
     ctx.guard()
     with steps.refused_as("database_creation_failed"), wiring.admin_session(ctx.engine, ctx.server) as admin:
-        admin.create_tenant(
-            ctx.names, login_password=login.secret.open(), control_password=control.secret.open(),
-            blank=ctx.database.made_of,
-        )  # fmt: skip
+        tables = admin.place_tenant(
+            ctx.names, **passwords, blank=ctx.database.made_of, tables=ctx.project.bootstrap_schema
+        )
     with ctx.fenced():
+        if tables is not None:
+            _has_schema(ctx, tables)
         Database.objects.filter(pk=ctx.database.pk, created_in_engine_at=None).update(
             created_in_engine_at=now(),
             made_of="",  # the blank, if it was one, is nobody's any more
         )
     ctx.explain(f"{ctx.names.database}, closed to everybody else before any credential could reach it")
     ctx.say(f"Database {ctx.names.database}, user {ctx.names.login}, {ctx.names.connection_limit} connections.")
+
+
+def _has_schema(ctx: Context, done: domain.Bootstrapped) -> None:
+    """The tables came with the database. In the transaction that puts that down."""
+    OperationStep.objects.filter(operation=ctx.operation, name=SCHEMA).update(
+        state=StepState.SKIPPED, detail=f"{', '.join(done.created)} made with the database ({done.version})",
+        data=_told(done),
+    )  # fmt: skip
+    ctx.skipped.add(SCHEMA)
+
+
+def _told(done: domain.Bootstrapped) -> dict[str, object]:
+    return {"version": done.version, "created": list(done.created), "kept": list(done.kept)}
 
 
 def create_schema(ctx: Context) -> None:
@@ -111,7 +131,7 @@ def create_schema(ctx: Context) -> None:
     ctx.guard()
     with steps.refused_as("schema_creation_failed"):
         done = ctx.engine.bootstrap(ctx.server.control_endpoint, ctx.names, login.secret.open())
-    ctx.record(version=done.version, created=list(done.created), kept=list(done.kept))
+    ctx.record(**_told(done))
     told = f"{', '.join(done.created)} made" if done.created else "All are there already"
     if done.kept:
         left = f"{', '.join(done.kept)} left alone: something of yours has that name."
@@ -180,7 +200,7 @@ PROVISION = Definition(
         Step("ready", "Wait for the first login", steps.await_login, None, RetryPolicy(attempts=1), 180, "server"),
         Step("secure", "Close the server", secure, None, DATABASE_RETRY, 60, "server"),
         Step("database", "Create database and user", create_database, None, DATABASE_RETRY, 60, "server"),
-        Step("schema", "Create the bootstrap tables", create_schema, None, SCHEMA_RETRY, 60, "server", optional=True),
+        Step(SCHEMA, "Create the bootstrap tables", create_schema, None, SCHEMA_RETRY, 60, "server", optional=True),
         Step("limits", "Apply the plan's limits", apply_limits, None, SERVER_RETRY, 60, "server"),
         Step(
             "services",

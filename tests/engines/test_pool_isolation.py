@@ -99,10 +99,10 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
         mine, theirs, blank = pool_names(), pool_names(), f"{BLANK_PREFIX}{uuid.uuid4().hex[:8]}"
         with ENGINE.admin(server.endpoint, server.admin) as admin:
             admin.harden()
-            admin.make_blank(blank)
-            admin.create_tenant(mine, login_password=PASSWORD, control_password=CONTROL, blank=blank)
+            admin.make_blank(blank, login_password=PASSWORD, control_password=CONTROL)
+            admin.place_tenant(mine, login_password=PASSWORD, control_password=CONTROL, blank=blank, tables=True)
             admin.create_tenant(theirs, login_password=PASSWORD, control_password=CONTROL)
-            admin.make_blank(blank)
+            admin.make_blank(blank, login_password=PASSWORD, control_password=CONTROL)
         place = server.endpoint
         with psycopg.connect(
             host=place.host, port=place.port, user=server.admin.username, password=server.admin.password,

@@ -182,7 +182,7 @@ class PaperAdmin(EngineAdmin):
     def databases(self) -> list[str]:
         return sorted(self.held.databases | self.held.blanks)
 
-    def make_blank(self, name: str) -> None:
+    def make_blank(self, name: str, *, login_password: str = "", control_password: str = "") -> None:
         self.engine.act("make_blank")
         self.held.blanks.add(name)
 
