@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
 import structlog
-from django.db import connection, transaction
+from django.db import transaction
 
 from novastack.common.clock import now
 from projects import domain, registry
@@ -21,7 +21,6 @@ from projects.models import (
     DatabaseSlot,
     Endpoint,
     Operation,
-    OperationEvent,
     OperationStep,
     Project,
     Region,
@@ -33,20 +32,23 @@ from projects.runtimes.base import Runtime
 
 log = structlog.get_logger(__name__)
 View = TypeVar("View", bound="Context")
+ROWS = ("project", "database", "server", "names", "_roles")
 COMMITTED = "_committed"  # in the data of the step after which there is no way back
 
 
 class Context:
-    """One step's view of the world. Rows are loaded fresh for every step."""
+    """One step's view of the world. Rows are loaded fresh for every step, unless its kind says that they last longer."""
 
     def __init__(
         self, *, operation: Operation, row: OperationStep, lease: leases.Lease, heartbeat: leases.Heartbeat,
-        cancellable: bool, deadline_seconds: float,
+        cancellable: bool, deadline_seconds: float, seen: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        """`seen`: rows that need not be loaded again (`rows_seen`)."""
         self.operation, self.row, self.lease = operation, row, lease
         self._heartbeat, self._cancellable = heartbeat, cancellable
         self._deadline = time.monotonic() + deadline_seconds
         self.skipped: set[str] = set()  # later steps that this one has put down as not needed
+        self.__dict__.update(seen or {})
 
     def seen_as(self, kind: type[View]) -> View:
         """The same step and its promises, with other rows in sight."""
@@ -100,15 +102,23 @@ class Context:
 
     def forget_rows(self) -> None:
         """Load database, server and address anew: others stand there now."""
-        for name in ("database", "server", "endpoint", "names"):
+        for name in ("database", "server", "endpoint", "names", "_roles"):
             self.__dict__.pop(name, None)
 
+    def rows_seen(self) -> dict[str, Any]:
+        """What was loaded of the project and of where it lives."""
+        return {name: self.__dict__[name] for name in ROWS if name in self.__dict__}
+
+    @cached_property
+    def _roles(self) -> list[DatabaseRole]:
+        return list(self.database.roles.order_by("created_at"))
+
     def role(self, kind: RoleKind) -> DatabaseRole:
-        return DatabaseRole.objects.filter(database=self.database, kind=kind).order_by("created_at")[0]
+        return [role for role in self._roles if role.kind == kind][0]  # noqa: RUF015 - its error is one that steps may raise
 
     @cached_property
     def names(self) -> domain.TenantNames:
-        return wiring.tenant_names(self.database)
+        return wiring.tenant_names(self.database, self._roles)
 
     # --- drivers ----------------------------------------------------------------------------------------------
     @cached_property
@@ -120,10 +130,10 @@ class Context:
         return wiring.runtime_of(self.region)
 
     # --- promises ---------------------------------------------------------------------------------------------
-    def guard(self) -> None:
+    def guard(self, standing: leases.Standing | None = None) -> None:
         """Call right before each side effect: only who holds the live lease may go on (rule 3), and a read-only
-        install changes nothing (rule 11)."""
-        standing = leases.standing(self.lease)
+        install changes nothing (rule 11). `standing`: how it stands, as of this moment."""
+        standing = standing or leases.standing(self.lease)
         if self._heartbeat.lost.is_set() or not standing.held:
             raise LeaseLost
         if time.monotonic() > self._deadline:
@@ -181,10 +191,7 @@ class Context:
 
     def say(self, message: str, *, level: str = "info") -> None:
         """A line for the operation's live log and for ours. Never secrets."""
-        with self.fenced():
-            with connection.cursor() as cursor:  # nobody waits for the disk here: the rows say what counts
-                cursor.execute("SET LOCAL synchronous_commit = off")
-            OperationEvent.objects.create(operation=self.operation, at=now(), level=level, message=message[:500])
+        leases.say(self.lease, now(), level, message[:500])
 
     def explain(self, detail: str) -> None:
         """What the step did, in a phrase; shown under its name."""

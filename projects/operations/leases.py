@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import structlog
+from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connection, connections, transaction
 
-from projects.models import Operation
+from projects.models import Operation, OperationStep
 from projects.operations import locks
 from projects.operations.base import HEARTBEAT_SECONDS, LEASE_SECONDS, LeaseLost
 
@@ -104,6 +107,65 @@ def standing(lease: Lease) -> Standing:
         cursor.execute(_STANDING, [lease.fence, lease.owner, lease.operation_id])
         held, cancel, read_only, reason = cursor.fetchone() or (False, False, False, "")
     return Standing(bool(held), bool(cancel), bool(read_only), str(reason or ""))
+
+
+# A step's rows, the lock that keeps others from writing meanwhile, and how things stand: every step begins with it.
+_PUT_DOWN = """
+WITH mine AS MATERIALIZED (
+  SELECT id, lease_until > clock_timestamp() AS alive, cancel_requested_at IS NOT NULL AS cancel FROM projects_operation
+  WHERE id = %s AND fence = %s AND lease_owner = %s FOR NO KEY UPDATE
+)
+UPDATE projects_operationstep step SET
+  state = new.state, attempt = new.attempt, retries = new.retries, crashes = new.crashes, detail = new.detail,
+  error_code = new.error_code, data = new.data, started_at = new.started_at, deadline_at = new.deadline_at,
+  finished_at = new.finished_at, updated_at = clock_timestamp()
+FROM mine, jsonb_to_recordset(%s::jsonb) AS new(
+  id uuid, state text, attempt smallint, retries smallint, crashes smallint, detail text, error_code text, data jsonb,
+  started_at timestamptz, deadline_at timestamptz, finished_at timestamptz
+)
+WHERE step.id = new.id AND step.operation_id = mine.id
+RETURNING mine.alive, mine.cancel, (SELECT read_only FROM common_install LIMIT 1),
+          (SELECT read_only_reason FROM common_install LIMIT 1)
+"""
+_STEP_FIELDS = (
+    "id", "state", "attempt", "retries", "crashes", "detail", "error_code", "data", "started_at", "deadline_at",
+    "finished_at",
+)  # fmt: skip
+
+
+def put_down(lease: Lease, steps: Sequence[OperationStep]) -> Standing:
+    """Write these steps if nobody claimed the operation since, else `LeaseLost`; and say how the lease stands."""
+    rows = [{name: getattr(step, name) for name in _STEP_FIELDS} for step in steps]
+    with connection.cursor() as cursor:
+        found = json.dumps(rows, cls=DjangoJSONEncoder)
+        cursor.execute(_PUT_DOWN, [lease.operation_id, lease.fence, lease.owner, found])
+        answers = cursor.fetchall()
+    if len(answers) != len(rows):
+        raise LeaseLost
+    held, cancel, read_only, reason = answers[0]
+    return Standing(bool(held), bool(cancel), bool(read_only), str(reason or ""))
+
+
+# Nobody waits for the disk here: the rows say what counts. In somebody's transaction that is for its commit to decide.
+_SAY = """
+WITH unawaited AS MATERIALIZED (
+  SELECT set_config('synchronous_commit', CASE WHEN %s THEN 'off' ELSE current_setting('synchronous_commit') END, true)
+),
+mine AS MATERIALIZED (
+  SELECT id FROM projects_operation WHERE id = %s AND fence = %s AND lease_owner = %s FOR NO KEY UPDATE
+)
+INSERT INTO projects_operationevent (operation_id, at, level, message)
+SELECT mine.id, %s, %s, %s FROM mine, unawaited
+"""
+
+
+def say(lease: Lease, at: datetime, level: str, message: str) -> None:
+    """A line of the operation's log, if nobody claimed it since; else `LeaseLost`."""
+    with connection.cursor() as cursor:
+        alone = not connection.in_atomic_block
+        cursor.execute(_SAY, [alone, lease.operation_id, lease.fence, lease.owner, at, level, message])
+        if cursor.rowcount != 1:
+            raise LeaseLost
 
 
 def holds(lease: Lease) -> bool:

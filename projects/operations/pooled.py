@@ -170,7 +170,8 @@ _SHARED = {"schema", "services", "api_keys", "login"}
 
 PROVISION = Definition(
     kind="provision", variant=POOL, title="Provision", on_give_up=OnGiveUp.UNDO,
-    while_running=ProjectStatus.PROVISIONING, cancellable=True, on_success=_provisioned, on_failure=provision.failed,
+    while_running=ProjectStatus.PROVISIONING, cancellable=True, carries=True, on_success=_provisioned,
+    on_failure=provision.failed,
     steps=(_PLACE, _CREATE, *(replace(step, back_to="") for step in provision.PROVISION.steps if step.name in _SHARED)),
 )  # fmt: skip
 register(PROVISION)

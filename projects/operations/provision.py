@@ -41,11 +41,16 @@ SCHEMA = "schema"  # the step that makes the tables which a database begins with
 
 def wanted_steps(project: Project) -> set[str]:
     """Which of the optional steps a project's provisioning has: of what was asked for with it. In a transaction."""
-    asked = {
-        SCHEMA: project.bootstrap_schema,
-        "services": ProjectService.objects.filter(project=project).exists(),
-        "api_keys": ApiKey.objects.filter(project=project, activated_at=None, revoked_at=None).exists(),
-    }
+    return steps_for(
+        schema=project.bootstrap_schema,
+        services=ProjectService.objects.filter(project=project).exists(),
+        api_keys=ApiKey.objects.filter(project=project, activated_at=None, revoked_at=None).exists(),
+    )
+
+
+def steps_for(*, schema: bool, services: bool, api_keys: bool) -> set[str]:
+    """The optional steps, of what a project is to have."""
+    asked = {SCHEMA: schema, "services": services, "api_keys": api_keys}
     return {name for name, yes in asked.items() if yes}
 
 

@@ -145,9 +145,10 @@ def operation_create(
     optional_steps: Collection[str] = (),
     created_by: Any = None,
     created_by_label: str = "",
+    new: bool = False,
 ) -> Operation:
     """Record an operation with its steps (of the optional ones those named) and its lock, and hint a worker on commit.
-    Call inside a transaction.
+    Call inside a transaction. `new`: this transaction has made the project, so that nobody else knows of it yet.
 
     Raises `ActionNotAllowed` for what would be done to a whole pool, and `OperationInProgress` when another one holds the
     project, unless `queue_behind`: then the running one is
@@ -157,10 +158,12 @@ def operation_create(
         raise ActionNotAllowed("The project shares its server with others: this can't be done to it.")
     definition = base.latest_definition(kind, "pool" if project.placement == Placement.POOL else "")
     subject = locks.subject_of("project", project.pk)
-    # Project before subject, as in the runner: two orders would deadlock.
-    list(Project.objects.select_for_update(of=("self",), no_key=True).filter(pk=project.pk).values_list("pk"))
-    locks.lock_subject(subject)
-    blocker = locks.conflicting(subject, mode) or locks.queued(subject)
+    blocker = None
+    if not new:
+        # Project before subject, as in the runner: two orders would deadlock.
+        list(Project.objects.select_for_update(of=("self",), no_key=True).filter(pk=project.pk).values_list("pk"))
+        locks.lock_subject(subject)
+        blocker = locks.conflicting(subject, mode) or locks.queued(subject)
     if blocker is not None:
         if not queue_behind:
             title = base.titles().get(blocker.operation.kind, blocker.operation.kind)
@@ -182,8 +185,9 @@ def operation_create(
     )
     make_steps(operation, definition, optional_steps)
     OperationLock.objects.create(operation=operation, subject=subject, mode=mode, granted=blocker is None)
-    Project.objects.filter(pk=project.pk).update(generation=F("generation") + 1)
-    status.refresh([project.pk])
+    if not new:  # which is queued, as it was made
+        Project.objects.filter(pk=project.pk).update(generation=F("generation") + 1)
+        status.refresh([project.pk])
     if blocker is None:
         hint_on_commit(operation.pk)
     return operation

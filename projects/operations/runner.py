@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -31,10 +32,6 @@ TRY_EVERY_SECONDS = 15
 DONE = {StepState.SUCCEEDED, StepState.SKIPPED}
 SERVER_LOST = {"server_exited", "server_not_ready"}
 MAX_RESTARTS = 2  # of a server that went away under one step
-STEP_FIELDS = [
-    "state", "attempt", "retries", "crashes", "detail", "error_code", "data", "started_at", "deadline_at", "finished_at",
-    "updated_at",
-]  # fmt: skip
 MAX_COUNT = 30_000  # a small integer's column; what rolls forward may try for months
 
 
@@ -74,6 +71,7 @@ class _Run:
         self.operation, self.lease, self.heartbeat = operation, lease, heartbeat
         self.rows = list(operation.steps.all())
         self._succeeded: OperationStep | None = None
+        self._seen: dict[str, Any] = {}  # rows that the next step need not load
         self._shown = False  # whether the project's status says that this operation is at work
 
     def go(self) -> None:
@@ -118,15 +116,17 @@ class _Run:
             row.attempt = min(row.attempt + 1, MAX_COUNT)
         row.deadline_at = now() + timedelta(seconds=seconds)
         row.state, row.started_at, row.finished_at = StepState.RUNNING, row.started_at or now(), None
-        self._save_row(row)
+        standing = self._save_row(row)
         if not self._shown:
-            self._refresh_status()
+            if self.operation.project_uuid is not None:
+                status.begun(self.operation.project_uuid, definition)
             self._shown = True
-        context = self._context(row, definition, seconds)
+        context = self._context(row, definition, seconds, self._seen)
+        self._seen = {}
         self.heartbeat.set_deadline(seconds)
         try:
             if definition.cancellable or definition.yields:
-                context.guard()
+                context.guard(standing)
             step.run(context)
         except Wait as wait:
             self._wait(row, wait)
@@ -149,18 +149,21 @@ class _Run:
         for other in self.rows:
             if other.name in context.skipped:
                 other.refresh_from_db()
-        self._succeeded = (
-            row  # written with the next one's begin, or with the end: a step that is run again does no harm
-        )
+        # Written with the next one's begin, or with the end: a step that is run again does no harm.
+        self._succeeded = row
+        if definition.carries:
+            self._seen = context.rows_seen()
         return True
 
-    def _context(self, row: OperationStep, definition: Definition, seconds: float) -> Context:
+    def _context(
+        self, row: OperationStep, definition: Definition, seconds: float, seen: dict[str, Any] | None = None
+    ) -> Context:
         return Context(
             operation=self.operation, row=row, lease=self.lease, heartbeat=self.heartbeat,
             cancellable=(definition.cancellable or definition.yields)
             and not self.operation.undoing
             and not self._committed,
-            deadline_seconds=seconds,
+            deadline_seconds=seconds, seen=seen,
         )  # fmt: skip
 
     def _asks_anew(self, row: OperationStep) -> bool:
@@ -395,17 +398,12 @@ class _Run:
         return next((r for r in self.rows if r.state not in DONE), self.rows[-1])
 
     # --- writing ----------------------------------------------------------------------------------------------
-    def _save_row(self, row: OperationStep) -> None:
+    def _save_row(self, row: OperationStep | None = None) -> leases.Standing:
         """Fenced: whoever lost the lease while away writes nothing over what its successor wrote."""
-        with transaction.atomic():
-            self._fenced()
-            self._save_succeeded()
-            row.save(update_fields=STEP_FIELDS)
-
-    def _save_succeeded(self) -> None:
-        if self._succeeded is not None:
-            self._succeeded.save(update_fields=STEP_FIELDS)
-            self._succeeded = None
+        before = self._succeeded if self._succeeded is not row else None
+        standing = leases.put_down(self.lease, [step for step in (before, row) if step is not None])
+        self._succeeded = None
+        return standing
 
     def _event(self, level: str, message: str) -> None:
         self.operation.events.create(at=now(), level=level, message=message[:500])
@@ -433,8 +431,10 @@ class _Run:
                     .values_list("pk")
                 )
             subjects = locks.lock_subjects_of(self.operation)
-            self._fenced()
-            self._save_succeeded()
+            if self._succeeded is not None:
+                self._save_row()
+            else:
+                self._fenced()
             row = Operation.objects.get(pk=self.operation.pk)
             row.state, row.finished_at, row.lease_until, row.lease_owner = state, now(), None, ""
             row.next_attempt_at = None

@@ -113,6 +113,16 @@ def refresh(project_ids: Iterable[UUID]) -> int:
         return _refresh(wanted)
 
 
+def begun(project_id: UUID, definition: base.Definition) -> None:
+    """An operation of this kind has begun. For a new project in one statement: while it is said to be queued nothing else
+    is known of it that would say more, and whoever makes it so says so after us."""
+    if definition.while_running == ProjectStatus.PROVISIONING:
+        waiting = Project.objects.filter(pk=project_id, status=ProjectStatus.QUEUED, status_detail="")
+        if waiting.update(status=ProjectStatus.PROVISIONING):
+            return
+    refresh([project_id])
+
+
 def _refresh(wanted: list[UUID]) -> int:
     locked = Project.objects.select_for_update(of=("self",), no_key=True).filter(pk__in=wanted).order_by("pk")
     projects = list(locked.select_related("region").only(*_PROJECT_FACTS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from decimal import Decimal
@@ -44,8 +45,10 @@ def runtime_of(region: Region) -> Runtime:
     )
 
 
-def tenant_names(database: Database) -> domain.TenantNames:
-    roles = {role.kind: role for role in sorted(database.roles.all(), key=lambda r: r.created_at, reverse=True)}
+def tenant_names(database: Database, known: Sequence[DatabaseRole] | None = None) -> domain.TenantNames:
+    """`known`: its roles, if they are at hand."""
+    found = database.roles.all() if known is None else known
+    roles = {role.kind: role for role in sorted(found, key=lambda r: r.created_at, reverse=True)}
     login = roles[RoleKind.LOGIN]
     return domain.TenantNames(
         database=database.name,

@@ -236,7 +236,10 @@ def project_create(
     )
     operation_create(
         project=project, kind="provision", created_by=principal.user, created_by_label=principal.label,
-        optional_steps=provision.wanted_steps(project),
+        optional_steps=provision.steps_for(
+            schema=request.bootstrap_schema, services=bool(request.services), api_keys=bool(made)
+        ),
+        new=True,
     )  # fmt: skip
     if made_keys is not None:
         made_keys += made

@@ -47,6 +47,7 @@ class PaperData:
     shut: set[str] = field(default_factory=set)
     databases: set[str] = field(default_factory=set)
     blanks: set[str] = field(default_factory=set)
+    blank_passwords: dict[str, tuple[str, str]] = field(default_factory=dict)
     fenced: set[str] = field(default_factory=set)
     tables: dict[str, list[str]] = field(default_factory=dict)
     rows: dict[str, str] = field(default_factory=dict)
@@ -185,6 +186,7 @@ class PaperAdmin(EngineAdmin):
     def make_blank(self, name: str, *, login_password: str = "", control_password: str = "") -> None:
         self.engine.act("make_blank")
         self.held.blanks.add(name)
+        self.held.blank_passwords[name] = (login_password, control_password)
 
     def drop_blank(self, name: str) -> None:
         self.engine.act("drop_blank")
@@ -198,6 +200,14 @@ class PaperAdmin(EngineAdmin):
         self.held.blanks.discard(blank)
         self.held.passwords |= {names.login: login_password, names.control: control_password}
         self.held.databases.add(names.database)
+
+    def place_tenant(
+        self, names: TenantNames, *, login_password: str, control_password: str, blank: str = "", tables: bool = False
+    ) -> Bootstrapped | None:
+        """A blank brings the tables."""
+        brought = blank in self.held.blanks and tables
+        self.create_tenant(names, login_password=login_password, control_password=control_password, blank=blank)
+        return Bootstrapped(version="novastack-0001", created=("settings",), kept=()) if brought else None
 
     def drop_tenant(self, names: TenantNames) -> None:
         self.held.databases.discard(names.database)

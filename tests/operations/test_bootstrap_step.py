@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from accounts.permissions import Principal
 from projects import domain
 from projects.models import ApiKey, OperationEvent, ProjectService
-from projects.operations import base
+from projects.operations import base, pool_blanks
 from projects.services import ProjectRequest, project_action, project_create
 from tests.factories import RegionFactory, make_project
 from tests.operations.conftest import drive, let_time_pass, once, operation_of, seconds_until_next, states
+from tests.operations.test_pools import make as make_pool
 
 
 def test_it_is_there_unless_one_opts_out(team, runtime, paper):
@@ -24,6 +26,33 @@ def test_it_is_there_unless_one_opts_out(team, runtime, paper):
     assert operation.state == "succeeded" and "schema" not in states(operation)
     assert (project.bootstrap_schema, plain.bootstrap_schema) == (True, False)
     assert paper.diary.count("bootstrap") == 1
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_a_blank_brought_is_not_made_again(team, runtime, paper, settings, wanted):
+    """Nor does anybody log in for it; whoever claims the blank has the passwords that it was made with."""
+    settings.NOVASTACK_POOL_BLANKS = 1
+    pool = make_pool(max_databases=5, memory_bytes=1 << 30)
+    pool_blanks.keep()
+    held = paper.of(pool.control_endpoint)
+    (blank,) = held.blanks
+    project = project_create(
+        principal=Principal.of(team.alice), organization=team.organization,
+        request=ProjectRequest(name="Shop", placement="pool", bootstrap_schema=wanted),
+    )  # fmt: skip
+    operation = drive(operation_of(project))
+    assert operation.state == "succeeded"
+    assert "bootstrap" not in paper.diary
+    database = project.databases.get()
+    secrets = {role.kind: role.secret.open() for role in database.roles.exclude(secret=None)}
+    assert (secrets["login"], secrets["control"]) == held.blank_passwords[blank]
+    assert secrets["login"] != secrets["control"] and len(secrets["login"]) == 32
+    if not wanted:
+        assert "schema" not in states(operation)
+        return
+    step = operation.steps.get(name="schema")
+    assert (step.state, step.detail) == ("skipped", "settings made with the database (novastack-0001)")
+    assert step.data == {"version": "novastack-0001", "created": ["settings"], "kept": []}
 
 
 def test_what_was_kept_is_said(shop, paper, monkeypatch):

@@ -451,6 +451,137 @@ class PostgreSQLContract(EngineContract):
             for names in several:
                 self.drop(server, names)
 
+    # --- what is made ahead on a pool -----------------------------------------------------------------------------------
+    def ahead(self, server: LiveServer) -> str:
+        """A blank with its roles."""
+        blank = f"{BLANK_PREFIX}{uuid.uuid4().hex[:8]}"
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.make_blank(blank, login_password="pw", control_password="cpw")
+        return blank
+
+    def check_place(self, server: LiveServer, names: TenantNames, *, tables: bool, password: str = "pw") -> None:  # noqa: S107
+        """As if it had been made by hand, for this tenant: roles, rights, limits, owners; nothing left of the blank."""
+        self.engine.verify_tenant(server.endpoint, names, password)
+        with connect(server, Credentials(names.control, "cpw", names.database)) as connection:
+            connection.execute("SELECT 1")
+        with connect(server, Credentials(names.login, password, names.database)) as connection:
+            owners = connection.execute(
+                "SELECT DISTINCT tableowner::text FROM pg_tables WHERE schemaname = 'public'"
+            ).fetchall()
+            assert owners == ([(names.group,)] if tables else [])
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            assert admin.blanks() == []
+            assert set(admin.contents()) == {names.database, names.owner, names.group, names.login, names.control}
+        with connect(server, server.admin) as connection:
+            row = connection.execute(
+                "SELECT l.rolconnlimit, c.rolconnlimit, l.rolcanlogin, g.rolcanlogin, o.rolcanlogin, d.datconnlimit,"
+                " d.datdba::regrole::text, shobj_description(d.oid, 'pg_database'), has_database_privilege('public', d.oid,"
+                " 'CONNECT') FROM pg_roles l, pg_roles c, pg_roles g, pg_roles o, pg_database d WHERE l.rolname = %s"
+                " AND c.rolname = %s AND g.rolname = %s AND o.rolname = %s AND d.datname = %s",
+                [names.login, names.control, names.group, names.owner, names.database],
+            ).fetchone()
+        assert row == (names.connection_limit, 5, True, False, False, -1, names.owner, None, False)
+        again = self.engine.bootstrap(server.endpoint, names, password)
+        assert again.created == (() if tables else ("schema_migrations", "settings", "audit_logs"))
+
+    @pytest.mark.parametrize("tables", [True, False])
+    @pytest.mark.parametrize("password", ["pw", "another"])
+    def test_a_blank_with_roles_is_given_away(self, server: LiveServer, tables: bool, password: str) -> None:
+        blank, names = self.ahead(server), new_names()
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            assert admin.contents() == []
+            made = admin.place_tenant(
+                names, login_password=password, control_password="cpw", blank=blank, tables=tables
+            )
+            assert (made is not None) is (tables and self.pool)
+            if made is None and tables:
+                self.engine.bootstrap(server.endpoint, names, password)
+            again = admin.place_tenant(
+                names, login_password=password, control_password="cpw", blank=blank, tables=tables
+            )
+            assert again is None, "it was seen to already"
+        self.check_place(server, names, tables=tables, password=password)
+        if password != "pw":
+            with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+                connect(server, Credentials(names.login, "pw", names.database))
+        self.drop(server, names)
+
+    @pytest.mark.parametrize("tables", [True, False])
+    def test_giving_a_blank_away_that_was_cut_short_is_completed(self, server: LiveServer, tables: bool) -> None:
+        """It has the tenant's names already, and is still closed."""
+        if not self.pool:
+            return
+        blank, names = self.ahead(server), new_names()
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            found = admin._found(names, blank)  # type: ignore[attr-defined]
+            passwords = {names.login: "pw", names.control: "cpw"}
+            admin._give(found, names, blank, passwords, whole=False)  # type: ignore[attr-defined]
+        with pytest.raises(psycopg.OperationalError, match="too many connections for database"):
+            connect(server, Credentials(names.login, "pw", names.database))
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            made = admin.place_tenant(names, login_password="pw", control_password="cpw", blank=blank, tables=tables)
+            assert (made is not None) is tables
+        self.check_place(server, names, tables=tables)
+        self.drop(server, names)
+
+    def test_nobody_logs_in_with_what_was_made_ahead(self, server: LiveServer) -> None:
+        blank = self.ahead(server)
+        for role in (f"{blank}_login", f"{blank}_control", f"{blank}_owner"):
+            for database in (blank, "postgres"):
+                with pytest.raises(psycopg.OperationalError, match=r"not permitted to log in|authentication failed"):
+                    connect(server, Credentials(role, "pw", database))
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.drop_blank(blank)
+            assert admin.blanks() == []
+            assert admin.contents() == []
+            admin.drop_blank(blank)
+
+    @pytest.mark.parametrize("left", ["roles", "half", "older"])
+    def test_a_blank_with_roles_that_is_not_whole_serves_all_the_same(self, server: LiveServer, left: str) -> None:
+        """Its database went, a worker was killed before it was finished, or an older version made it."""
+        if not self.pool:
+            return
+        blank, names = self.ahead(server), new_names()
+        with connect(server, server.admin) as connection:
+            if left == "roles":
+                connection.execute(f"DROP DATABASE {blank}")
+            else:
+                text = "NULL" if left == "half" else "'of an older version'"
+                connection.execute(f"COMMENT ON DATABASE {blank} IS {text}")
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            assert admin.blanks() == [blank]
+            made = admin.place_tenant(names, login_password="pw", control_password="cpw", blank=blank, tables=True)
+            assert made is not None
+            assert admin.blanks() == [blank], "nobody's; it is swept up"
+            admin.drop_blank(blank)
+        self.check_place(server, names, tables=True)
+        self.drop(server, names)
+
+    @pytest.mark.parametrize("left", ["half", "older", "invalid"])
+    def test_a_template_that_is_not_whole_is_made_again(self, server: LiveServer, left: str) -> None:
+        if not self.pool:
+            return
+        names = new_names()
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.make_place()
+        with connect(server, server.admin) as connection:
+            text = {"half": "NULL"}.get(left, "'of an older version'")
+            connection.execute(f"COMMENT ON DATABASE {BLANK_PREFIX}template IS {text}")
+            if left == "invalid":
+                connection.execute(f"UPDATE pg_database SET datconnlimit = -2 WHERE datname = '{BLANK_PREFIX}template'")
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            assert admin.place_tenant(names, login_password="pw", control_password="cpw", tables=True) is not None
+            assert admin.databases() == [names.database]
+        self.check_place(server, names, tables=True)
+        self.drop(server, names)
+
+    def test_a_password_of_other_letters_is_taken(self, server: LiveServer) -> None:
+        names, password = new_names(), "pässwörd\u00a0ﬁ"
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            admin.create_tenant(names, login_password=password, control_password="cpw")
+        self.engine.verify_tenant(server.endpoint, names, password)
+        self.drop(server, names)
+
     def test_before_it_is_opened_nobody_gets_in(self, server: LiveServer) -> None:
         tenant = self.make(server, new_names())
         with connect(server, server.admin) as connection:
