@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from django.conf import settings
 
 from backups.models import StorageKind, StorageTarget
-from backups.storage.base import Storage, StorageError
+from backups.storage.base import Check, Storage, StorageError
 from backups.storage.filesystem import FilesystemStorage
 from novastack.common.clock import now
 from novastack.common.models import Install
@@ -75,12 +76,12 @@ def claim(target: StorageTarget, storage: Storage | None = None, *, take_over: b
     """
     storage = storage or storage_of(target)
     found = _owner(storage)
-    ours = {"install": str(Install.load().install_id), "target": str(target.pk)}
-    if found is not None and not take_over and any(found.get(key) != value for key, value in ours.items()):
-        raise NotOurs(
-            "Another target of this install writes there." if found.get("install") == ours["install"]
-            else "Another install of NovaStack writes there."
-        )  # fmt: skip
+    ours: dict[str, object] = {"install": str(Install.load().install_id), "target": str(target.pk)}
+    if found is not None and not take_over and found.get("target") != ours["target"]:
+        if found.get("install") != ours["install"]:
+            raise NotOurs("Another install of NovaStack writes there.")
+        if _exists(found.get("target")):  # else one whose making was cut short, or that was removed
+            raise NotOurs("Another target of this install writes there.")
     epoch = secrets.token_hex(16)
     writer = storage.writer(OWNER_KEY)
     try:
@@ -107,6 +108,59 @@ def write_allowed(target: StorageTarget, storage: Storage | None = None) -> bool
     target.read_only_reason = reason
     StorageTarget.objects.filter(pk=target.pk).update(read_only_reason=reason, updated_at=now())
     return False
+
+
+def is_owner(target: StorageTarget, storage: Storage) -> bool:
+    """Whether the owner object there is this target's. `StorageError` when it can't be told."""
+    found = _owner(storage)
+    return found is not None and secrets.compare_digest(str(found.get("epoch", "")).encode(), target.owner_epoch.encode())
+
+
+def disown(target: StorageTarget, storage: Storage) -> None:
+    """Remove the owner object if it is this target's."""
+    if is_owner(target, storage):
+        storage.delete(OWNER_KEY)
+
+
+def tried(target: StorageTarget, *, quick: bool = False) -> list[Check]:
+    """Try it, and note in the row (not saved) how that went. Does not raise."""
+    began = time.monotonic()
+    try:
+        storage = storage_of(target, quick=quick)
+        checks = storage.check()
+        if checks[-1].passed:
+            target.object_lock = any(check.name == "object_lock" for check in checks)
+    except StorageError as error:
+        checks = [Check("reach", False, error.detail)]
+    failed = next((check for check in checks if not check.passed), None)
+    target.tested_at, target.test_ok = now(), failed is None
+    target.test_detail = (f"{failed.name}: {failed.detail}" if failed else "Everything works.")[:500]
+    target.test_ms = round((time.monotonic() - began) * 1000)
+    return checks
+
+
+def test(target: StorageTarget, *, quick: bool = False) -> list[Check]:
+    """Try a target that is recorded, also whether it is still ours; the row keeps the result."""
+    checks = tried(target, quick=quick)
+    if target.test_ok and not target.read_only_reason:
+        try:
+            if not write_allowed(target, storage_of(target, quick=quick)):
+                checks.append(Check("owner", False, target.read_only_reason))
+                target.test_ok, target.test_detail = False, f"owner: {target.read_only_reason}"[:500]
+        except StorageError as error:
+            checks.append(Check("owner", False, error.detail))
+    StorageTarget.objects.filter(pk=target.pk).update(
+        tested_at=target.tested_at, test_ok=target.test_ok, test_detail=target.test_detail, test_ms=target.test_ms,
+        object_lock=target.object_lock, updated_at=now(),
+    )  # fmt: skip
+    return checks
+
+
+def _exists(target: object) -> bool:
+    try:
+        return StorageTarget.objects.filter(pk=uuid.UUID(str(target))).exists()
+    except ValueError:
+        return False
 
 
 def _owner(storage: Storage) -> dict[str, object] | None:
