@@ -367,6 +367,7 @@ SPECTACULAR_SETTINGS = {
         "PoolStatusEnum": "projects.services.pools.PoolStatus",
         "TokenScopeEnum": "accounts.models.Scope",
         "PlacementEnum": "projects.models.Placement",
+        "StorageKindEnum": "backups.models.StorageKind",
         "PlanPlacementEnum": [("dedicated", "Dedicated"), ("pool", "Pool")],
         "InstallStatusEnum": [("healthy", "healthy"), ("degraded", "degraded")],
     },

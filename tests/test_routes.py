@@ -85,6 +85,8 @@ class World:
     def _pk(self, path: str) -> str:
         if "tokens/" in path:
             return self.token
+        if path.startswith("api/v1/storages/"):
+            return self.values["storage_id"]
         if "invitations/" in path:
             return str(self.invitation.pk)
         if path.startswith("api/v1/backups/"):

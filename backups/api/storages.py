@@ -13,6 +13,7 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
 from accounts.api.base import PrincipalMixin
+from accounts.models import Organization
 from accounts.permissions import Capability
 from accounts.services import organization_for
 from backups.models import BackupStatus, StorageKind, StorageTarget
@@ -88,17 +89,19 @@ class StorageOutput(serializers.ModelSerializer[StorageTarget]):
         source="organization.slug", default=None, allow_null=True, read_only=True,
         help_text="Null: the install's, for everybody.",
     )  # fmt: skip
-    config = serializers.SerializerMethodField(help_text="Without secrets. Null for the install's, except to operators.")
+    config = serializers.SerializerMethodField(
+        help_text="Without secrets. Null for the install's, except to operators."
+    )
     has_secret = serializers.SerializerMethodField()
-    backups = serializers.IntegerField(read_only=True, help_text="Of yours.")
+    backups = serializers.IntegerField(source="backup_count", read_only=True, help_text="Of yours.")
     used_bytes = serializers.IntegerField(read_only=True, help_text="By backups of yours.")
-    read_only = serializers.SerializerMethodField(help_text="Nothing is written there; `read_only_reason` says why.")
+    read_only_reason = serializers.CharField(read_only=True, help_text="Why nothing is written there; empty: it is.")
 
     class Meta:
         model = StorageTarget
         fields = [
             "id", "organization", "name", "kind", "config", "has_secret", "encrypt", "is_default", "capacity_bytes",
-            "backups", "used_bytes", "object_lock", "read_only", "read_only_reason", "tested_at", "test_ok", "test_detail",
+            "backups", "used_bytes", "object_lock", "read_only_reason", "tested_at", "test_ok", "test_detail",
             "test_ms", "created_at", "updated_at",
         ]  # fmt: skip
         read_only_fields = fields
@@ -110,11 +113,8 @@ class StorageOutput(serializers.ModelSerializer[StorageTarget]):
     def get_has_secret(self, target: StorageTarget) -> bool:
         return target.secret is not None
 
-    def get_read_only(self, target: StorageTarget) -> bool:
-        return bool(target.read_only_reason)
 
-
-class CheckOutput(serializers.Serializer[Any]):
+class StorageCheck(serializers.Serializer[Any]):
     name = serializers.CharField(help_text="reach, write, list, read, range, abort, delete, object_lock, owner")
     passed = serializers.BooleanField()
     detail = serializers.CharField()
@@ -122,7 +122,7 @@ class CheckOutput(serializers.Serializer[Any]):
 
 class StorageTestOutput(serializers.Serializer[Any]):
     ok = serializers.BooleanField()
-    checks = CheckOutput(many=True)
+    checks = StorageCheck(many=True)
     storage = StorageOutput()
 
 
@@ -134,12 +134,13 @@ class StorageScoped(PrincipalMixin):
         mine = Q(backups__organization_id__in=self.principal.organization_ids())
         if self.principal.is_operator:
             mine |= Q(organization=None)
-        mine &= ~Q(backups__status=BackupStatus.FAILED)
+        kept = [status for status in BackupStatus.values if status != BackupStatus.FAILED]
+        mine &= Q(backups__status__in=kept)
         return (
             StorageTarget.objects.for_principal(self.principal)
             .select_related("organization")
             .annotate(
-                backups=Count("backups", filter=mine & Q(backups__isnull=False), distinct=True),
+                backup_count=Count("backups", filter=mine, distinct=True),
                 used_bytes=Sum("backups__size_bytes", filter=mine, default=0),
             )
         )
@@ -179,10 +180,8 @@ class StorageListView(StorageScoped, generics.ListAPIView[StorageTarget]):
         return self.rows()
 
     def get_serializer_context(self) -> dict[str, Any]:
-        context = super().get_serializer_context()
-        if not getattr(self, "swagger_fake_view", False):
-            context["operator"] = self.principal.is_operator
-        return context
+        fake = getattr(self, "swagger_fake_view", False)
+        return {**super().get_serializer_context(), "operator": not fake and self.principal.is_operator}
 
     @extend_schema(
         tags=["storages"], operation_id="storages_create", parameters=[IDEMPOTENCY_KEY], request=StorageInput,
@@ -191,15 +190,11 @@ class StorageListView(StorageScoped, generics.ListAPIView[StorageTarget]):
     def post(self, request: Request) -> Response:
         """Add one. It is tried first (write, list, read, delete); one that fails is refused: 400 `storage_test_failed`, and
         `errors` says which check. 409 `storage_owned`: another target or install writes there."""
+        organization = self._owner(request.data if isinstance(request.data, dict) else {})
         wanted = dict(parsed(StorageInput, request).validated_data)
-        ref, install_wide = wanted.pop("organization", None), wanted.pop("install_wide")
-        if install_wide and ref:
+        wanted.pop("organization", None)
+        if wanted.pop("install_wide") and organization is not None:
             raise Invalid.field("organization", "invalid", "What is for everybody belongs to no organization.")
-        organization = None
-        if install_wide:
-            require_manage(self.principal, None)
-        else:
-            organization = organization_for(self.principal, ref, capability=Capability.ORG_CHANGE)
 
         def make() -> tuple[int, dict[str, str]]:
             made = storage_create(principal=self.principal, organization=organization, **wanted)
@@ -213,6 +208,15 @@ class StorageListView(StorageScoped, generics.ListAPIView[StorageTarget]):
         return idempotent(
             request, organization_id=organization.pk if organization else None, effect=make, rebuild=rebuild
         )  # fmt: skip
+
+    def _owner(self, body: dict[str, Any]) -> Organization | None:
+        """Whose it will be, and whether the caller may: known before the rest of the body is looked at."""
+        ref = body.get("organization")
+        if body.get("install_wide") is True and not ref:
+            require_manage(self.principal, None)
+            return None
+        ref = ref if isinstance(ref, str) else None
+        return organization_for(self.principal, ref, capability=Capability.ORG_CHANGE)
 
 
 @extend_schema(tags=["storages"])

@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from backups.api import backups
+from backups.api import backups, storages
 
 backup = [
     path("", backups.BackupView.as_view(), name="backup-detail"),
@@ -10,9 +10,15 @@ backup = [
     path("pin/", backups.BackupPinView.as_view(), name="backup-pin"),
     path("unpin/", backups.BackupUnpinView.as_view(), name="backup-unpin"),
 ]
+storage = [
+    path("", storages.StorageView.as_view(), name="storage-detail"),
+    path("test/", storages.StorageTestView.as_view(), name="storage-test"),
+]
 
 urlpatterns = [
     path("projects/<uuid:pk>/backups/", backups.ProjectBackupsView.as_view(), name="project-backups"),
     path("backups/", backups.BackupListView.as_view(), name="backup-list"),
     path("backups/<uuid:pk>/", include(backup)),
+    path("storages/", storages.StorageListView.as_view(), name="storage-list"),
+    path("storages/<uuid:pk>/", include(storage)),
 ]

@@ -113,7 +113,9 @@ def write_allowed(target: StorageTarget, storage: Storage | None = None) -> bool
 def is_owner(target: StorageTarget, storage: Storage) -> bool:
     """Whether the owner object there is this target's. `StorageError` when it can't be told."""
     found = _owner(storage)
-    return found is not None and secrets.compare_digest(str(found.get("epoch", "")).encode(), target.owner_epoch.encode())
+    return found is not None and secrets.compare_digest(
+        str(found.get("epoch", "")).encode(), target.owner_epoch.encode()
+    )
 
 
 def disown(target: StorageTarget, storage: Storage) -> None:

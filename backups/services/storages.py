@@ -241,7 +241,9 @@ def _check_place(target: StorageTarget) -> None:
         for other in StorageTarget.objects.filter(kind=StorageKind.FILESYSTEM).exclude(pk=target.pk):
             theirs = f"{other.config.get('path', '')}/"
             if mine.startswith(theirs) or theirs.startswith(mine):
-                raise Invalid.field("config.path", "taken", f"This folder is that of the storage {other.name}, or meets it.")
+                raise Invalid.field(
+                    "config.path", "taken", f"This folder is that of the storage {other.name}, or meets it."
+                )
         return
     from backups.storage.s3 import S3Settings
 
@@ -261,12 +263,15 @@ def _try(target: StorageTarget) -> None:
     failed = next((check for check in checks if not check.passed), None)
     if failed is not None:
         raise StorageTestFailed(
-            f"{failed.name}: {failed.detail}", errors=[FieldProblem(_field(target, failed.name), failed.name, failed.detail)]
+            f"{failed.name}: {failed.detail}",
+            errors=[FieldProblem(_field(target, failed.name), failed.name, failed.detail)],
         )
 
 
 def _field(target: StorageTarget, check: str) -> str:
-    return "config.path" if target.kind == StorageKind.FILESYSTEM else "config.endpoint" if check == "reach" else "config"
+    return (
+        "config.path" if target.kind == StorageKind.FILESYSTEM else "config.endpoint" if check == "reach" else "config"
+    )
 
 
 @contextlib.contextmanager
