@@ -14,11 +14,15 @@ def subject_of(kind: str, key: UUID | str) -> str:
     return f"{kind}:{key}"
 
 
+def number_of(subject: str) -> int:
+    """The number that PostgreSQL locks in its place."""
+    return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big", signed=True)
+
+
 def lock_subject(subject: str) -> None:
     """Serialise deciders about this subject until the end of the transaction."""
-    number = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big", signed=True)
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [number])
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [number_of(subject)])
 
 
 def conflicting(subject: str, mode: str, *, besides: Operation | None = None) -> OperationLock | None:
