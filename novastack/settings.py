@@ -431,6 +431,9 @@ CELERY_TASK_ROUTES = {
     "projects.check_pool": {"queue": "monitoring"},
     "projects.clean_up_pools": {"queue": "maintenance"},
     "projects.check_connectors": {"queue": "maintenance"},
+    "backups.dispatch_due": {"queue": "maintenance"},
+    "backups.keep": {"queue": "maintenance"},
+    "backups.clean_up": {"queue": "maintenance"},
 }
 # Every tick expires before the next one: a broker that was away does not answer with a storm.
 CELERY_BEAT_SCHEDULE: dict[str, Any] = {
@@ -457,6 +460,9 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     "certificates": {"task": "projects.renew_certificates", "schedule": 600.0, "options": {"expires": 600}},
     "connectors": {"task": "projects.check_connectors", "schedule": 300.0, "options": {"expires": 300}},
     "thin-metrics": {"task": "projects.thin_metrics", "schedule": 300.0, "options": {"expires": 300}},
+    "backups-due": {"task": "backups.dispatch_due", "schedule": 15.0, "options": {"expires": 15}},
+    "backups-keep": {"task": "backups.keep", "schedule": 3600.0, "options": {"expires": 3600}},  # daily, as above
+    "backups-clean-up": {"task": "backups.clean_up", "schedule": 3600.0, "options": {"expires": 3600}},
     "clean-up": {"task": "projects.clean_up", "schedule": 3600.0, "options": {"expires": 3600}},
     **{
         f"pulse-{queue}": {

@@ -72,6 +72,12 @@ class Backup(BaseModel):
     rto_seconds = models.FloatField(null=True, help_text="What its last restore took, from storage to compared.")
     delete_requested_at = models.DateTimeField(null=True, blank=True)
     keep_until = models.DateTimeField(null=True, blank=True, help_text="Of a removed project: it goes after that.")
+    due_since = models.DateTimeField(
+        null=True, blank=True, help_text="Since when nothing keeps it; a second daily look removes it (rule 8)."
+    )
+    compared_at = models.DateTimeField(
+        null=True, blank=True, help_text="When its size was compared with the one before (rule 33)."
+    )
 
     objects = OwnedQuerySet.as_manager()
 

@@ -35,6 +35,7 @@ class Schedule(BaseModel):
     keep_weekly = models.PositiveIntegerField(null=True, blank=True)
     keep_monthly = models.PositiveIntegerField(null=True, blank=True)
     max_bytes = models.PositiveBigIntegerField(null=True, blank=True)
+    retention_at = models.DateTimeField(null=True, blank=True, help_text="When the clock last removed what was due.")
     retention_paused_reason = models.CharField(max_length=300, blank=True, help_text="Rule 33; empty: it goes on.")
 
     class Meta:

@@ -142,7 +142,7 @@ class PlanSerializer(serializers.ModelSerializer[Plan]):
         model = Plan
         fields = [
             "id", "slug", "name", "memory_bytes", "cpus", "storage_bytes", "connection_limit", "max_databases",
-            "max_api_keys", "max_services", "recycle_days", "placement", "is_default",
+            "max_api_keys", "max_services", "recycle_days", "backup_keep_days", "placement", "is_default",
         ]  # fmt: skip
         read_only_fields = fields
 

@@ -256,6 +256,9 @@ class Plan(BaseModel):
         default=Placement.DEDICATED, help_text="Where projects of this plan live, unless they ask for another place.",
     )  # fmt: skip
     recycle_days = models.PositiveSmallIntegerField(default=7)
+    backup_keep_days = models.PositiveSmallIntegerField(
+        default=30, help_text="For how long the backups of a removed project are kept."
+    )
     is_default = models.BooleanField(default=False)
     enabled = models.BooleanField(default=True)
 

@@ -1,0 +1,28 @@
+"""Celery's side of backups: shells around operations."""
+
+from __future__ import annotations
+
+from celery import shared_task
+
+from backups.operations import deleting, dispatching, retaining
+from novastack.common.models import Install
+
+
+@shared_task(name="backups.dispatch_due")
+def dispatch_due() -> None:
+    """Begin what schedules have made due. Two at once share it; each slot is begun once."""
+    dispatching.dispatch_due()
+
+
+@shared_task(name="backups.keep")
+def keep() -> None:
+    """Retention and expiry: once in 20 hours however often it is sent."""
+    retaining.daily()
+
+
+@shared_task(name="backups.clean_up")
+def clean_up() -> None:
+    """Uploads that nobody will finish, and deletions that nobody works on."""
+    if not Install.load().read_only:
+        deleting.go_on()
+        deleting.sweep_uploads()
