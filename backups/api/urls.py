@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from backups.api import backups, storages
+from backups.api import backups, schedules, storages
 
 backup = [
     path("", backups.BackupView.as_view(), name="backup-detail"),
@@ -14,6 +14,12 @@ storage = [
     path("", storages.StorageView.as_view(), name="storage-detail"),
     path("test/", storages.StorageTestView.as_view(), name="storage-test"),
 ]
+schedule = [
+    path("", schedules.ScheduleView.as_view(), name="schedule-detail"),
+    path("run/", schedules.ScheduleRunView.as_view(), name="schedule-run"),
+    path("runs/", schedules.ScheduleRunsView.as_view(), name="schedule-runs"),
+    path("retention/", schedules.RetentionView.as_view(), name="schedule-retention"),
+]
 
 urlpatterns = [
     path("projects/<uuid:pk>/backups/", backups.ProjectBackupsView.as_view(), name="project-backups"),
@@ -21,4 +27,6 @@ urlpatterns = [
     path("backups/<uuid:pk>/", include(backup)),
     path("storages/", storages.StorageListView.as_view(), name="storage-list"),
     path("storages/<uuid:pk>/", include(storage)),
+    path("projects/<uuid:pk>/schedules/", schedules.ScheduleListView.as_view(), name="project-schedules"),
+    path("schedules/<uuid:pk>/", include(schedule)),
 ]

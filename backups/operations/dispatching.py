@@ -142,7 +142,9 @@ def _dispatch(moment: datetime, done: Dispatched) -> int:
         return 0
     organizations = _locked(Organization.objects.filter(pk__in={row[2] for row in found}))
     projects = _locked(
-        Project.objects.filter(pk__in={row[1] for row in found}, organization__in=organizations).select_related("region")
+        Project.objects.filter(pk__in={row[1] for row in found}, organization__in=organizations).select_related(
+            "region"
+        )
     )
     rows = _locked(due.filter(pk__in=[row[0] for row in found], project__in=projects))
     slots = [_slot(schedule, projects[schedule.project_id], moment) for schedule in rows.values()]
@@ -271,9 +273,7 @@ def rooms_of(organizations: Collection[Organization]) -> dict[UUID, _Room]:
         row["organization_id"]: row
         for row in Backup.objects.filter(organization_id__in=[o.pk for o in organizations])
         .values("organization_id")
-        .annotate(
-            backups=Count("id", filter=~Q(status=BackupStatus.FAILED)), backup_bytes=Sum("size_bytes", default=0)
-        )
+        .annotate(backups=Count("id", filter=~Q(status=BackupStatus.FAILED)), backup_bytes=Sum("size_bytes", default=0))
         .order_by()
     }
     found = {}

@@ -134,9 +134,7 @@ def _remember(found: Look, moment: datetime) -> None:
 def _remove(row: Backup, by_hand: str) -> bool:
     try:
         with transaction.atomic():
-            deleting.delete_begin(
-                row, created_by_label=by_hand or BY_CLOCK, reason="retention", queue_behind=False
-            )
+            deleting.delete_begin(row, created_by_label=by_hand or BY_CLOCK, reason="retention", queue_behind=False)
     except OperationInProgress:  # somebody began to use it since: it stays
         return False
     return True
@@ -227,7 +225,7 @@ def expire() -> int:
         total, used = left.count(), _used({row.pk: row for row in rows})
         fresh = [row.pk for row in rows if row.due_since is None or row.due_since > moment]
         Backup.objects.filter(pk__in=fresh).update(due_since=moment)
-        due = [r for r in rows if r.pk not in fresh and r.due_since <= moment - TWO_LOOKS and r.pk not in used]
+        due = [r for r in rows if r.due_since is not None and r.due_since <= moment - TWO_LOOKS and r.pk not in used]
         most = most_at_once(total)
         refusal = ""
         if len(due) > most:
@@ -244,9 +242,7 @@ def expire() -> int:
 def _expire(row: Backup) -> int:
     try:
         with transaction.atomic():
-            deleting.delete_begin(
-                row, created_by_label=BY_CLOCK, reason="outlived its project", queue_behind=False
-            )
+            deleting.delete_begin(row, created_by_label=BY_CLOCK, reason="outlived its project", queue_behind=False)
     except (OperationInProgress, Backup.DoesNotExist):
         return 0
     return 1

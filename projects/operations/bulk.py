@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
 import structlog
@@ -33,9 +32,7 @@ def free_projects(projects: Sequence[Project]) -> set[UUID]:
     return {subjects[subject] for subject in mine - set(barred.values_list("subject", flat=True))}
 
 
-def shared_operations_create(
-    kind: str, wanted: Sequence[tuple[Operation, Project]], *, created_by_label: str
-) -> None:
+def shared_operations_create(kind: str, wanted: Sequence[tuple[Operation, Project]], *, created_by_label: str) -> None:
     """Record these operations (made with their ids and params, nothing else) on projects that `free_projects` named, in
     the same transaction, with their steps and locks, and hint workers when it is committed."""
     moment, request_id = now(), current_request_id()
@@ -76,6 +73,8 @@ def send_hints(kind: str, ids: Sequence[UUID]) -> int:
         try:
             current_app.send_task(RUN_TASK, args=[str(operation_id)], queue=queue, retry=False)
         except Exception as error:
-            log.warning("hints not sent; the reconciler will send them", error=type(error).__name__, left=len(ids) - number)
+            log.warning(
+                "hints not sent; the reconciler will send them", error=type(error).__name__, left=len(ids) - number
+            )
             return number
     return len(ids)

@@ -136,10 +136,7 @@ def _refresh(wanted: list[UUID]) -> int:
         .order_by("created_at")
         .only(*_OPERATION_FACTS)
     ):
-        known = live.get(operation.project_uuid)
-        # What only reads (a backup being proven, or removed) says nothing about the project.
-        if known is None or (_while(known) is None and _while(operation) is not None):
-            live[operation.project_uuid] = operation
+        live.setdefault(operation.project_uuid, operation)
     held_up = _held_up([operation.pk for operation in live.values() if operation.started_at is not None])
     changed = []
     for project in projects:
@@ -212,7 +209,7 @@ def _seen(database: Database | None) -> tuple[str, str]:
 
 
 def _facts(project: Project, database: Database | None, operation: Operation | None, held_up: str) -> Facts:
-    kind = operation.kind if _while(operation) else None  # what only reads leaves a deleted one in its bin
+    kind = operation.kind if operation else None
     observed, observed_detail = _seen(database)
     return Facts(
         desired=project.desired_status,

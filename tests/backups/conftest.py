@@ -9,6 +9,7 @@ from django.core.cache import cache
 from backups.models import StorageKind, StorageTarget
 from backups.operations import storages
 from tests.factories import Team, make_team
+from tests.operations.conftest import alice, idle, kind, paper, ready, runtime, shop  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +41,8 @@ def target(db: None, backup_root: Path) -> StorageTarget:
     storages.claim(made, storage)
     made.save()
     return made
+
+
+@pytest.fixture
+def storage(target: StorageTarget) -> StorageTarget:
+    return target
