@@ -19,16 +19,17 @@ from django.db.models import Count, Q, QuerySet, Sum
 from accounts.models import Organization, QuotaDefaults
 from backups.models import Backup, BackupStatus, BackupTrigger, RunOutcome, Schedule, ScheduleRun, StorageTarget
 from backups.operations import schedules
+from backups.operations.queueing import subject_of
+from backups.operations.taking import KIND
 from novastack.common.clock import now
 from novastack.common.models import BaseModel, Install
 from projects import domain, registry
-from projects.models import DesiredStatus, Operation, Project
-from projects.operations import bulk
+from projects.models import DesiredStatus, LockMode, Operation, OperationLock, Project
+from projects.operations import bulk, locks
 
 log = structlog.get_logger(__name__)
 Row = TypeVar("Row", bound=BaseModel)
 
-KIND = "backup"
 BATCH = 250
 BUSY_SECONDS = 60  # a project that somebody works on is asked for again after this
 AHEAD = timedelta(hours=1)  # further in the future nobody has run anything: the clock was wrong
@@ -72,6 +73,7 @@ class _Batch:
     runs: list[ScheduleRun] = field(default_factory=list)
     backups: list[Backup] = field(default_factory=list)
     operations: list[tuple[Operation, Project]] = field(default_factory=list)
+    locks: list[OperationLock] = field(default_factory=list)
     busy: list[UUID] = field(default_factory=list)
 
 
@@ -185,7 +187,7 @@ def _decide(slots: Sequence[_Slot], organizations: dict[UUID, Organization], don
         .values_list("schedule_id", "due_at")
     )  # fmt: skip
     running = set(Backup.objects.filter(schedule__in=keys, status__in=UNENDED).values_list("schedule_id", flat=True))
-    free = bulk.free_projects([slot.project for slot in slots])
+    free = bulk.free_projects([slot.project for slot in slots], alone="dump")
     defaults = _defaults(organizations)
     chosen = StorageTarget.objects.in_bulk({slot.schedule.storage_id for slot in slots if slot.schedule.storage_id})
     rooms = rooms_of(organizations.values())
@@ -209,6 +211,7 @@ def _decide(slots: Sequence[_Slot], organizations: dict[UUID, Organization], don
             continue
         room.backups -= 1
         _begin(slot, storage, batch)
+        free.discard(project.pk)  # one at a time of a project: its other schedules are next
         done.started += 1
     return batch
 
@@ -243,10 +246,16 @@ def _begin(slot: _Slot, storage: StorageTarget, batch: _Batch) -> None:
         project_slug=project.slug, engine=project.engine, version=project.version, trigger=BackupTrigger.SCHEDULE,
         schedule=slot.schedule, storage=storage, encrypted=storage.encrypt, created_by_label="schedule",
     )  # fmt: skip
-    operation = Operation(params={"backup": str(backup.pk)})
+    operation = Operation(params={"backup": str(backup.pk), "verify": True})
     backup.operation_id = operation.pk
     batch.backups.append(backup)
     batch.operations.append((operation, project))
+    # As `taking.backup_begin` does: the dump tool's login is one per project.
+    for subject, mode in (
+        (locks.subject_of("dump", project.pk), LockMode.EXCLUSIVE),
+        (subject_of(backup), LockMode.SHARED),
+    ):
+        batch.locks.append(OperationLock(operation=operation, subject=subject, mode=mode, granted=True))
     batch.runs.append(_run(slot, RunOutcome.STARTED, "", backup.pk))
 
 
@@ -254,7 +263,7 @@ def _write(batch: _Batch) -> None:
     ScheduleRun.objects.bulk_create(batch.runs)
     if batch.backups:
         Backup.objects.bulk_create(batch.backups)
-        bulk.shared_operations_create(KIND, batch.operations, created_by_label="schedule")
+        bulk.shared_operations_create(KIND, batch.operations, batch.locks, created_by_label="schedule")
 
 
 def _defaults(organizations: Collection[UUID]) -> dict[UUID, StorageTarget]:

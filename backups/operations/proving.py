@@ -25,7 +25,7 @@ from backups.models import (
     ProofKind,
     ProofState,
 )
-from backups.operations import asking, comparing, heartbeats, restoring_data, scratch, storages
+from backups.operations import asking, comparing, heartbeats, restoring_data, retaining, scratch, storages
 from backups.operations.queueing import backup_operation_create
 from backups.operations.restoring_data import CORRUPT, BackupCorrupt
 from backups.operations.scratch import Scratch
@@ -349,7 +349,9 @@ def ask(ctx: Context) -> None:
 
 
 def tell(ctx: Context) -> None:
-    """Whoever waits for the sign of life of the project's backups."""
+    """Whoever has to know: when half of it is gone (rule 33); who waits for the sign of life of the project's backups."""
+    if found := retaining.verified(_backup(ctx)):
+        ctx.say(found, level="warning")
     ctx.explain(heartbeats.send(_backup(ctx)))
 
 

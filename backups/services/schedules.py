@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from importlib import import_module
 from itertools import islice
 from typing import Any
 from uuid import UUID
@@ -14,11 +13,11 @@ from django.db import transaction
 from accounts.permissions import Capability, Principal, require
 from accounts.services import audit
 from backups.models import Backup, BackupTrigger, Schedule, StorageTarget
-from backups.operations import dispatching, retaining, storages
+from backups.operations import dispatching, retaining, storages, taking
 from backups.operations import schedules as times
 from backups.retention import Rules
 from novastack.common.clock import now
-from novastack.common.errors import ActionNotAllowed, Conflict, Invalid, NotFound, QuotaExceeded
+from novastack.common.errors import ActionNotAllowed, Invalid, NotFound, QuotaExceeded
 from projects import domain, registry
 from projects.models import DesiredStatus, Project
 from projects.services.actions import lock_project
@@ -28,10 +27,6 @@ RETENTION = retaining.RULES
 MOST_KEPT = {"keep_last": 10_000, "keep_days": 36_500, "keep_daily": 3_650, "keep_weekly": 520, "keep_monthly": 120,
              "max_bytes": 2**53}  # fmt: skip
 CHANGEABLE = ("cron", "preset", "time_zone", "enabled", "storage", "retention", "retention_paused")
-
-
-class NotSupported(Conflict):
-    code, title = "backup_not_supported", "Backups of this engine are not supported"
 
 
 def describe(cron: str, time_zone: str) -> str:
@@ -74,7 +69,7 @@ def schedule_create(
     retention: Mapping[str, int | None] | None = None,
 ) -> Schedule:
     """Make one; `preset` stands for a cron expression and rules. Raises `Invalid` with the field, `NotFound` for a foreign
-    storage, `NotSupported`, `QuotaExceeded`, `ActionNotAllowed` for a deleted project."""
+    storage, `BackupNotSupported`, `QuotaExceeded`, `ActionNotAllowed` for a deleted project."""
     require(principal, project.organization_id, Capability.PROJECT_CHANGE)
     cron, kept = _cron_and_rules(cron, preset, retention)
     cron, time_zone = _clean(cron, time_zone)
@@ -138,10 +133,12 @@ def schedule_delete(*, principal: Principal, schedule: Schedule) -> None:
 def schedule_run(*, principal: Principal, schedule: Schedule) -> Backup:
     """One backup now, as the schedule would take it; its slots stay as they are. Raises as `backup_create` does."""
     require(principal, schedule.organization_id, Capability.PROJECT_ACT)
-    schedule = _locked(schedule)
-    taking = import_module("backups.operations.taking")
-    backup: Backup = taking.backup_begin(
-        schedule.project, trigger=BackupTrigger.SCHEDULE, storage=schedule.storage, schedule=schedule,
+    project = schedule.project
+    _refuse_gone(project)
+    if project.ready_at is None or project.desired_status != DesiredStatus.RUNNING:
+        raise ActionNotAllowed("Only a running project can be backed up.")
+    backup = taking.backup_begin(  # locks organization and project, in this order
+        project, trigger=BackupTrigger.SCHEDULE, storage=schedule.storage, schedule=schedule,
         created_by=principal.user, created_by_label=principal.label,
     )  # fmt: skip
     _audit(principal, "schedule.run", schedule, backup=str(backup.pk))
@@ -197,7 +194,7 @@ def refuse_unsupported(engine_name: str, *, field: str = "") -> None:
     if domain.Capability.COPY in engine.capabilities:
         return
     text = f"Backups of {engine.title} are not supported."
-    raise Invalid.field(field, "not_supported", text) if field else NotSupported(text)
+    raise Invalid.field(field, "not_supported", text) if field else taking.BackupNotSupported(text)
 
 
 def cron_of(cron: str | None, preset: str | None) -> str:

@@ -8,7 +8,7 @@ from uuid import UUID
 import structlog
 from celery import current_app
 from django.db import connection, transaction
-from django.db.models import F, Q
+from django.db.models import F
 
 from novastack.common.clock import now
 from novastack.common.logs import current_request_id
@@ -19,22 +19,28 @@ from projects.operations.queue import RUN_TASK
 log = structlog.get_logger(__name__)
 
 
-def free_projects(projects: Sequence[Project]) -> set[UUID]:
-    """Those on which a shared operation may begin now: nobody holds them alone, nobody waits for them, and nobody decides
-    about them at this moment. Their subjects stay locked. In a transaction that holds the projects' rows; waits for
-    nobody."""
-    subjects = {locks.subject_of("project", project.pk): project.pk for project in projects}
+def free_projects(projects: Sequence[Project], *, alone: str) -> set[UUID]:
+    """Those on which a shared operation may begin now that also wants `<alone>:<id>` for itself: nobody holds the project
+    alone, nobody waits for it, nobody has the other one, and nobody decides about them at this moment. The subjects stay
+    locked. In a transaction that holds the projects' rows; waits for nobody."""
+    subjects = {locks.subject_of(kind, project.pk): project.pk for project in projects for kind in ("project", alone)}
     numbers = {locks.number_of(subject): subject for subject in subjects}
     with connection.cursor() as cursor:
         cursor.execute("SELECT n, pg_try_advisory_xact_lock(n) FROM unnest(%s::bigint[]) n", [sorted(numbers)])
-        mine = {numbers[number] for number, locked in cursor.fetchall() if locked}
-    barred = OperationLock.objects.filter(Q(granted=False) | Q(mode=LockMode.EXCLUSIVE), subject__in=mine)
-    return {subjects[subject] for subject in mine - set(barred.values_list("subject", flat=True))}
+        barred = {numbers[number] for number, locked in cursor.fetchall() if not locked}
+    held = OperationLock.objects.filter(subject__in=subjects)
+    for subject, mode, granted in held.values_list("subject", "mode", "granted"):
+        if not granted or mode == LockMode.EXCLUSIVE or subject.startswith(f"{alone}:"):
+            barred.add(subject)
+    return set(subjects.values()) - {subjects[subject] for subject in barred}
 
 
-def shared_operations_create(kind: str, wanted: Sequence[tuple[Operation, Project]], *, created_by_label: str) -> None:
+def shared_operations_create(
+    kind: str, wanted: Sequence[tuple[Operation, Project]], also: Sequence[OperationLock], *, created_by_label: str
+) -> None:
     """Record these operations (made with their ids and params, nothing else) on projects that `free_projects` named, in
-    the same transaction, with their steps and locks, and hint workers when it is committed."""
+    the same transaction, with their steps, their locks on the projects and those others; workers are hinted when it is
+    committed."""
     moment, request_id = now(), current_request_id()
     steps: list[OperationStep] = []
     for operation, project in wanted:
@@ -52,12 +58,13 @@ def shared_operations_create(kind: str, wanted: Sequence[tuple[Operation, Projec
     operations = [operation for operation, _ in wanted]
     Operation.objects.bulk_create(operations)
     OperationStep.objects.bulk_create(steps)
-    OperationLock.objects.bulk_create(
+    mine = [
         OperationLock(
             operation=operation, subject=locks.subject_of("project", project.pk), mode=LockMode.SHARED, granted=True
         )
         for operation, project in wanted
-    )  # fmt: skip
+    ]
+    OperationLock.objects.bulk_create([*mine, *also])
     keys = {project.pk for _, project in wanted}
     Project.objects.filter(pk__in=keys).update(generation=F("generation") + 1)
     status.refresh(keys)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
-from itertools import cycle
 from typing import Any
 
 import pytest
@@ -13,36 +12,28 @@ from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from backups.models import Backup, BackupStatus, Schedule, ScheduleRun, StorageTarget
-from backups.operations import dispatching
+from backups.operations import dispatching, taking
 from backups.operations.dispatching import dispatch_due
 from novastack.common.clock import now
+from novastack.common.ids import uuid7
 from novastack.common.models import Install
 from projects.models import Operation, OperationLock, Project
 from projects.operations import locks
-from projects.operations.base import Definition, Step
 from tests.backups.keeping import make_backup, make_schedule, utc
 from tests.factories import Team, make_project
 
 NOON = "2026-11-20T12:00:00"
 
 
-@pytest.fixture(autouse=True)
-def taken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kind that is begun; here it does nothing."""
-    from projects.operations import base
-
-    monkeypatch.setattr(base, "_definitions", dict(base._definitions))
-    monkeypatch.setattr(base, "_latest", dict(base._latest))
-    step = Step("prepare", "Prepare", lambda _: None)
-    base.register(
-        Definition(kind="backup", title="Back up", steps=(step,), on_give_up=base.OnGiveUp.UNDO, while_running=None,
-                   queue="backups")
-    )  # fmt: skip
-
-
 def run_at(moment: str) -> dispatching.Dispatched:
     with time_machine.travel(utc(moment), tick=False):
         return dispatch_due()
+
+
+def all_done() -> None:
+    Backup.objects.update(status=BackupStatus.VERIFIED)
+    OperationLock.objects.all().delete()
+    Operation.objects.live().update(state="succeeded")
 
 
 def outcomes(schedule: Schedule) -> list[tuple[str, str]]:
@@ -62,15 +53,49 @@ def test_a_slot_begins_one_backup(daily: Schedule, idle: Project, storage: Stora
     backup = Backup.objects.get(schedule=daily)
     assert (backup.status, backup.trigger, backup.storage_id) == ("queued", "schedule", storage.pk)
     operation = Operation.objects.get(pk=backup.operation_id)
-    assert operation.kind == "backup" and operation.params == {"backup": str(backup.pk)} and operation.live
-    assert operation.steps.count() == 1
-    lock = OperationLock.objects.get(operation=operation)
-    assert (lock.subject, lock.mode, lock.granted) == (f"project:{idle.pk}", "shared", True)
+    assert operation.kind == "backup" and operation.live
+    assert set(OperationLock.objects.filter(operation=operation).values_list("subject", "mode", "granted")) == {
+        (f"project:{idle.pk}", "shared", True), (f"dump:{idle.pk}", "exclusive", True),
+        (f"backup:{backup.pk}", "shared", True),
+    }  # fmt: skip
     run = ScheduleRun.objects.get(schedule=daily)
     assert run.backup_uuid == backup.pk and run.due_at == utc("2026-11-21T02:00:00") and run.detail == ""
     daily.refresh_from_db()
     assert daily.next_slot_at == utc("2026-11-22T02:00:00") and daily.next_run_at == utc("2026-11-22T02:10:00")
     assert run_at("2026-11-21T02:10:15").started == 0
+
+
+def test_what_it_begins_is_what_a_person_begins(daily: Schedule, idle: Project) -> None:
+    """The same rows as one by hand: steps, locks, params, columns."""
+    with transaction.atomic():
+        by_hand = taking.backup_begin(idle, trigger="schedule", schedule=daily, created_by_label="schedule")
+        first = shape(by_hand)
+        transaction.set_rollback(True)
+    assert run_at("2026-11-21T02:10:00").started == 1
+    assert shape(Backup.objects.get(schedule=daily)) == first
+
+
+def shape(backup: Backup) -> Any:
+    operation = Operation.objects.get(pk=backup.operation_id)
+    plain = {"id", "created_at", "updated_at", "started_at", "hinted_at", "request_id", "operation_id", "params"}
+    rows = [
+        {name: value for name, value in vars(row).items() if not name.startswith("_") and name not in plain}
+        for row in (backup, operation)
+    ]
+    steps = list(operation.steps.values_list("position", "name", "title", "state"))
+    held = sorted((lock.subject.split(":")[0], lock.mode, lock.granted) for lock in operation.locks.all())
+    params = {name: value for name, value in operation.params.items() if name != "backup"}
+    return rows, steps, held, params
+
+
+def test_two_schedules_of_a_project_take_turns(daily: Schedule, idle: Project) -> None:
+    with time_machine.travel(utc(NOON), tick=False):
+        other = make_schedule(idle, "0 2 * * *", spread_seconds=600)
+    done = run_at("2026-11-21T02:10:00")
+    assert (done.started, done.busy) == (1, 1)
+    OperationLock.objects.all().delete()
+    assert run_at("2026-11-21T02:11:01").started == 1
+    assert outcomes(daily) == outcomes(other) == [("21 02:00", "started")]
 
 
 def test_after_days_without_us_it_catches_up_once(daily: Schedule) -> None:
@@ -84,7 +109,7 @@ def test_after_days_without_us_it_catches_up_once(daily: Schedule) -> None:
 
 def test_a_clock_that_is_put_back_runs_no_slot_again(daily: Schedule) -> None:
     assert run_at("2026-11-21T02:10:00").started == 1
-    Backup.objects.update(status=BackupStatus.VERIFIED)
+    all_done()
     for moment in ("2026-11-21T01:59:00", "2026-11-21T02:10:30", "2026-11-20T23:00:00", "2026-11-21T02:30:00"):
         assert run_at(moment).started == 0
     assert run_at("2026-11-22T02:10:00").started == 1
@@ -92,7 +117,7 @@ def test_a_clock_that_is_put_back_runs_no_slot_again(daily: Schedule) -> None:
 
 def test_a_clock_that_was_a_year_ahead_does_not_silence_it_for_a_year(daily: Schedule) -> None:
     assert run_at("2027-11-21T05:00:00").started == 1
-    Backup.objects.update(status=BackupStatus.VERIFIED)
+    all_done()
     assert run_at("2026-11-20T13:00:00").started == 0
     daily.refresh_from_db()
     assert daily.next_slot_at == utc("2026-11-21T02:00:00")
@@ -109,7 +134,7 @@ def test_across_the_days_on_which_clocks_change(idle: Project, storage: StorageT
         with time_machine.travel(utc(begin), tick=False) as clock:
             schedule = make_schedule(idle, "30 2 * * *", "Europe/Berlin", spread_seconds=0)
             for _ in range(33 * 12):
-                Backup.objects.update(status=BackupStatus.VERIFIED)
+                all_done()
                 dispatch_due()
                 clock.shift(timedelta(minutes=5))
         assert outcomes(schedule) == [(slot, "started") for slot in slots]
@@ -186,18 +211,24 @@ def test_paused_ones_are_silent(daily: Schedule) -> None:
     assert run_at("2026-12-21T02:10:00") == dispatching.Dispatched()
 
 
-def due(projects: list[Project], count: int) -> None:
+def due(team: Team, count: int) -> None:
+    """That many projects, each with a schedule that is due."""
+    first = Project.objects.first() or make_project(team.alice, team.organization, "p0")
+    Schedule.objects.all().delete()
+    OperationLock.objects.all().delete()
+    new = []
+    for _ in range(count):
+        fields = {
+            f.attname: getattr(first, f.attname) for f in Project._meta.concrete_fields if f.name != "search_text"
+        }
+        key = uuid7()
+        new.append(Project(**{**fields, "id": key, "name": str(key), "slug": f"p-{key}"[:63]}))
+    Project.objects.bulk_create(new)
     Schedule.objects.bulk_create(
         Schedule(project=project, organization_id=project.organization_id, cron="* * * * *", next_slot_at=utc(NOON),
                  next_run_at=utc(NOON))
-        for project, _ in zip(cycle(projects), range(count), strict=False)
+        for project in new
     )  # fmt: skip
-
-
-def many(team: Team, count: int) -> None:
-    first = make_project(team.alice, team.organization, "p0")
-    projects = [first, *(make_project(team.alice, team.organization, f"p{number}") for number in range(1, 10))]
-    due(projects, count)
     team.organization.max_backups = 10_000
     team.organization.save()
 
@@ -206,11 +237,8 @@ def test_the_number_of_queries_does_not_grow_with_the_schedules(
     runtime: Any, team: Team, storage: StorageTarget
 ) -> None:
     counts = []
-    many(team, 10)
-    projects = list(Project.objects.all())
     for size in (10, 100):
-        Schedule.objects.all().delete()
-        due(projects, size)
+        due(team, size)
         with time_machine.travel(utc(NOON), tick=False), CaptureQueriesContext(connection) as seen:
             assert dispatch_due().started == size
         counts.append(len(seen))
@@ -221,7 +249,7 @@ def test_the_number_of_queries_does_not_grow_with_the_schedules(
 @pytest.mark.django_db(transaction=True)
 def test_two_at_once_begin_none_twice(runtime: Any, team: Team, storage: StorageTarget, monkeypatch: Any) -> None:
     monkeypatch.setattr(dispatching, "BATCH", 7)
-    many(team, 60)
+    due(team, 60)
     failures: list[Exception] = []
     begin = threading.Barrier(2)
 
