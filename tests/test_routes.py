@@ -22,7 +22,6 @@ from accounts.models import Invitation, User
 from accounts.permissions import Principal
 from accounts.services import member_invite
 from backups.models import Drill
-from backups.services.schedules import schedule_create
 from projects.models import Operation
 from projects.services import key_create
 from tests.backups.rows import make_backup, make_restore, make_schedule, make_storage
@@ -69,7 +68,6 @@ class World:
     values: dict[str, str]
     operation: str
     token: str
-    schedule: str
 
     def url(self, route: Route) -> str:
         """The route's address in Acme, of things that exist there."""
@@ -94,7 +92,7 @@ class World:
         if path.startswith("api/v1/backups/"):
             return self.values["backup_id"]
         if path.startswith("api/v1/schedules/"):
-            return self.schedule
+            return self.values["schedule_id"]
         return self.operation if path.startswith("api/v1/operations/") else self.values["project_id"]
 
 
@@ -122,8 +120,7 @@ def world(db: None) -> World:
         "user_id": str(team.bob.pk), "invitation_id": str(invitation.pk), "token": clear, "token_id": str(token.pk),
         "key_id": str(key.pk), "region": "local", "service": "auth", "pool_id": str(uuid4()),
     }  # fmt: skip
-    schedule = schedule_create(principal=Principal.of(team.alice), project=project, preset="daily")
-    return World(team, invitation, clear, values, operation, str(token.pk), str(schedule.pk))
+    return World(team, invitation, clear, values, operation, str(token.pk))
 
 
 class Undone(Exception):
@@ -208,7 +205,7 @@ def test_what_does_not_exist_answers_the_same(route: Route, world: World) -> Non
     foreign = {m: call(route, world.url(route), m, world.team.charlie) for m in methods_of(route)}
     world.values |= {name: str(uuid4()) for name in world.values}
     world.values |= {"ref": "nobody", "slug": "nobody"}
-    world.operation = world.token = world.schedule = world.values["project_id"]
+    world.operation = world.token = world.values["project_id"]
     world.invitation.pk = uuid4()
     for method, answer in foreign.items():
         missing = call(route, world.url(route), method, world.team.charlie)
