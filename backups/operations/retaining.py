@@ -19,6 +19,7 @@ from novastack.common.clock import now
 from novastack.common.errors import OperationInProgress
 from novastack.common.models import Install
 from projects.models import OperationLock, Project
+from projects.operations import locks
 
 log = structlog.get_logger(__name__)
 
@@ -84,6 +85,7 @@ def apply(schedule_id: UUID, *, by_hand: str = "") -> Look:
     answer to that: all that nothing keeps goes now, and the clock goes on."""
     project_id = Schedule.objects.values_list("project_id", flat=True).get(pk=schedule_id)
     project = Project.objects.select_for_update(of=("self",), no_key=True).get(pk=project_id)
+    locks.lock_subject(locks.subject_of("project", project_id))  # who pins a backup does it under this
     schedule = Schedule.objects.select_for_update(no_key=True, of=("self",)).get(pk=schedule_id)
     compare(project, paused_for=None if by_hand else schedule)
     found, moment = look(schedule), now()
@@ -242,6 +244,9 @@ def expire() -> int:
 def _expire(row: Backup) -> int:
     try:
         with transaction.atomic():
+            locks.lock_subject(locks.subject_of("project", row.project_uuid))
+            if not Backup.objects.filter(pk=row.pk, pinned=False, keep_until__lte=now()).exists():
+                return 0
             deleting.delete_begin(row, created_by_label=BY_CLOCK, reason="outlived its project", queue_behind=False)
     except (OperationInProgress, Backup.DoesNotExist):
         return 0
