@@ -39,7 +39,7 @@ RUN set -eu; \
 RUN set -eu; \
     groupadd --system --gid 10001 novastack; \
     useradd --system --uid 10001 --gid novastack --home-dir /app --no-create-home --shell /usr/sbin/nologin novastack; \
-    install -d -m 0700 -o 10001 -g 10001 /var/lib/novastack/disk
+    install -d -m 0700 -o 10001 -g 10001 /var/lib/novastack/disk /var/lib/novastack/backups
 COPY --from=build /opt/venv /opt/venv
 WORKDIR /app
 COPY images/app/healthcheck.py /usr/local/bin/novastack-healthcheck

@@ -94,6 +94,8 @@ WORDS = {
     "recovery_kit.exported": "Exported the recovery kit",
     "recovery_kit.confirmed": "Confirmed the recovery kit",
     "backup_key.rotated": "Made a new key for backups",
+    "backup_key.recipient_added": "Added a recipient of backups",
+    "backup_key.recipient_removed": "Removed a recipient of backups",
     "backups.adopted": "Adopted backups of another install",
     "quota_defaults.changed": "Changed the quotas of organizations without their own",
     "user.registered": "Registered",

@@ -9,8 +9,10 @@ class BackupsConfig(AppConfig):
 
     def ready(self) -> None:
         from backups.operations import register_all
+        from backups.services import installing
         from backups.services import quotas as counted
-        from projects.services import quotas
+        from projects.services import install, quotas
 
         quotas.count_also(counted.used)
+        install.also_prepare.append(installing.storage_prepare)
         register_all()

@@ -75,7 +75,7 @@ def _context(organization: Organization, form: FingerprintForm) -> dict[str, Any
     return {
         "section": "kit", "organization": organization, "form": form, "kits": kits,
         "held": next((row for row in kits if row.confirmed_at and not row.retired_at), None),
-        "waiting": next((row for row in kits if not row.confirmed_at and not row.retired_at), None),
+        "waiting": next((row for row in kits if row.fingerprint and not row.confirmed_at and not row.retired_at), None),
         "keys": list(BackupKey.objects.filter(organization=organization).defer("identity")),
         "can_export": has("kits", "kit_export"),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from projects.models import Plan, Project, Region
 from projects.models.catalogue import ALL_ADDRESSES_RUNTIMES
 from projects.operations import abilities, catalogue, wiring
 from projects.services.creation import ProjectRequest, project_create
+
+# Other apps add to it in their ready(): what a new install has of theirs before its first project. Each is idempotent.
+also_prepare: list[Callable[[], object]] = []
 
 GIB = 1024**3
 MIB = 1024**2

@@ -34,6 +34,8 @@ def prepare() -> dict[str, Any]:
     """Do it; the answer holds the one-time password once, right after it was made."""
     region = install.catalogue_prepare()
     choice = install.runtime_settle(region)
+    for prepare_more in install.also_prepare:
+        prepare_more()
     user, password = install.first_admin()
     project: Project | None = None
     if user is not None and settings.NOVASTACK_FIRST_PROJECT:
