@@ -111,10 +111,11 @@ def _command(place: Endpoint, credentials: Credentials, argv: tuple[str, ...], *
     }  # fmt: skip
     options = "".join(f'{key}="{_escaped(value)}"\n' for key, value in lines.items())
     secrets = {"client.cnf": f"[client]\n{options}".encode()}
-    # Beside the server its address is rarely one that its certificate is for; the authority is this install's alone.
+    # Every certificate of this install is for the server's own machine as well. MariaDB's clients look at the authority only
+    # together with the name.
     if mariadb:
-        tls = "--loose-disable-ssl-verify-server-cert"
-        tls += " --ssl --ssl-ca={secret:ca}" if place.ca_pem else ""
+        tls = "--ssl --ssl-verify-server-cert --ssl-ca={secret:ca}"
+        tls = tls if place.ca_pem else "--loose-disable-ssl-verify-server-cert"
     else:
         tls = "--ssl-mode=VERIFY_CA --ssl-ca={secret:ca}" if place.ca_pem else "--ssl-mode=PREFERRED"
     if place.ca_pem:

@@ -13,6 +13,12 @@ import pymysql
 import pytest
 from django.db import transaction
 
+from novastack.common import pki
+from novastack.common.clock import now
+from projects import registry
+from projects.domain import Credentials
+from projects.domain import Endpoint as DomainEndpoint
+from projects.engines import framing
 from projects.models import (
     Database,
     DatabaseServer,
@@ -23,7 +29,7 @@ from projects.models import (
     Project,
     ServerKind,
 )
-from projects.operations import pool_removal, pools, reconciler, runner
+from projects.operations import pool_removal, pools, reconciler, runner, wiring
 from projects.runtimes.process_binaries import find
 from tests.clients import Access
 from tests.faults.clients import password_of, role_of
@@ -238,6 +244,35 @@ def test_what_can_not_be_copied_stays_where_it_is(site: Site) -> None:
     with site.client.session(mine) as session, session.cursor() as cursor:
         cursor.execute("SELECT COUNT(*) FROM orders")
         assert cursor.fetchall() == ((1000,),)
+
+
+def test_tools_trust_our_authority_only(site: Site) -> None:
+    """Dump and restore, where every connection has TLS: with the certificate of another authority none begins."""
+    project = site.ready()
+    database = Database.objects.select_related("server", "server__region").get(project=project)
+    server, engine, names = database.server, registry.engine(site.engine), wiring.tenant_names(database)
+    assert server.control_endpoint.ca_pem
+    with wiring.admin_session(engine, server) as admin:
+        admin.reload_tls(required=True)
+        admin.admit_tool(names, names.tool, "of-a-moment")
+    login = Credentials(names.tool, "of-a-moment", names.database)
+    place = site.runtime.place_of(engine.server_spec(wiring.server_request(server)))
+    other = pki.make_authority("Another", at=now()).certificate
+    for ca, well in ((server.control_endpoint.ca_pem, True), (other, False)):
+        for what in (engine.dump, engine.restore):
+            command = what(DomainEndpoint(*place, server.control_endpoint.tls_name, ca), login)
+            tool = site.runtime.run_tool(
+                "nvs-tool-tls", server.image_digest or server.image, command, beside=server.handle
+            )
+            try:
+                sink = site.runtime.stdin_of(tool)
+                sink.write(framing.frame(b"SELECT 1;\n") + framing.END)
+                sink.flush()
+                assert tool.stdout is not None
+                tool.stdout.read()
+                assert (tool.wait(20).exit_code == 0) is well, (what, ca)
+            finally:
+                tool.kill()
 
 
 @pytest.fixture
