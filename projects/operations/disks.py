@@ -26,6 +26,7 @@ from projects.operations import fanout, wiring
 log = structlog.get_logger(__name__)
 CALM_BELOW_PERCENT = 78  # from a warning back to none, so that it is not said again and again
 BALLAST_BELOW_PERCENT = 85
+FULL_BYTES = 20 << 20  # a server that had no room for its log ends, and what it was writing is gone again
 BALLAST_MOST = 100  # never more than this part of the disk: one hundredth
 BALLAST_NAME = "ballast"
 ROOT_KEPT_SECONDS = 300
@@ -48,6 +49,15 @@ def measure() -> None:
             _keep_root(regions[pk], root)
     for region in regions.values():
         measure_region(region)
+
+
+def is_full(region: Region) -> bool:
+    """Whether the disk of its servers' data has no room at all, as far as this worker sees it now."""
+    try:
+        root = _root_of(region)
+        return bool(root) and shutil.disk_usage(root).free < FULL_BYTES
+    except (domain.NovaStackRuntimeError, OSError, KeyError):
+        return False
 
 
 def measure_region(region: Region) -> None:

@@ -33,7 +33,7 @@ from projects.models import (
     ServerKind,
     ServiceStatus,
 )
-from projects.operations import copying, locks, placing, pools, provision, registration, removal, steps, wiring
+from projects.operations import copying, disks, locks, placing, pools, provision, registration, removal, steps, wiring
 from projects.operations.base import StepFailed, Wait
 from projects.operations.context import Context
 from projects.operations.move_sides import (
@@ -291,7 +291,13 @@ def copy(ctx: Context) -> None:
     giver = admitted(ctx, ctx.names)
     began = time.monotonic()
     watched = _watched(ctx, lambda so_far: ctx.record(moved=so_far))
-    moved = copying.copy(ctx.engine, side_of(ctx, giver), side_of(side, taker), stem=_stem(ctx), pulse=watched)
+    try:
+        moved = copying.copy(ctx.engine, side_of(ctx, giver), side_of(side, taker), stem=_stem(ctx), pulse=watched)
+    except StepFailed as error:
+        if error.code == "target_lost" and disks.is_full(side.region):  # a server without room for its log just ends
+            detail = f"The disk of {side.region.name} is full."
+            raise StepFailed("target_full", detail, retryable=False) from error
+        raise
     with target_errors():
         ctx.engine.finish_copy(side.server.control_endpoint, taker, names)
         given_back(side, names)
