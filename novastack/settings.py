@@ -364,6 +364,8 @@ SPECTACULAR_SETTINGS = {
         "KeyScopeEnum": "projects.models.KeyScope",
         "ServiceStatusEnum": "projects.models.ServiceStatus",
         "KeyStateEnum": "projects.api.keys.STATES",
+        "ProofKindEnum": "backups.models.ProofKind",
+        "ProofStateEnum": "backups.models.ProofState",
         "PoolStatusEnum": "projects.services.pools.PoolStatus",
         "TokenScopeEnum": "accounts.models.Scope",
         "PlacementEnum": "projects.models.Placement",

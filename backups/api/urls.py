@@ -29,4 +29,5 @@ urlpatterns = [
     path("storages/<uuid:pk>/", include(storage)),
     path("projects/<uuid:pk>/schedules/", schedules.ScheduleListView.as_view(), name="project-schedules"),
     path("schedules/<uuid:pk>/", include(schedule)),
+    path("", include("backups.api.proof_urls")),
 ]

@@ -1,0 +1,120 @@
+"""Drills: the newest backup is restored and the user's own questions are asked of it, by hand or by a schedule."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+from django.db import transaction
+from django.db.models.functions import Coalesce
+
+from backups.models import Backup, BackupStatus, Drill, ProofKind
+from backups.operations import proving, schedules
+from novastack.common.clock import now
+from novastack.common.errors import Conflict, OperationInProgress
+from novastack.common.models import Install
+from projects.models import DesiredStatus, Operation
+
+log = structlog.get_logger(__name__)
+AT_ONCE = 50  # of a tick
+REVERIFIED_AT_ONCE = 10
+LATE = timedelta(hours=6)  # a slot that was missed for longer waits for the next one
+LABEL = "schedule"
+
+
+class NothingToRestore(Conflict):
+    code, title = "no_backup", "There is no backup that could be restored"
+
+
+def newest(project_id: UUID) -> Backup | None:
+    """The newest verified one; without any the newest that is stored."""
+    rows = Backup.objects.filter(project_uuid=project_id, trusted=True, delete_requested_at=None).select_related(
+        "storage"
+    )
+    rows = rows.order_by(Coalesce("started_at", "created_at").desc())
+    return rows.filter(status=BackupStatus.VERIFIED).first() or rows.filter(status=BackupStatus.STORED).first()
+
+
+def run_begin(drill: Drill, *, created_by: Any = None, created_by_label: str) -> Operation:
+    """Restore the newest backup and ask. In a transaction. Raises `NothingToRestore` and as `proving.verify_begin`."""
+    backup = newest(drill.project_id)
+    if backup is None:
+        raise NothingToRestore("Take a backup first: there is none that could be restored.")
+    return proving.verify_begin(
+        backup, kind=ProofKind.DRILL, drill=drill, created_by=created_by, created_by_label=created_by_label
+    )
+
+
+def next_run(drill: Drill, after: datetime) -> datetime | None:
+    """When it runs by itself after that; None: never."""
+    if not drill.enabled or not drill.cron:
+        return None
+    return schedules.next_slot(drill.cron, drill.time_zone, after=after)
+
+
+def dispatch_due() -> int:
+    """Begin the drills that are due, each slot once; returns how many were begun."""
+    if Install.load().read_only:
+        return 0
+    moment, begun = now(), 0
+    due = Drill.objects.filter(next_run_at__lte=moment).order_by("next_run_at").values_list("pk", flat=True)
+    for pk in list(due[:AT_ONCE]):
+        with transaction.atomic():
+            drill = (
+                Drill.objects.select_for_update(of=("self",), skip_locked=True).select_related("project")
+                .filter(pk=pk, next_run_at__lte=moment).first()
+            )  # fmt: skip
+            if drill is None:
+                continue
+            slot = drill.next_run_at
+            drill.last_slot_at, drill.next_run_at = slot, next_run(drill, moment)
+            drill.save(update_fields=["last_slot_at", "next_run_at", "updated_at"])
+            wanted = drill.project.desired_status in {DesiredStatus.RUNNING, DesiredStatus.STOPPED}
+            if wanted and slot is not None and moment - slot <= LATE:
+                begun += _begun(drill, slot, moment)
+    return begun
+
+
+def _begun(drill: Drill, slot: datetime, moment: datetime) -> int:
+    try:
+        with transaction.atomic():
+            run_begin(drill, created_by_label=LABEL)
+    except OperationInProgress:  # its backup is being verified: a little later, if the next slot is not sooner
+        again = moment + timedelta(minutes=10)
+        if drill.next_run_at is None or again < drill.next_run_at:
+            Drill.objects.filter(pk=drill.pk).update(next_run_at=again)
+        return 0
+    except Conflict as refusal:
+        log.warning("drill not begun", drill=str(drill.pk), reason=refusal.detail)
+        return 0
+    return 1
+
+
+def reverify_due() -> int:
+    """Begin proofs of backups whose time has come, a few at a time, the longest due first; returns how many."""
+    if Install.load().read_only:
+        return 0
+    moment, begun = now(), 0
+    at_work = Operation.objects.live().filter(kind=proving.VERIFY, params__proof_kind=ProofKind.SCHEDULED).count()
+    due = Backup.objects.filter(
+        reverify_at__lte=moment, status__in=[BackupStatus.STORED, BackupStatus.VERIFIED], delete_requested_at=None
+    ).order_by("reverify_at")
+    for pk in list(due.values_list("pk", flat=True)[: max(0, REVERIFIED_AT_ONCE - at_work)]):
+        with transaction.atomic():
+            backup = (
+                Backup.objects.select_for_update(of=("self",), skip_locked=True).filter(pk=pk, reverify_at__lte=moment)
+                .first()
+            )  # fmt: skip
+            if backup is None:
+                continue
+            # However that ends it is not due again at the next tick.
+            Backup.objects.filter(pk=pk).update(reverify_at=moment + timedelta(hours=proving.AGAIN_HOURS))
+            try:
+                with transaction.atomic():
+                    proving.verify_begin(backup, kind=ProofKind.SCHEDULED, created_by_label=LABEL)
+                begun += 1
+            except Conflict as refusal:
+                log.info("not verified again now", backup=str(pk), reason=refusal.detail)
+    return begun

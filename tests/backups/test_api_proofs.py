@@ -1,0 +1,242 @@
+"""Proofs, drills and promises over the API: shapes, rights, and what a bad input sees."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from rest_framework.test import APIClient
+
+from backups.models import Backup, BackupPolicy, Drill, Proof, Schedule, ScheduleRun, StorageTarget
+from backups.operations import drills
+from novastack.common.clock import now
+from projects.models import Operation, Project
+from tests.factories import Team, api_client, make_project, make_team
+
+pytestmark = pytest.mark.django_db
+QUESTION = {"name": "some", "sql": "SELECT count(*) > 0 FROM orders", "expect": "true"}
+
+
+@pytest.fixture
+def team() -> Team:
+    return make_team()
+
+
+@pytest.fixture
+def shop(team: Team) -> Project:
+    return make_project(team.alice, team.organization)
+
+
+@pytest.fixture
+def bob(team: Team) -> APIClient:
+    return api_client(team.bob)
+
+
+def stored(project: Project, **fields: Any) -> Backup:
+    target, _ = StorageTarget.objects.get_or_create(name="here", kind="filesystem", defaults={"config": {"path": "x"}})
+    values = {"status": "stored", "started_at": now(), "finished_at": now(), **fields}
+    return Backup.objects.create(
+        organization_id=project.organization_id, project_uuid=project.pk, project_name=project.name,
+        project_slug=project.slug, engine=project.engine, version=project.version, storage=target, **values,
+    )  # fmt: skip
+
+
+def path(project: Project, what: str) -> str:
+    return f"/api/v1/projects/{project.pk}/{what}/"
+
+
+def test_a_backup_is_verified_by_hand(bob: APIClient, team: Team, shop: Project) -> None:
+    backup = stored(shop)
+    answer = bob.post(f"/api/v1/backups/{backup.pk}/verify/", {}, format="json", HTTP_IDEMPOTENCY_KEY="k1")
+    assert answer.status_code == 202, answer.content
+    found = answer.json()
+    operation = Operation.objects.get(pk=found["operation"])
+    assert (operation.kind, operation.project_uuid, operation.created_by_label) == ("verify", shop.pk, team.bob.email)
+    assert (found["state"], found["kind"], found["backup"]) == ("queued", "manual", str(backup.pk))
+    again = bob.post(f"/api/v1/backups/{backup.pk}/verify/", {}, format="json", HTTP_IDEMPOTENCY_KEY="k1")
+    assert (again.status_code, again.json()["id"]) == (202, found["id"])
+    second = bob.post(f"/api/v1/backups/{backup.pk}/verify/", {}, format="json")
+    assert (second.status_code, second.json()["code"]) == (409, "operation_in_progress")
+    listed = bob.get(f"/api/v1/backups/{backup.pk}/proofs/").json()["results"]
+    assert [row["id"] for row in listed] == [found["id"]]
+    # It names the project and holds only the backup: the project is free for everything else.
+    assert bob.post(path(shop, "actions/restart"), {}, format="json").status_code == 202
+    assert api_client(team.vera).post(f"/api/v1/backups/{backup.pk}/verify/", {}, format="json").status_code == 403
+    assert api_client(team.charlie).get(f"/api/v1/backups/{backup.pk}/proofs/").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"status": "dumping"}, "action_not_allowed"),
+        ({"status": "failed"}, "action_not_allowed"),
+        ({"delete_requested_at": now()}, "action_not_allowed"),
+        ({"trusted": False}, "backup_not_supported"),
+        ({"engine": "ferretdb", "version": "1.24"}, "backup_not_supported"),
+        ({"engine": "nosuch"}, "backup_not_supported"),
+    ],
+)
+def test_what_can_not_be_verified_says_so(bob: APIClient, shop: Project, fields: dict[str, Any], code: str) -> None:
+    made = stored(shop)
+    Backup.objects.filter(pk=made.pk).update(**fields)
+    answer = bob.post(f"/api/v1/backups/{made.pk}/verify/", {}, format="json")
+    assert (answer.status_code, answer.json()["code"]) == (409, code)
+    assert not Operation.objects.filter(kind="verify").exists()
+
+
+def test_the_objective_is_figures_and_reasons(bob: APIClient, shop: Project) -> None:
+    found = bob.get(path(shop, "backup-policy")).json()
+    assert (found["broken"], found["rpo_seconds"], found["verify_after_backup"]) == (False, None, True)
+    assert found["last_verified"] is None and found["reverify_days"] == 30
+    answer = bob.patch(path(shop, "backup-policy"), {"rpo_seconds": 3600, "rto_seconds": 60}, format="json")
+    assert answer.status_code == 200 and answer.json()["reasons"] == ["There is no verified backup."]
+    old = now() - timedelta(hours=5)
+    stored(shop, status="verified", started_at=old, verified_at=now(), rto_seconds=600)
+    stored(shop)
+    found = bob.get(path(shop, "backup-policy")).json()
+    assert found["broken"] and found["rto_measured_seconds"] == 600
+    assert 18000 <= found["last_verified_age_seconds"] < 18100
+    assert found["reasons"] == [
+        "The last verified backup is 5 hours old; at most 60 minutes are promised.",
+        "The last restore took 10 minutes; at most 60 seconds are promised.",
+    ]
+    assert found["last_backup"]["status"] == "stored" and found["last_verified"]["status"] == "verified"
+    BackupPolicy.objects.update(rpo_seconds=None, rto_seconds=None)
+    assert bob.get(path(shop, "backup-policy")).json()["broken"] is False
+    stored(shop, status="corrupt")
+    schedule = Schedule.objects.create(project=shop, organization_id=shop.organization_id, cron="0 2 * * *")
+    for number, outcome in enumerate(("started", "skipped", "failed")):
+        ScheduleRun.objects.create(schedule=schedule, due_at=now() - timedelta(hours=number), outcome=outcome)
+    found = bob.get(path(shop, "backup-policy")).json()
+    assert found["reasons"] == ["1 backup is newer than the last verified one, and corrupt."]
+    assert (found["missed_runs"], found["corrupt"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"rpo_seconds": 0}, "rpo_seconds"), ({"rpo_seconds": -1}, "rpo_seconds"), ({"rpo_seconds": "1"}, "rpo_seconds"),
+        ({"rto_seconds": 10**12}, "rto_seconds"), ({"reverify_days": None}, "reverify_days"),
+        ({"reverify_days": 40000}, "reverify_days"), ({"heartbeat_url": "ftp://x"}, "heartbeat_url"),
+        ({"heartbeat_url": "https://a b/"}, "heartbeat_url"), ({"heartbeat_url": "https://u:p@x/"}, "heartbeat_url"),
+        ({"heartbeat_url": "x" * 600}, "heartbeat_url"), ({"verify_after_backup": 1}, "verify_after_backup"),
+        ({"nope": 1}, "nope"),
+    ],
+)  # fmt: skip
+def test_bad_promises_name_their_field(bob: APIClient, shop: Project, change: dict[str, Any], field: str) -> None:
+    answer = bob.patch(path(shop, "backup-policy"), change, format="json")
+    assert answer.status_code == 400 and answer.json()["errors"][0]["field"] == field, answer.content
+    assert not BackupPolicy.objects.exists()
+
+
+def test_fewer_days_count_from_the_last_proof(bob: APIClient, shop: Project) -> None:
+    backup = stored(shop, status="verified", verified_at=now())
+    bob.patch(path(shop, "backup-policy"), {"reverify_days": 7}, format="json")
+    backup.refresh_from_db()
+    assert backup.reverify_at - backup.verified_at == timedelta(days=7)
+    bob.patch(path(shop, "backup-policy"), {"reverify_days": 0}, format="json")
+    backup.refresh_from_db()
+    assert backup.reverify_at is None
+
+
+def test_a_drill_from_its_making_to_its_end(bob: APIClient, team: Team, shop: Project) -> None:
+    made = bob.post(
+        path(shop, "drills"),
+        {"name": " Orders  are there ", "cron": "0  4 * * 1", "time_zone": "Europe/Berlin", "assertions": [QUESTION]},
+        format="json",
+    )  # fmt: skip
+    assert made.status_code == 201, made.content
+    drill = made.json()
+    assert (drill["name"], drill["cron"], drill["enabled"]) == ("Orders are there", "0 4 * * 1", True)
+    assert drill["next_run_at"] and "Monday" in drill["description"] and drill["last_run"] is None
+    assert made["Location"].endswith(f"/api/v1/drills/{drill['id']}/")
+    one = f"/api/v1/drills/{drill['id']}/"
+    nothing = bob.post(f"{one}run/", {}, format="json")
+    assert (nothing.status_code, nothing.json()["code"]) == (409, "no_backup")
+    stored(shop, started_at=now() - timedelta(hours=2), status="verified", verified_at=now())
+    stored(shop)
+    ran = bob.post(f"{one}run/", {}, format="json")
+    assert ran.status_code == 202 and ran.json()["kind"] == "drill"
+    assert Proof.objects.get().backup.status == "verified"  # rather than a newer one that nobody has proven
+    assert Operation.objects.get(pk=ran.json()["operation"]).kind == "drill"
+    shown = bob.get(one).json()
+    assert shown["last_run"]["id"] == ran.json()["id"]
+    assert [row["id"] for row in bob.get(f"{one}runs/").json()["results"]] == [ran.json()["id"]]
+    assert bob.get(path(shop, "drills")).json()["results"] == [shown]
+    changed = bob.patch(
+        one, {"enabled": False, "assertions": [{"sql": "SELECT 1", "expect": "1"}]}, format="json"
+    ).json()
+    assert changed["next_run_at"] is None and changed["assertions"][0]["name"] == "Check 1"
+    vera = api_client(team.vera)
+    assert vera.get(one).status_code == 200
+    for method, url in (("post", f"{one}run/"), ("patch", one), ("delete", one), ("post", path(shop, "drills"))):
+        assert getattr(vera, method)(url, {}, format="json").status_code == 403
+    assert bob.delete(one).status_code == 204
+    assert bob.get(one).status_code == 404 and Proof.objects.get().drill is None
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"name": ""}, "name"), ({"name": "x" * 64}, "name"), ({"name": "a\u0000b"}, "name"), ({"cron": "nope"}, "cron"),
+        ({"cron": "0 0 31 2 *"}, "cron"), ({"time_zone": "Mars"}, "time_zone"), ({"assertions": []}, "assertions"),
+        ({"assertions": [{"sql": ""}]}, "assertions.0.sql"), ({"assertions": [QUESTION] * 21}, "assertions"),
+        ({"assertions": [{"name": "x"}]}, "assertions.0.sql"), ({"assertions": "SELECT 1"}, "assertions"),
+        ({"assertions": [{"sql": "SELECT 1", "expect": 1}]}, "assertions.0.expect"),
+        ({"assertions": [{"sql": "SELECT 1", "more": 1}]}, "assertions.0.more"),
+    ],
+)  # fmt: skip
+def test_bad_drills_name_their_field(bob: APIClient, shop: Project, change: dict[str, Any], field: str) -> None:
+    answer = bob.post(path(shop, "drills"), {"name": "d", "assertions": [QUESTION], **change}, format="json")
+    assert answer.status_code == 400, answer.content
+    assert field.split(".")[0] in {error["field"].split(".")[0] for error in answer.json()["errors"]}
+    assert not Drill.objects.exists()
+
+
+def test_two_drills_have_two_names(bob: APIClient, shop: Project) -> None:
+    body = {"name": "d", "assertions": [QUESTION]}
+    assert bob.post(path(shop, "drills"), body, format="json").status_code == 201
+    answer = bob.post(path(shop, "drills"), body, format="json")
+    assert (answer.status_code, answer.json()["code"]) == (409, "name_taken")
+
+
+class TestByTheClock:
+    def drill(self, shop: Project, **fields: Any) -> Drill:
+        values = {"name": "d", "cron": "0 4 * * *", "assertions": [QUESTION], "next_run_at": now(), **fields}
+        return Drill.objects.create(project=shop, organization_id=shop.organization_id, **values)
+
+    def test_a_slot_is_run_once(self, shop: Project) -> None:
+        backup, drill = stored(shop), self.drill(shop)
+        assert drills.dispatch_due() == 1 and drills.dispatch_due() == 0
+        drill.refresh_from_db()
+        assert drill.next_run_at > now() and drill.last_slot_at is not None
+        assert Proof.objects.get().backup == backup
+
+    def test_after_long_downtime_it_waits_for_the_next(self, shop: Project) -> None:
+        stored(shop)
+        drill = self.drill(shop, next_run_at=now() - timedelta(days=3))
+        assert drills.dispatch_due() == 0
+        drill.refresh_from_db()
+        assert drill.next_run_at > now()
+
+    def test_one_whose_backup_is_busy_comes_a_little_later(self, shop: Project) -> None:
+        backup = stored(shop)
+        Proof.objects.create(backup=backup, kind="manual")
+        drill = self.drill(shop)
+        assert drills.dispatch_due() == 0
+        drill.refresh_from_db()
+        assert timedelta(0) < drill.next_run_at - now() <= timedelta(minutes=10)
+
+    def test_old_backups_are_proven_again_a_few_at_a_time(self, shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(drills, "REVERIFIED_AT_ONCE", 2)
+        due = [stored(shop, status="verified", reverify_at=now() - timedelta(hours=n)) for n in range(4)]
+        later = stored(shop, reverify_at=now() + timedelta(hours=1))
+        assert drills.reverify_due() == 2
+        assert {p.backup_id for p in Proof.objects.all()} == {due[3].pk, due[2].pk}
+        assert drills.reverify_due() == 0  # those are at work
+        Operation.objects.update(state="succeeded")
+        Proof.objects.update(state="passed")
+        assert drills.reverify_due() == 2
+        assert Proof.objects.filter(kind="scheduled").count() == 4
+        assert not later.proofs.exists()
