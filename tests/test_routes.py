@@ -93,6 +93,8 @@ class World:
             return self.values["backup_id"]
         if path.startswith("api/v1/schedules/"):
             return self.values["schedule_id"]
+        if path.startswith("api/v1/drills/"):
+            return self.values["drill_id"]
         return self.operation if path.startswith("api/v1/operations/") else self.values["project_id"]
 
 

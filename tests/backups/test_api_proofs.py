@@ -61,7 +61,7 @@ def test_a_backup_is_verified_by_hand(bob: APIClient, team: Team, shop: Project)
     listed = bob.get(f"/api/v1/backups/{backup.pk}/proofs/").json()["results"]
     assert [row["id"] for row in listed] == [found["id"]]
     # It names the project and holds only the backup: the project is free for everything else.
-    assert bob.post(path(shop, "actions/restart"), {}, format="json").status_code == 202
+    assert bob.post(path(shop, "action"), {"action": "restart"}, format="json").status_code == 202
     assert api_client(team.vera).post(f"/api/v1/backups/{backup.pk}/verify/", {}, format="json").status_code == 403
     assert api_client(team.charlie).get(f"/api/v1/backups/{backup.pk}/proofs/").status_code == 404
 
