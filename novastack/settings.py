@@ -364,6 +364,7 @@ SPECTACULAR_SETTINGS = {
         "KeyScopeEnum": "projects.models.KeyScope",
         "ServiceStatusEnum": "projects.models.ServiceStatus",
         "KeyStateEnum": "projects.api.keys.STATES",
+        "BackupStatusEnum": "backups.models.BackupStatus",
         "ProofKindEnum": "backups.models.ProofKind",
         "ProofStateEnum": "backups.models.ProofState",
         "PoolStatusEnum": "projects.services.pools.PoolStatus",
