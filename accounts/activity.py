@@ -30,6 +30,8 @@ WORDS = {
     "project.move": "Moved",
     "project.plan_changed": "Changed plan",
     "project.copy_removed": "Removed the old copy after a move",
+    "restore.started": "Began to restore",
+    "restore.undo": "Began to undo a restore",
     "project.writes_fenced": "Paused writing",
     "project.writes_allowed": "Allowed writing again",
     "project.forgotten": "Forgot without its runtime",

@@ -80,6 +80,8 @@ NOVASTACK_DOCKER_URL: str = env("NOVASTACK_DOCKER_URL", default=env("DOCKER_HOST
 NOVASTACK_METRICS_TOKEN: str = env("NOVASTACK_METRICS_TOKEN", default="")
 # Data is deleted by the janitor, never by an operation, and not sooner than this after it was given up (rule 3).
 NOVASTACK_MOVE_KEEP_HOURS: float = env.float("NOVASTACK_MOVE_KEEP_HOURS", default=24.0)
+# The database from before a restore in place is kept for so long; until then it can be undone.
+NOVASTACK_RESTORE_KEEP_HOURS: float = env.float("NOVASTACK_RESTORE_KEEP_HOURS", default=168.0)
 NOVASTACK_DATA_GRACE_SECONDS: int = env.int("NOVASTACK_DATA_GRACE_SECONDS", default=900)
 # A file that is given up when its disk is 95 % full; `make run` keeps it beside the control database. No folder: none.
 # Throw-away servers, into which backups are restored to prove them (rule 26): memory and CPU of each, how many at a time

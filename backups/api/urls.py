@@ -2,13 +2,18 @@
 
 from django.urls import include, path
 
-from backups.api import backups, schedules, storages
+from backups.api import backups, restores, schedules, storages
 
 backup = [
     path("", backups.BackupView.as_view(), name="backup-detail"),
     path("download/", backups.BackupDownloadView.as_view(), name="backup-download"),
     path("pin/", backups.BackupPinView.as_view(), name="backup-pin"),
     path("unpin/", backups.BackupUnpinView.as_view(), name="backup-unpin"),
+    path("restore/", restores.BackupRestoreView.as_view(), name="backup-restore"),
+]
+restore = [
+    path("", restores.RestoreView.as_view(), name="restore-detail"),
+    path("undo/", restores.RestoreUndoView.as_view(), name="restore-undo"),
 ]
 storage = [
     path("", storages.StorageView.as_view(), name="storage-detail"),
@@ -30,4 +35,6 @@ urlpatterns = [
     path("projects/<uuid:pk>/schedules/", schedules.ScheduleListView.as_view(), name="project-schedules"),
     path("schedules/<uuid:pk>/", include(schedule)),
     path("", include("backups.api.proof_urls")),
+    path("restores/", restores.RestoreListView.as_view(), name="restore-list"),
+    path("restores/<uuid:pk>/", include(restore)),
 ]

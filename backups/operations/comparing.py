@@ -25,11 +25,14 @@ def differences(side: Context, manifest: Manifest, *, stem: str, pulse: Callable
         raise StepFailed("nothing_to_compare", "Its manifest does not say what the dump held.", retryable=False)
     copy = contents(side, stem=stem, pulse=pulse)
     found = manifest.contents.differences(copy)
+    return [*found, *around_differences(side, manifest)]
+
+
+def around_differences(side: Context, manifest: Manifest) -> list[str]:
+    """Of what is set around the database: settings, comments."""
     with wiring.admin_session(side.engine, side.server) as admin:
         around = admin.around(side.names)
-    if _plain(around) != _plain(manifest.around):
-        found.append("settings around the database differ")
-    return found
+    return ["settings around the database differ"] if _plain(around) != _plain(manifest.around) else []
 
 
 def contents(side: Context, *, stem: str, pulse: Callable[[int], None]) -> domain.Fingerprint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -34,6 +35,8 @@ from projects.models import (
 from projects.operations import copying, locks, placing, steps, wiring
 from projects.operations.base import PLATFORM_CONNECTIONS, Wait
 from projects.operations.context import Context
+
+NAMING = ("provision", "move", "restore")  # kinds that make a place on a pool: names there are never used twice
 
 
 class SlotContext(Context):
@@ -107,8 +110,9 @@ def keeps_port(project: Project, current: Database, target: Target) -> bool:
     )
 
 
-def plan_server(ctx: Context, target: Target) -> None:
-    """Rows of a new dedicated server with the same names and passwords; once."""
+def plan_server(ctx: Context, target: Target, called: Mapping[str, str] | None = None) -> None:
+    """Rows of a new dedicated server with the same names and passwords; once. `called`: what its roles are called until
+    they get the names of the project's own (kind → name)."""
     project, current = ctx.project, ctx.database
     public = project.exposure == Exposure.PUBLIC and bool(target.region.public_address)
     with ctx.fenced():
@@ -126,13 +130,17 @@ def plan_server(ctx: Context, target: Target) -> None:
         database = Database.objects.create(
             project=project, server=server, slot=DatabaseSlot.INCOMING, name=current.name
         )
+        final = {}
         for role in current.roles.all():
             limit = target.plan.connection_limit if role.kind == RoleKind.LOGIN else role.connection_limit
+            final[role.kind] = role.name
             DatabaseRole.objects.create(
-                database=database, server=server, kind=role.kind, name=role.name, connection_limit=limit,
-                secret=Sealed.of(role.secret.open()) if role.secret is not None else None, rotated_at=role.rotated_at,
+                database=database, server=server, kind=role.kind, name=(called or {}).get(role.kind, role.name),
+                connection_limit=limit, rotated_at=role.rotated_at,
+                secret=Sealed.of(role.secret.open()) if role.secret is not None else None,
             )  # fmt: skip
-        note(ctx, source=str(current.server_id), incoming=str(server.pk))
+        different = {"final_names": final} if called and dict(called) != final else {}
+        note(ctx, source=str(current.server_id), incoming=str(server.pk), **different)
 
 
 def note(ctx: Context, **params: Any) -> None:
@@ -147,25 +155,27 @@ def final_names(ctx: Context) -> dict[str, str]:
     return dict(ctx.operation.params.get("final_names") or {})
 
 
-def take_slot(ctx: Context, target: Target) -> bool:
+def take_slot(ctx: Context, target: Target, called: Mapping[str, str] | None = None) -> bool:
     """A place on a pool in which this project never was, with the source's password, and its roles' names for now where
-    dumps tell them; once. False when no pool has room."""
+    dumps tell them, or those `called` (kind → name); once. False when no pool has room."""
     if ctx.operation.params.get("incoming"):
         return True
     project, current = copy(ctx.project), ctx.database
     project.region, project.plan, project.placement = target.region, target.plan, Placement.POOL
-    mine = Database.objects.filter(project=ctx.project).values_list("server_id", flat=True)
-    number = Operation.objects.filter(project_uuid=ctx.project.pk, kind__in=["provision", "move"]).count()
+    mine = set(Database.objects.filter(project=ctx.project).values_list("server_id", flat=True))
+    if called:
+        mine |= set(DatabaseRole.objects.filter(name__in=called.values()).values_list("server_id", flat=True))
+    number = Operation.objects.filter(project_uuid=ctx.project.pk, kind__in=NAMING).count()
     names = {role.kind: role for role in current.roles.all()}
     with ctx.fenced():
-        database = placing.take(project, number=number, slot=DatabaseSlot.INCOMING, besides=set(mine))
+        database = placing.take(project, number=number, slot=DatabaseSlot.INCOMING, besides=mine)
         if database is None:
             return False
         final = {}
         for role in database.roles.all():
             source = names[role.kind]
             if ctx.engine.dumps_name_roles:
-                final[role.kind], role.name = role.name, source.name
+                final[role.kind], role.name = role.name, (called or {}).get(role.kind, source.name)
             if role.kind == RoleKind.LOGIN and source.secret is not None:
                 role.secret, role.rotated_at = Sealed.of(source.secret.open()), source.rotated_at
             role.save(update_fields=["name", "secret", "rotated_at", "updated_at"])

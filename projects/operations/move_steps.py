@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
@@ -69,7 +69,8 @@ def _stem(ctx: Context) -> str:
     return str(ctx.operation.pk)
 
 
-def _row(ctx: Context, name: str) -> OperationStep:
+def row_of(ctx: Context, name: str) -> OperationStep:
+    """Another step of the same operation."""
     return OperationStep.objects.get(operation=ctx.operation, name=name)
 
 
@@ -94,7 +95,7 @@ def verify(ctx: Context) -> None:
         raise StepFailed("plan_too_small", too_small(size, target.storage_bytes, target.plan.name), retryable=False)
     if obstacles:
         raise StepFailed("not_movable", f"A copy would lose: {'; '.join(obstacles)}.", retryable=False)
-    ctx.record(size_bytes=size, password_known=_password_known(ctx))
+    ctx.record(size_bytes=size, password_known=password_known(ctx))
     ctx.explain(
         f"{size / MIB:.0f} MiB to {target.region.name}, {'a pool' if target.on_pool else 'a server of its own'}"
     )
@@ -104,7 +105,7 @@ def too_small(size: int, storage: int, plan: str) -> str:
     return f"The database has {size / MIB:.0f} MiB; the plan {plan} allows {storage / MIB:.0f} MiB."
 
 
-def _password_known(ctx: Context) -> bool:
+def password_known(ctx: Context) -> bool:
     """Whether the stored password logs in: tenants may have changed it themselves, and then we can't prove theirs."""
     for secret in wiring.role_candidates(ctx.role(RoleKind.LOGIN)):
         try:
@@ -132,19 +133,19 @@ def get_server(ctx: Context) -> None:
     """A server of its own by the same steps as provisioning, or a slot on a pool."""
     target = Target.of(ctx.operation)
     if target.on_pool:
-        _take_slot(ctx, target)
+        take_pool_slot(ctx, target)
         return
     side = ctx.seen_as(Incoming)
     steps.create_server(side)
     ctx.explain(f"Listening on {side.server.bind_address}:{side.server.port}")
 
 
-def _take_slot(ctx: Context, target: Target) -> None:
-    """On a pool with room; when none has any one is made, as for those who provision."""
+def take_pool_slot(ctx: Context, target: Target, called: Mapping[str, str] | None = None) -> None:
+    """On a pool with room; when none has any one is made, as for those who provision. `called`: as in `take_slot`."""
     if "since" not in ctx.row.data:
         ctx.record(since=now().isoformat())
     try:
-        found = take_slot(ctx, target)
+        found = take_slot(ctx, target, called)
     except placing.AllBusy:
         raise Wait("Other projects are being placed at this moment.", seconds=2) from None
     except IntegrityError:
@@ -285,7 +286,7 @@ def copy(ctx: Context) -> None:
     with target_errors():
         if ctx.row.data.get("begun"):
             copying.remove_tools(ctx.runtime, side.runtime, _stem(ctx))
-            _empty_again(ctx, side, names)
+            empty_again(ctx, side, names)
         ctx.record(begun=True)
         taker = admitted_to_restore(side, names)
     giver = admitted(ctx, ctx.names)
@@ -303,7 +304,7 @@ def copy(ctx: Context) -> None:
         given_back(side, names)
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         around = admin.around(ctx.names)
-        hashes = {} if _row(ctx, "verify").data["password_known"] else admin.password_hashes(ctx.names)
+        hashes = {} if row_of(ctx, "verify").data["password_known"] else admin.password_hashes(ctx.names)
         hashes = {names.login if login == ctx.names.login else login: kept for login, kept in hashes.items()}
     with target_errors(), wiring.admin_session(ctx.engine, side.server) as admin:
         admin.put_around(names, around)
@@ -326,7 +327,7 @@ class target_errors:
             raise StepFailed("target_lost", f"The target does not answer any more: {error}"[:300]) from error
 
 
-def _empty_again(ctx: Context, side: Context, names: domain.TenantNames) -> None:
+def empty_again(ctx: Context, side: Context, names: domain.TenantNames) -> None:
     login, control = side.role(RoleKind.LOGIN), side.role(RoleKind.CONTROL)
     if login.secret is None or control.secret is None:
         raise StepFailed("internal_error", "The roles have no passwords.", retryable=False)
@@ -460,12 +461,12 @@ def switch(ctx: Context) -> None:
     with transaction.atomic():
         Project.objects.select_for_update(of=("self",), no_key=True).get(pk=ctx.project.pk)
         with ctx.fenced():
-            _switch_rows(ctx, side, target)
+            switch_rows(ctx, side, target)
             ctx.commit()
     ctx.explain(f"{side.server.control_host}:{side.server.port} is the project's server")
 
 
-def _switch_rows(ctx: Context, side: Context, target: Target) -> None:
+def switch_rows(ctx: Context, side: Context, target: Target) -> None:
     moment, old, new = now(), ctx.server, side.server
     before = Endpoint.objects.get(project_id=ctx.project.pk)
     old_address = (before.region_id, before.port)
@@ -475,7 +476,7 @@ def _switch_rows(ctx: Context, side: Context, target: Target) -> None:
     if old.kind == ServerKind.DEDICATED:
         changes: dict[str, Any] = {"project_uuid": None, "updated_at": moment}
         if handed_over:  # were it ever started again, then not in its successor's place
-            changes["port"] = int(_row(ctx, "address").data["port"])
+            changes["port"] = int(row_of(ctx, "address").data["port"])
         DatabaseServer.objects.filter(pk=old.pk).update(**changes)
     if new.kind == ServerKind.DEDICATED:
         DatabaseServer.objects.filter(pk=new.pk).update(
@@ -519,7 +520,7 @@ def let_in(ctx: Context) -> None:
         _put_result(ctx)
         ctx.explain("It stays stopped")
         return
-    if login.secret is not None and _row(ctx, "verify").data["password_known"]:
+    if login.secret is not None and row_of(ctx, "verify").data["password_known"]:
         credentials = domain.Credentials(ctx.names.login, login.secret.open(), ctx.names.database)
         try:
             ctx.engine.probe(ctx.server.control_endpoint, credentials, timeout_seconds=5)
@@ -538,14 +539,17 @@ def let_in(ctx: Context) -> None:
 def _put_result(ctx: Context) -> None:
     if ctx.operation.result.get("downtime_seconds") is not None:
         return
-    began = datetime.fromisoformat(_row(ctx, "fence").data["fenced_at"])
-    told, copied = _row(ctx, "compare").data, _row(ctx, "copy").data
+    began = datetime.fromisoformat(row_of(ctx, "fence").data["fenced_at"])
+    # A swap back has nothing to copy.
+    rows = {row.name: row.data for row in OperationStep.objects.filter(operation=ctx.operation)}
+    told, copied = rows.get("compare", {}), rows.get("copy", {})
     before = ctx.operation.params["before"]
     downtime = round((now() - began).total_seconds(), 2)
     address = {"host": ctx.endpoint.host, "port": ctx.endpoint.port}
     names = {"database": ctx.names.database, "username": ctx.names.login}
     result = {
-        "downtime_seconds": downtime, "tables": told["tables"], "rows": told["rows"], "bytes": copied["bytes"],
+        "downtime_seconds": downtime, "tables": told.get("tables"), "rows": told.get("rows"),
+        "bytes": copied.get("bytes"),
         "before": before, "after": {**address, **names},
         "address_changed": address != {"host": before["host"], "port": before["port"]},
         "names_changed": names != {"database": before["database"], "username": before["username"]},

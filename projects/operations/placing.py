@@ -57,6 +57,7 @@ PAUSE_SECONDS = 0.02
 LOOK_AGAIN_SECONDS = 10  # who waits is told when there is room; this is for when that got lost
 CONTROL_CONNECTIONS = 3
 HOPEFUL_RECOVERIES = 3  # a pool that is down, and was started no more often in vain, is waited for
+_avoiders: list[Callable[[Project], Collection[str]]] = []
 
 
 class AllBusy(Exception):
@@ -175,19 +176,35 @@ def place(ctx: Context) -> None:
     _region_is_fit(ctx)
     number = Operation.objects.filter(project_uuid=project.pk, kind="provision").count()
     until = time.monotonic() + TRY_SECONDS
+    besides = avoided(project)
     while True:
         try:
             # The address follows in the same transaction, and only who holds the lease writes.
-            database = take(project, number=number, within=ctx.fenced, then=functools.partial(address, project))
+            database = take(
+                project, number=number, besides=besides, within=ctx.fenced, then=functools.partial(address, project)
+            )
             break
         except AllBusy:
             if time.monotonic() > until:
                 raise Wait("Other projects are being placed at this moment.", seconds=2) from None
             ctx.sleep(random.uniform(PAUSE_SECONDS / 2, 2 * PAUSE_SECONDS))  # noqa: S311 - so that they don't march in step
     if database is None:
-        _wait(ctx)
+        _wait(ctx, besides)
     ctx.forget_rows()
     ctx.explain(f"{ctx.engine.title} {project.version}, a shared server in {project.region.name}")
+
+
+def avoid(names: Callable[[Project], Collection[str]]) -> None:
+    """Another app says, from its `AppConfig.ready()`, with which roles' names a project can't share a pool."""
+    _avoiders.append(names)
+
+
+def avoided(project: Project) -> set[UUID]:
+    """Servers on which a role has a name that this project's database must have for a while."""
+    names = {name for avoider in _avoiders for name in avoider(project)}
+    if not names:
+        return set()
+    return set(DatabaseRole.objects.filter(name__in=names).values_list("server_id", flat=True))
 
 
 def _region_is_fit(ctx: Context) -> None:
@@ -201,7 +218,7 @@ def _region_is_fit(ctx: Context) -> None:
 
 
 # --- no room ------------------------------------------------------------------------------------------------------------
-def _wait(ctx: Context) -> NoReturn:
+def _wait(ctx: Context, besides: Collection[UUID] = ()) -> NoReturn:
     """Nobody has room. Begin as many pools as those who wait will fill, say what is going on, and come again."""
     project, plan = ctx.project, ctx.project.plan
     awaited, failed = _awaited(ctx)
@@ -209,7 +226,7 @@ def _wait(ctx: Context) -> NoReturn:
     with transaction.atomic():
         # Who decides about more pools does so alone, and sees what was decided before.
         locks.lock_subject(locks.subject_of("placing", f"{project.region_id}:{project.engine}:{project.version}"))
-        short = _waiting(project) > _room(project)
+        short = _waiting(project) > _room(project, besides)
         if short and failed is None:
             pools.pool_begin(
                 region=project.region, engine=project.engine, version=project.version, plan=plan,
@@ -246,13 +263,14 @@ def _preparing(project: Project) -> QuerySet[Operation]:
     return Operation.objects.filter(kind=PREPARE, state__in=LIVE, server_uuid__in=pools.values("pk"))
 
 
-def _room(project: Project) -> int:
+def _room(project: Project, besides: Collection[UUID] = ()) -> int:
     """Slots that are free, that are being made, and of pools that are about to come back. One statement: a pool that gets
     ready at this moment is counted once. Read before `_waiting`: who is placed in between is then missed there, and no
     pool too many is begun."""
     back = Q(pool_ready_at__isnull=False, recoveries__lt=HOPEFUL_RECOVERIES)
     back &= ~Q(observed_state=ObservedState.RUNNING) & ~Q(pool_health=Health.UNHEALTHY)
-    rows = with_taken(pools_for(project)).filter(is_open() | back | (Q(pool_ready_at=None) & _live_preparation()))
+    pools = pools_for(project).exclude(pk__in=besides)
+    rows = with_taken(pools).filter(is_open() | back | (Q(pool_ready_at=None) & _live_preparation()))
     return sum(max(0, most - taken) for most, taken in rows.values_list("max_databases", "taken"))
 
 

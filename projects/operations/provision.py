@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 from django.db import DataError, IntegrityError, ProgrammingError
 from django.db.models import F
 
@@ -45,13 +47,21 @@ def wanted_steps(project: Project) -> set[str]:
         schema=project.bootstrap_schema,
         services=ProjectService.objects.filter(project=project).exists(),
         api_keys=ApiKey.objects.filter(project=project, activated_at=None, revoked_at=None).exists(),
-    )
+    ) | {name for more in _also_wanted for name in more(project)}
 
 
 def steps_for(*, schema: bool, services: bool, api_keys: bool) -> set[str]:
     """The optional steps, of what a project is to have."""
     asked = {SCHEMA: schema, "services": services, "api_keys": api_keys}
     return {name for name, yes in asked.items() if yes}
+
+
+def also_wanted(more: Callable[[Project], Collection[str]]) -> None:
+    """Another app says, from its `AppConfig.ready()`, which of its own optional steps a project's provisioning has."""
+    _also_wanted.append(more)
+
+
+_also_wanted: list[Callable[[Project], Collection[str]]] = []
 
 
 def verify(ctx: Context) -> None:

@@ -219,6 +219,30 @@ CODES: Mapping[str, Code] = {
         "`differences` of the proof says in what. Take another.",
         False,
     ),
+    # --- restores
+    "backup_gone": Code("The backup that was to be restored is not there any more.", "Choose another one.", False),
+    "backup_not_usable": Code(
+        "The backup is not whole: it failed, is being taken, or is damaged.", "Choose another one.", False
+    ),
+    "engine_differs": Code("The backup is of another engine than the project.", "Choose another project.", False),
+    "version_too_old": Code(
+        "The server's version is older than the one that was backed up.", "Restore into a newer version.", False
+    ),
+    "restore_differs": Code(
+        "What was restored is not what was backed up.",
+        "`detail` says in what. It was thrown away; what is live was not touched.",
+        False,
+    ),
+    "safety_backup_failed": Code(
+        "The backup that is taken before a restore could not be proven.",
+        "Nothing was touched. Its own error says why; or restore into a new project.",
+        False,
+    ),
+    "undo_not_possible": Code(
+        "The database from before a restore is not there any more, or another one took its place.",
+        "Nothing was changed. Restore the safety backup.",
+        False,
+    ),
     # --- the operation itself
     "control_restored": Code(
         "It was under way when the control backup that was brought back was made.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -184,9 +185,12 @@ def project_create(
     organization: Organization,
     request: ProjectRequest,
     made_keys: list[tuple[ApiKey, str]] | None = None,
+    before: Callable[[Project], None] = lambda _project: None,
+    more_steps: Set[str] = frozenset(),
 ) -> Project:
     """Rows for a project, its address, server, database and roles, and the operation that makes them real. `made_keys`
-    gets the API keys that were asked for with their clear values, this once.
+    gets the API keys that were asked for with their clear values, this once. `before` writes, in the same transaction, what
+    the provisioning is to find. `more_steps`: of other apps' optional ones.
 
     Raises `Invalid` with the field, `NameTaken`, `QuotaExceeded`, `NoRoom`, `PermissionDenied`, `NotFound`.
     """
@@ -234,11 +238,12 @@ def project_create(
     made = keys.keys_for_new_project(
         principal=principal, project=project, count=request.api_keys, prefix=request.api_key_prefix
     )
+    before(project)
     operation_create(
         project=project, kind="provision", created_by=principal.user, created_by_label=principal.label,
         optional_steps=provision.steps_for(
             schema=request.bootstrap_schema, services=bool(request.services), api_keys=bool(made)
-        ),
+        ) | more_steps,
         new=True,
     )  # fmt: skip
     if made_keys is not None:
