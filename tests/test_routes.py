@@ -95,6 +95,8 @@ class World:
             return self.values["schedule_id"]
         if path.startswith("api/v1/drills/"):
             return self.values["drill_id"]
+        if path.startswith("api/v1/restores/"):
+            return self.values["restore_id"]
         return self.operation if path.startswith("api/v1/operations/") else self.values["project_id"]
 
 

@@ -265,7 +265,7 @@ def _run_kept(side: Context) -> None:
             continue
         steps.await_login(side)
         return
-    raise StepFailed("no_free_port", "No port was free for the database from before.", retryable=False)
+    raise StepFailed("no_free_port", "No port was free for the database from before.")
 
 
 def carry_over(ctx: Context) -> None:

@@ -168,8 +168,8 @@ def _into_new(principal: Principal, backup: Backup, wanted: Wanted, organization
     called = (backup.manifest.get("database") or {}).get("name") or ""
     own = wanted.placement == Placement.DEDICATED and not called.startswith("tenant_")
     request = ProjectRequest(
-        name=wanted.name, database_name=called if own else None, engine=backup.engine, version=wanted.version, placement=wanted.placement,
-        region=wanted.region.slug if wanted.region is not None else None,
+        name=wanted.name, database_name=called if own else None, engine=backup.engine, version=wanted.version,
+        placement=wanted.placement, region=wanted.region.slug if wanted.region is not None else None,
         plan=wanted.plan.slug if wanted.plan is not None else None, bootstrap_schema=False,
     )  # fmt: skip
     project = project_create(
