@@ -124,7 +124,12 @@ ENGINES: dict[str, str] = {}  # name → title; filled by `projects`, which know
 # What the filter offers → the actions' beginnings
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "projects": ("Projects", ("project.", "operation.", "allocation.")),
-    "secrets": ("Secrets", ("credentials.", "token.", "api_key.", "project.rotate_password")),
+    "backups": (
+        "Backups",
+        ("backup.", "restore.", "schedule.", "drill.", "storage.", "recovery_kit.", "backup_key.", "backup_policy.",
+         "backups."),
+    ),  # fmt: skip
+    "secrets": ("Secrets", ("credentials.", "token.", "api_key.", "project.rotate_password", "recovery_kit.", "backup.downloaded")),
     "members": ("Members", ("member.", "organization.")),
     "sign-in": ("Sign-in", ("auth.", "user.", "profile.")),
 }

@@ -226,14 +226,15 @@ class DrillForm(forms.Form):
             initial = {"name": drill.name, "cron": drill.cron, "time_zone": drill.time_zone}
         super().__init__(data, initial=initial)
         self.fields["time_zone"].choices = [(name, name) for name in zones()]  # type: ignore[attr-defined]
-        self.asked: list[dict[str, str]] = list(drill.assertions) if drill is not None else []
+        self.asked: list[dict[str, str | None]] = list(drill.assertions) if drill is not None else []
+        self.sent: list[int] = []  # the rows that were filled in, as the service counts them
         self.shown = max(3, min(self.ROWS, len(self.asked) + 1))
         for n in range(max(self.ROWS, len(self.asked))):
             known = self.asked[n] if n < len(self.asked) else {}
             for part, label in (("name", "What must hold"), ("sql", "SQL"), ("expect", "Expected")):
                 self.fields[f"{part}_{n}"] = forms.CharField(
                     label=label, max_length=4000, required=False, strip=True,
-                    initial=known.get(part, "" if part != "expect" else "true"),
+                    initial=known.get(part) if n < len(self.asked) else ("true" if part == "expect" else ""),
                     widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
                 )  # fmt: skip
 
@@ -247,11 +248,16 @@ class DrillForm(forms.Form):
         """`name, cron, time_zone, assertions`; rows without SQL are left out."""
         values = self.cleaned_data
         asked = []
+        self.sent = []
         for n in range(max(self.ROWS, len(self.asked))):
             sql = values.get(f"sql_{n}", "")
             if sql:
+                self.sent.append(n)
                 asked.append(
-                    {"name": values[f"name_{n}"] or f"Check {n + 1}", "sql": sql, "expect": values[f"expect_{n}"]}
+                    {
+                        "name": values[f"name_{n}"] or f"Check {n + 1}", "sql": sql,
+                        "expect": values[f"expect_{n}"] or None,
+                    }  # fmt: skip
                 )
         return {"name": values["name"], "cron": values["cron"], "time_zone": values["time_zone"], "assertions": asked}
 
@@ -277,7 +283,7 @@ class StorageForm(forms.Form):
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
         help_text="Encrypted at rest, never shown again.",
     )  # fmt: skip
-    path_style = forms.BooleanField(required=False)
+    path_style = forms.BooleanField(required=False, initial=True)
     encrypt = forms.BooleanField(required=False, initial=True)
     capacity = forms.CharField(
         label="Room", max_length=40, required=False, help_text="As you know it, such as 2 TB; shown only."
@@ -290,7 +296,7 @@ class StorageForm(forms.Form):
             "name": target.name, "kind": target.kind, "path": config.get("path", ""),
             "endpoint": config.get("endpoint", ""), "bucket": config.get("bucket", ""),
             "region": config.get("region", ""), "folder": config.get("prefix", ""),
-            "path_style": config.get("path_style", False), "encrypt": target.encrypt,
+            "path_style": config.get("path_style", True), "encrypt": target.encrypt,
             "capacity": size_words(target.capacity_bytes),
         }  # fmt: skip
 

@@ -45,6 +45,12 @@ def last_good(project: Project) -> Backup | None:
     return found
 
 
+def next_run(project: Project) -> datetime | None:
+    """When a schedule takes the next backup; None: by hand only, or paused with the project."""
+    due: datetime | None = Schedule.objects.filter(project=project, enabled=True).aggregate(at=Min("next_run_at"))["at"]
+    return due
+
+
 def figures_of(project: Project) -> dict[str, Any]:
     """`last_good` (a Backup), `next_run` (a moment), `count`, `size_bytes`, and of the last 30 days `ended`, `verified`,
     `corrupt`, `failed`."""
@@ -60,7 +66,7 @@ def figures_of(project: Project) -> dict[str, Any]:
     )
     return counted | {
         "last_good": last_good(project),
-        "next_run": Schedule.objects.filter(project=project, enabled=True).aggregate(at=Min("next_run_at"))["at"],
+        "next_run": next_run(project),
     }
 
 

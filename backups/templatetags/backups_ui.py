@@ -102,9 +102,20 @@ def share(part: int | None, whole: int | None) -> int | None:
 
 
 @register.filter
-def of(part: int, whole: int | None) -> int:
+def of(part: float, whole: float | None) -> int:
     """Percent of a limit."""
     return min(100, round(100 * part / whole)) if whole else 0
+
+
+@register.filter
+def span(seconds: float | None) -> str:
+    """A target in round words: `4 h`, `30 min`, `2 days`."""
+    if seconds is None:
+        return ""
+    for size, name in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size and (size < 86_400 or seconds >= 2 * size):
+            return f"{seconds / size:.1f}".removesuffix(".0") + f" {name}"
+    return f"{seconds:.0f} s"
 
 
 @register.filter
@@ -154,9 +165,11 @@ def undoable(project: Project) -> Restore | None:
     return readings.undoable(project)
 
 
-@register.simple_tag
-def last_good_backup(project: Project) -> Backup | None:
-    return readings.last_good(project)
+@register.inclusion_tag("backups/_objective.html")
+def recovery(project: Project) -> dict[str, Any]:
+    """The card of a project's overview: what could be lost, how long it would take, what comes next."""
+    told = service("proofs", "objective")(project) if has("proofs", "objective") else None
+    return {"project": project, "objective": told, "next_backup": readings.next_run(project)}
 
 
 @register.simple_tag

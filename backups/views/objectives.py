@@ -82,7 +82,7 @@ def drill_edit(request: HttpRequest, project_id: UUID, drill_id: UUID | None = N
         except PermissionDenied:
             raise
         except Problem as problem:
-            add_problem(form, problem)
+            add_problem(form, _asked(problem, form))
         else:
             messages.info(request, "Saved.")
             return redirect("backups:tab", project.pk)
@@ -118,4 +118,16 @@ def _renamed(problem: Problem) -> Problem:
     """The columns as this form calls them."""
     names = {"rpo_seconds": "rpo_hours", "rto_seconds": "rto_minutes"}
     errors = [type(e)(names.get(e.field, e.field), e.code, e.detail) for e in problem.errors]
+    return Problem(problem.detail, code=problem.code, errors=errors)
+
+
+def _asked(problem: Problem, form: DrillForm) -> Problem:
+    """`assertions.1.sql` as this form calls it: the row that was the second with SQL in it."""
+    errors = []
+    for e in problem.errors:
+        part = e.field.split(".")
+        field = e.field
+        if part[0] == "assertions" and len(part) > 1 and part[1].isdecimal() and int(part[1]) < len(form.sent):
+            field = f"{part[2] if len(part) > 2 else 'sql'}_{form.sent[int(part[1])]}"
+        errors.append(type(e)(field, e.code, e.detail))
     return Problem(problem.detail, code=problem.code, errors=errors)

@@ -104,11 +104,11 @@ def schedule_new(request: HttpRequest, project_id: UUID) -> HttpResponse:
 @login_required
 @require_POST
 def schedule_act(request: HttpRequest, project_id: UUID, schedule_id: UUID, action: str) -> HttpResponse:
-    """`save`, `pause`, `resume`, `run`, `delete`."""
+    """`save`, `pause`, `resume`, `run`, `delete`; `unhold`: retention, which was stopped, goes on."""
     needed = Capability.PROJECT_ACT if action == "run" else Capability.PROJECT_CHANGE
     principal, project = project_for(request, project_id, needed)
     schedule = Schedule.objects.filter(pk=schedule_id, project=project).select_related("storage").first()
-    if schedule is None or action not in {"save", "pause", "resume", "run", "delete"}:
+    if schedule is None or action not in {"save", "pause", "resume", "run", "delete", "unhold"}:
         raise NotFound
     form = ScheduleForm(
         request.POST if action == "save" else None, targets=targets_of(project.organization), schedule=schedule
@@ -124,6 +124,11 @@ def schedule_act(request: HttpRequest, project_id: UUID, schedule_id: UUID, acti
                 principal=principal, schedule=schedule, changes={"enabled": action == "resume"}
             )
             messages.info(request, "It is paused: no backup is taken on it." if action == "pause" else "It goes on.")
+        elif action == "unhold":
+            service("schedules", "schedule_update")(
+                principal=principal, schedule=schedule, changes={"retention_paused": False}
+            )
+            messages.info(request, "Retention goes on at its next look.")
         elif action == "run":
             service("schedules", "schedule_run")(principal=principal, schedule=schedule)
             messages.info(request, f"{project.name} is being backed up.")
