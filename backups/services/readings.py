@@ -117,7 +117,8 @@ def kit_confirmed(organization_id: UUID) -> bool:
 
 def storages_of(organization: Organization) -> list[dict[str, Any]]:
     """The organization's own targets and those for everybody, each with what it holds: `target`, `backups`,
-    `size_bytes` of this organization's backups there, `own`. Two queries."""
+    `size_bytes` of this organization's backups there, `own`, `default` (backups go there unless told otherwise). Two
+    queries."""
     return _held(
         Q(organization=None) | Q(organization=organization), Backup.objects.filter(organization_id=organization.pk)
     )
@@ -139,8 +140,10 @@ def _held(which: Q, backups: QuerySet[Any]) -> list[dict[str, Any]]:
         .annotate(backups=Count("id"), size_bytes=Sum("size_bytes", default=0))
     }
     empty = {"backups": 0, "size_bytes": 0}
+    # An organization's own default goes before that of the install.
+    defaults = sorted((t for t in targets if t.is_default), key=lambda t: t.organization_id is None)
     return [
-        {"target": target, "own": target.organization_id is not None}
+        {"target": target, "own": target.organization_id is not None, "default": target in defaults[:1]}
         | {name: held.get(target.pk, empty)[name] for name in empty}
         for target in targets
     ]
