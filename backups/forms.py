@@ -69,7 +69,8 @@ class BackupForm(forms.Form):
 
     def __init__(self, data: Any, *, organization: Organization) -> None:
         super().__init__(data)
-        self.fields["storage"] = StorageChoice(targets_of(organization))
+        self.storages = targets_of(organization)
+        self.fields["storage"] = StorageChoice(self.storages)
 
 
 class ScheduleForm(forms.Form):

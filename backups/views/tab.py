@@ -84,7 +84,7 @@ def backup_new(request: HttpRequest, project_id: UUID) -> HttpResponse:
         else:
             messages.info(request, f"{project.name} is being backed up to {backup.storage.name}.")
             return redirect("backups:tab", project.pk)
-    return question(request, "new", header_context(principal, project) | {"form": form})
+    return question(request, "new", header_context(principal, project) | {"form": form, "storages": form.storages})
 
 
 def _can_back_up(principal: Principal, project: Project) -> bool:
