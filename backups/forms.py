@@ -256,9 +256,10 @@ class DrillForm(forms.Form):
                 self.sent.append(n)
                 asked.append(
                     {
-                        "name": values[f"name_{n}"] or f"Check {n + 1}", "sql": sql,
+                        "name": values[f"name_{n}"] or f"Check {n + 1}",
+                        "sql": sql,
                         "expect": values[f"expect_{n}"] or None,
-                    }  # fmt: skip
+                    }
                 )
         return {"name": values["name"], "cron": values["cron"], "time_zone": values["time_zone"], "assertions": asked}
 
@@ -304,11 +305,14 @@ class StorageForm(forms.Form):
     def clean_capacity(self) -> int | None:
         return clean_size(self.cleaned_data["capacity"])
 
+    def clean_path(self) -> str:
+        return str(self.cleaned_data["path"]).strip().strip("/")
+
     def config(self) -> dict[str, Any]:
         """The target's `config`, of its kind."""
         values = self.cleaned_data
         if values["kind"] == StorageKind.FILESYSTEM:
-            return {"path": values["path"].strip()}
+            return {"path": values["path"]}
         return {
             "endpoint": values["endpoint"].strip(), "bucket": values["bucket"].strip(),
             "region": values["region"].strip(), "prefix": values["folder"].strip(), "path_style": values["path_style"],

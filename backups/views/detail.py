@@ -86,7 +86,7 @@ def backup_act(request: HttpRequest, backup_id: UUID, action: str) -> HttpRespon
 def backup_remove(request: HttpRequest, backup_id: UUID) -> HttpResponse:
     """Asks first; a pinned one, or the last that is proven, says so."""
     principal, backup = backup_for(request, backup_id, Capability.PROJECT_DELETE)
-    form = DeleteForm(request.POST or None)
+    form = DeleteForm(request.POST if request.method == "POST" else None)
     if request.method == "POST" and form.is_valid():
         try:
             service("backups", "backup_delete")(principal=principal, backup=backup)

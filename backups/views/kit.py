@@ -26,7 +26,7 @@ from projects.views.common import add_problem
 def kit(request: HttpRequest) -> HttpResponse:
     """Whether somebody holds it; a POST carries the fingerprint that was typed back."""
     principal, organization = _owner(request)
-    form = FingerprintForm(request.POST or None)
+    form = FingerprintForm(request.POST if request.method == "POST" else None)
     if request.method == "POST" and form.is_valid():
         try:
             service("kits", "kit_confirm")(

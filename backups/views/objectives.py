@@ -49,7 +49,7 @@ def policy(request: HttpRequest, project_id: UUID) -> HttpResponse:
     """Objective, proofs, heartbeat."""
     principal, project = project_for(request, project_id, Capability.PROJECT_CHANGE)
     row = BackupPolicy.objects.filter(project=project).first()
-    form = PolicyForm(request.POST or None, initial=PolicyForm.values_of(row))
+    form = PolicyForm(request.POST if request.method == "POST" else None, initial=PolicyForm.values_of(row))
     if request.method == "POST" and form.is_valid():
         try:
             service("proofs", "policy_update")(principal=principal, project=project, changes=form.as_changes())
@@ -71,7 +71,11 @@ def drill_edit(request: HttpRequest, project_id: UUID, drill_id: UUID | None = N
     drill = Drill.objects.filter(pk=drill_id, project=project).first() if drill_id else None
     if drill_id and drill is None:
         raise NotFound
-    form = DrillForm(request.POST or None, drill=drill, zone=getattr(request.user, "time_zone", "") or "UTC")
+    form = DrillForm(
+        request.POST if request.method == "POST" else None,
+        drill=drill,
+        zone=getattr(request.user, "time_zone", "") or "UTC",
+    )
     if request.method == "POST" and form.is_valid():
         fields = form.as_fields()
         try:

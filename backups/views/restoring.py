@@ -36,7 +36,7 @@ def restore(request: HttpRequest, backup_id: UUID) -> HttpResponse:
     if not backup.usable:
         raise ActionNotAllowed("There is nothing to restore from it.")
     source = project_of(principal, backup)
-    form = RestoreForm(request.POST or None, initial=_initial(request, backup, source))
+    form = RestoreForm(request.POST if request.method == "POST" else None, initial=_initial(request, backup, source))
     if request.method == "POST" and form.is_valid():
         try:
             made = _begin(principal, backup, source, form.cleaned_data)
@@ -107,7 +107,7 @@ def restore_progress(request: HttpRequest, restore_id: UUID) -> HttpResponse:
 def restore_undo(request: HttpRequest, restore_id: UUID) -> HttpResponse:
     """Asks, then swaps the database from before back."""
     principal, row = _restore_for(request, restore_id, Capability.PROJECT_ACT)
-    form = DeleteForm(request.POST or None)
+    form = DeleteForm(request.POST if request.method == "POST" else None)
     if request.method == "POST" and form.is_valid():
         try:
             service("restores", "restore_undo")(principal=principal, restore=row)

@@ -85,7 +85,9 @@ def schedule_preview(request: HttpRequest, project_id: UUID) -> HttpResponse:
 def schedule_new(request: HttpRequest, project_id: UUID) -> HttpResponse:
     principal, project = project_for(request, project_id, Capability.PROJECT_CHANGE)
     zone = getattr(request.user, "time_zone", "") or "UTC"
-    form = ScheduleForm(request.POST or None, targets=targets_of(project.organization), zone=zone)
+    form = ScheduleForm(
+        request.POST if request.method == "POST" else None, targets=targets_of(project.organization), zone=zone
+    )
     if request.method == "POST" and form.is_valid():
         try:
             service("schedules", "schedule_create")(principal=principal, project=project, **form.as_fields())

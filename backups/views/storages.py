@@ -17,10 +17,23 @@ from accounts.permissions import Capability, Principal, principal_from, require,
 from backups.forms import DeleteForm, StorageForm
 from backups.models import StorageTarget
 from backups.services import readings
-from backups.services.later import has, service
+from backups.services.storages import (
+    StorageTestFailed,
+    storage_create,
+    storage_delete,
+    storage_make_default,
+    storage_test,
+    storage_update,
+)
 from backups.views.common import question
 from novastack.common.errors import NotFound, PermissionDenied, Problem
 from projects.views.common import add_problem
+
+CHECKS = {  # in the order in which they are tried
+    "reach": "It can be reached", "write": "A test object is written", "list": "It is found in the list",
+    "read": "It is read back and the same", "range": "A part of it is read", "abort": "A broken upload leaves nothing",
+    "delete": "It is removed",
+}  # fmt: skip
 
 
 @login_required
@@ -49,12 +62,14 @@ def install_list(request: HttpRequest) -> HttpResponse:
 def storage_edit(request: HttpRequest, storage_id: UUID) -> HttpResponse:
     """Other settings; they are tried before they are saved."""
     principal, target = _target_for(request, storage_id)
-    form = StorageForm(request.POST or None, initial=StorageForm.values_of(target))
+    form = StorageForm(request.POST if request.method == "POST" else None, initial=StorageForm.values_of(target))
     if request.method == "POST" and form.is_valid():
         changes = _fields(form)
         changes.pop("kind")
+        if changes["secret"] is None:
+            changes.pop("secret")  # nothing was typed: the stored one stays
         try:
-            service("storages", "storage_update")(principal=principal, storage=target, changes=changes)
+            storage_update(principal=principal, storage=target, changes=changes)
         except PermissionDenied:
             raise
         except Problem as problem:
@@ -75,18 +90,15 @@ def storage_act(request: HttpRequest, storage_id: UUID, action: str) -> HttpResp
         raise NotFound
     try:
         if action == "test":
-            service("storages", "storage_test")(principal=principal, storage=target)
-        else:
-            service("storages", "storage_make_default")(principal=principal, storage=target)
-            messages.info(request, f"New backups go to {target.name} from now on.")
+            checks = storage_test(principal=principal, storage=target)
+            told = [(check.passed, CHECKS.get(check.name, check.name), check.detail) for check in checks]
+            return question(request, "storage_checks", _shell(target.organization) | {"target": target, "checks": told})
+        storage_make_default(principal=principal, storage=target)
+        messages.info(request, f"New backups go to {target.name} from now on.")
     except PermissionDenied:
         raise
     except Problem as problem:
         messages.error(request, problem.detail)
-    else:
-        if action == "test":
-            target.refresh_from_db()
-            (messages.info if target.test_ok else messages.error)(request, f"{target.name}: {target.test_detail}")
     return _back(target)
 
 
@@ -95,10 +107,10 @@ def storage_act(request: HttpRequest, storage_id: UUID, action: str) -> HttpResp
 def storage_remove(request: HttpRequest, storage_id: UUID) -> HttpResponse:
     """Asks first. What lies there is not removed; one that holds backups stays."""
     principal, target = _target_for(request, storage_id)
-    form = DeleteForm(request.POST or None)
+    form = DeleteForm(request.POST if request.method == "POST" else None)
     if request.method == "POST" and form.is_valid():
         try:
-            service("storages", "storage_delete")(principal=principal, storage=target)
+            storage_delete(principal=principal, storage=target)
         except PermissionDenied:
             raise
         except Problem as problem:
@@ -113,31 +125,40 @@ def storage_remove(request: HttpRequest, storage_id: UUID) -> HttpResponse:
 
 
 def _page(request: HttpRequest, principal: Principal, organization: Organization | None) -> HttpResponse:
-    form = StorageForm(request.POST or None, initial={"encrypt": True})
+    form = StorageForm(request.POST if request.method == "POST" else None)
+    checks: list[tuple[bool, str, str]] = []
     if request.method == "POST" and form.is_valid():
         fields = _fields(form)
         try:
-            target: StorageTarget = service("storages", "storage_create")(
-                principal=principal, organization=organization, **fields
-            )
+            target = storage_create(principal=principal, organization=organization, **fields)
         except PermissionDenied:
             raise
         except Problem as problem:
             add_problem(form, _renamed(problem, fields["kind"]))
+            checks = _tried(problem)
         else:
             messages.info(request, f"{target.name} works and is added.")
             return _back(target)
     rows = readings.storages_of(organization) if organization else readings.install_storages()
     manages = principal.is_operator if organization is None else _manages(principal, organization)
-    manages = manages and has("storages", "storage_create")
     for row in rows:
         row["manages"] = manages and (organization is None or row["own"])
     context = _shell(organization) | {
-        "rows": rows, "form": form, "manages": manages,
+        "rows": rows, "form": form, "manages": manages, "checks": checks,
         "kind": str(form["kind"].value()),
         "kit_confirmed": organization is None or readings.kit_confirmed(organization.pk) or not any(r["backups"] for r in rows),
     }  # fmt: skip
     return render(request, "backups/storages.html", context, status=400 if form.errors else 200)
+
+
+def _tried(problem: Problem) -> list[tuple[bool, str, str]]:
+    """What was tried in its order, up to what failed: (passed, what, words)."""
+    failed = next((e for e in problem.errors if e.code in CHECKS), None)
+    if not isinstance(problem, StorageTestFailed) or failed is None:
+        return []
+    names = list(CHECKS)
+    before = names[: names.index(failed.code)]
+    return [*((True, CHECKS[name], "") for name in before), (False, CHECKS[failed.code], failed.detail)]
 
 
 def _shell(organization: Organization | None) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def decorate(rows: Any, may: dict[str, bool]) -> None:
 def backup_new(request: HttpRequest, project_id: UUID) -> HttpResponse:
     """“Back up now”: a label and where to."""
     principal, project = project_for(request, project_id, Capability.PROJECT_ACT)
-    form = BackupForm(request.POST or None, organization=project.organization)
+    form = BackupForm(request.POST if request.method == "POST" else None, organization=project.organization)
     if request.method == "POST" and form.is_valid():
         try:
             backup: Backup = service("backups", "backup_create")(

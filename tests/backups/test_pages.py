@@ -22,6 +22,7 @@ from backups.models import (
     StorageTarget,
 )
 from novastack.common.clock import now
+from novastack.common.secrets import Sealed
 from projects.models import Operation, Project
 from tests.backups.rows import MIB, make_backup, make_proof, make_restore, make_schedule, make_storage
 from tests.factories import Team, make_project, make_team
@@ -301,3 +302,76 @@ def test_foreign_ids_are_not_found(shop: Shop) -> None:
     assert client.get(f"/projects/{other.pk}/backups/" + shop.path("drills/{drill}/")).status_code == 404
     assert client.post(f"/backups/{shop.backup.pk}/actions/explode/").status_code == 404
     assert client.get(f"/projects/{shop.project.pk}/backups/schedules/preview/?card=<x>").status_code == 404
+
+
+class TestStorages:
+    """On a real folder: what is added was written to, read and cleaned up."""
+
+    @pytest.fixture
+    def operator(self, shop: Shop, settings: Any, tmp_path: Any) -> Client:
+        settings.NOVASTACK_BACKUP_ROOT = str(tmp_path)
+        shop.team.alice.is_staff = True
+        shop.team.alice.save()
+        return browser(shop.team.alice)
+
+    def add(self, client: Client, **fields: str) -> Any:
+        values = {"name": "nas", "kind": "filesystem", "path": "nas/backups", "encrypt": "on"}
+        return client.post("/operator/storages/", values | fields)
+
+    def test_one_is_added_tested_changed_made_the_default_and_removed(self, operator: Client) -> None:
+        assert self.add(operator, capacity="2 TB").status_code == 302
+        target = StorageTarget.objects.get(name="nas")
+        assert target.encrypt and target.test_ok and target.capacity_bytes == 2 << 40
+        page = operator.post(f"/backup-storages/{target.pk}/actions/test/").content.decode()
+        assert "It is read back and the same" in page and 'class="broken"' not in page
+        assert self.add(operator, name="other", path="other").status_code == 302
+        other = StorageTarget.objects.get(name="other")
+        operator.post(f"/backup-storages/{other.pk}/actions/default/")
+        other.refresh_from_db()
+        assert other.is_default
+        changed = operator.post(
+            f"/backup-storages/{other.pk}/", {"name": "attic", "kind": "filesystem", "path": "other"}
+        )
+        assert changed.status_code == 302
+        other.refresh_from_db()
+        assert (other.name, other.encrypt) == ("attic", False)
+        assert operator.post(f"/backup-storages/{target.pk}/remove/").status_code == 302
+        assert not StorageTarget.objects.filter(pk=target.pk).exists()
+
+    @pytest.mark.parametrize(
+        ("fields", "words"),
+        [({"path": "../etc"}, "below the operator"), ({"name": ""}, "required"), ({"capacity": "much"}, "is no size"),
+         ({"kind": "tape"}, "valid choice")],
+    )  # fmt: skip
+    def test_what_is_wrong_is_said_at_its_field(self, operator: Client, fields: dict[str, str], words: str) -> None:
+        answer = self.add(operator, **fields)
+        assert answer.status_code == 400
+        assert words in answer.content.decode()
+        assert not StorageTarget.objects.filter(organization=None).exists()
+
+    def test_what_was_tried_is_shown_up_to_what_failed(self, operator: Client, settings: Any) -> None:
+        settings.NOVASTACK_BACKUP_ROOT = "/proc/1/nothing-can-be-made-here"
+        page = self.add(operator).content.decode()
+        assert '<li class="broken">' in page and "It can be reached" in page
+
+    def test_an_organization_adds_no_folder_of_the_server(self, shop: Shop, operator: Client) -> None:
+        page = operator.get("/backup-storages/").content.decode()
+        assert 'value="filesystem"' not in page and "Bucket" in page
+        answer = operator.post("/backup-storages/", {"name": "nas", "kind": "filesystem", "path": "x"})
+        assert answer.status_code == 400
+        assert StorageTarget.objects.filter(organization=shop.team.organization).count() == 1
+
+    def test_a_secret_is_on_no_page(self, shop: Shop, operator: Client) -> None:
+        target = make_storage(
+            shop.team.organization, "s3", kind="s3", is_default=False, config={"endpoint": "https://s3.example", "bucket": "b"},
+            secret=Sealed.of('{"access_key": "AKIA", "secret_key": "never-shown"}'),
+        )  # fmt: skip
+        for path in ("/backup-storages/", f"/backup-storages/{target.pk}/"):
+            page = operator.get(path).content.decode()
+            assert "never-shown" not in page and "AKIA" not in page
+
+    def test_one_that_holds_backups_stays(self, shop: Shop) -> None:
+        client = browser(shop.team.alice)
+        assert "holds 1 backup" in client.get(f"/backup-storages/{shop.storage.pk}/remove/").content.decode()
+        client.post(f"/backup-storages/{shop.storage.pk}/remove/")
+        assert StorageTarget.objects.filter(pk=shop.storage.pk).exists()
