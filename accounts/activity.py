@@ -62,6 +62,7 @@ WORDS = {
     "schedule.changed": "Changed a backup schedule",
     "schedule.deleted": "Removed a backup schedule",
     "schedule.run": "Ran a backup schedule by hand",
+    "backup.delete": "Began to remove a backup",
     "backup.deleted": "Removed a backup",
     "backup.retention_applied": "Applied retention by hand",
     "backup.retention_stopped": "Retention stopped: too many at once",
@@ -126,10 +127,22 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "projects": ("Projects", ("project.", "operation.", "allocation.")),
     "backups": (
         "Backups",
-        ("backup.", "restore.", "schedule.", "drill.", "storage.", "recovery_kit.", "backup_key.", "backup_policy.",
-         "backups."),
-    ),  # fmt: skip
-    "secrets": ("Secrets", ("credentials.", "token.", "api_key.", "project.rotate_password", "recovery_kit.", "backup.downloaded")),
+        (
+            "backup.",
+            "restore.",
+            "schedule.",
+            "drill.",
+            "storage.",
+            "recovery_kit.",
+            "backup_key.",
+            "backup_policy.",
+            "backups.",
+        ),
+    ),
+    "secrets": (
+        "Secrets",
+        ("credentials.", "token.", "api_key.", "project.rotate_password", "recovery_kit.", "backup.downloaded"),
+    ),
     "members": ("Members", ("member.", "organization.")),
     "sign-in": ("Sign-in", ("auth.", "user.", "profile.")),
 }

@@ -23,7 +23,7 @@ from accounts.models import Scope
 from accounts.permissions import Capability, require_scope
 from backups.models import Backup, BackupStatus, BackupTrigger
 from backups.services import downloads
-from backups.services.backups import backup_create, backup_download, backup_pin, backup_unpin
+from backups.services.backups import backup_create, backup_delete, backup_download, backup_pin, backup_unpin
 from novastack.common.api import idempotent
 from novastack.common.errors import Invalid, NotFound, Problem
 from novastack.common.openapi import IDEMPOTENCY_KEY, problems
@@ -227,6 +227,18 @@ class BackupView(BackupScoped, generics.GenericAPIView[Backup]):
         """One backup."""
         require_scope(self.principal, Scope.READ)
         return self.shown(request, self.backup().pk)
+
+    @extend_schema(
+        operation_id="backups_destroy", request=None, responses={202: BackupSerializer, **problems(403, 404, 409)}
+    )
+    def delete(self, request: Request, pk: UUID) -> Response:
+        """Remove it: its objects from the storage first, then the backup itself, tried until it is gone. 202 with the backup
+        and the `operation` that removes it. A pinned one is refused (`action_not_allowed`)."""
+        backup = self.backup()
+        operation = backup_delete(self.principal, backup)
+        answer = self.shown(request, backup.pk, 202)
+        answer.data["operation"] = operation_brief(operation, request)
+        return answer
 
 
 @extend_schema(tags=["backups"])

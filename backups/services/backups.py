@@ -11,9 +11,9 @@ from accounts.models import Organization
 from accounts.permissions import Capability, Principal, require
 from accounts.services import audit
 from backups.models import Backup, BackupStatus, BackupTrigger, StorageTarget
-from backups.operations import taking
+from backups.operations import deleting, taking
 from novastack.common.errors import ActionNotAllowed, Invalid, NotFound
-from projects.models import DesiredStatus, Project, ProjectStatus
+from projects.models import DesiredStatus, Operation, Project, ProjectStatus
 from projects.operations import locks
 
 LABEL_MAX = 80
@@ -82,6 +82,21 @@ def backup_pin(principal: Principal, backup: Backup, *, reason: str = "") -> Bac
 def backup_unpin(principal: Principal, backup: Backup) -> Backup:
     """Retention may remove it when its time has come."""
     return _pin(principal, backup, False, "")
+
+
+def backup_delete(principal: Principal, backup: Backup) -> Operation:
+    """Remove it from its storage, then its row. Whatever takes or proves it is asked to end. A pinned one must be unpinned
+    first. Raises `PermissionDenied`, `ActionNotAllowed`."""
+    require(principal, backup.organization_id, Capability.PROJECT_DELETE)
+    with transaction.atomic():
+        locks.lock_subject(locks.subject_of("project", backup.project_uuid))  # as pins do
+        if Backup.objects.filter(pk=backup.pk, pinned=True).exists():
+            raise ActionNotAllowed("It is pinned: unpin it first.")
+        operation = deleting.delete_begin(
+            backup, created_by=principal.user, created_by_label=principal.label, reason="by hand"
+        )
+        _audit(principal, "backup.delete", backup)
+    return operation
 
 
 def _pin(principal: Principal, backup: Backup, pinned: bool, reason: str) -> Backup:

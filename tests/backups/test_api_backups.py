@@ -297,3 +297,20 @@ def test_compressible_is_not_held_in_memory(team: Team, project: Project, target
     assert "Content-Encoding" not in response
     sizes = [len(piece) for piece in response.streaming_content]
     assert sum(sizes) == 64 << 20 and max(sizes) <= 4 << 20
+
+
+def test_deleted_by_hand(team: Team, project: Project, target: StorageTarget) -> None:
+    backup = make(project, target)
+    assert api_client(team.charlie).delete(f"/api/v1/backups/{backup.pk}/").status_code == 404
+    assert api_client(team.vera).delete(f"/api/v1/backups/{backup.pk}/").status_code == 403
+    client = api_client(team.bob)
+    client.post(f"/api/v1/backups/{backup.pk}/pin/", {"reason": "kept"})
+    refused = client.delete(f"/api/v1/backups/{backup.pk}/")
+    assert (refused.status_code, refused.json()["code"]) == (409, "action_not_allowed")
+    client.post(f"/api/v1/backups/{backup.pk}/unpin/")
+    answer = client.delete(f"/api/v1/backups/{backup.pk}/")
+    assert answer.status_code == 202 and answer.json()["status"] == "deleting"
+    operation = Operation.objects.get(pk=answer.json()["operation"]["id"])
+    assert operation.kind == "delete_backup" and operation.created_by == team.bob
+    again = client.delete(f"/api/v1/backups/{backup.pk}/")
+    assert again.json()["operation"]["id"] == str(operation.pk), "one is enough"
