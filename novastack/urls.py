@@ -33,6 +33,7 @@ urlpatterns = [
     path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema", **_public), name="api-docs"),
     path("api/v1/", include("accounts.api.urls")),
     path("api/", include("projects.api.database_urls")),  # before `v1`, whose addresses are the ones that are told
+    path("api/v1/", include("backups.api.urls")),
     path("api/v1/", include("projects.api.urls")),
     path("", include("accounts.urls")),
     path("", include("projects.urls")),
