@@ -25,6 +25,7 @@ WORDS = {
     "project.renew_certificate": "Renewed certificate",
     "project.retry": "Retried",
     "project.deleted": "Deleted project",
+    "project.final_backup_waived": "Deleted without a final backup",
     "project.undelete": "Restored from the bin",
     "project.purged": "Removed for good",
     "project.move": "Moved",

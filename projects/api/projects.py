@@ -16,7 +16,7 @@ from accounts.models import Scope
 from accounts.permissions import Capability, require_scope
 from accounts.services import organization_for
 from novastack.common.api import SecretResponse, idempotent
-from novastack.common.errors import Conflict, Invalid, NotFound
+from novastack.common.errors import Invalid, NotFound
 from novastack.common.openapi import IDEMPOTENCY_KEY, problems
 from projects.api.base import AcceptedProject, ProjectScoped, parsed, render_project
 from projects.api.filters import FILTERS, ProjectFilter
@@ -47,10 +47,6 @@ ACTION_EXAMPLES = [
     OpenApiExample("Rotate", value={"action": "rotate_password", "end_sessions": True}, request_only=True),
     OpenApiExample("Undelete", value={"action": "undelete", "name": "Shop 2"}, request_only=True),
 ]
-
-
-class BackupsNotAvailable(Conflict):
-    code, title = "backup_not_available", "Backups are not available in this release"
 
 
 @extend_schema(tags=["projects"])
@@ -186,25 +182,26 @@ class ProjectView(ProjectScoped, generics.GenericAPIView[Project]):
             OpenApiParameter("confirm", str, description="With `purge`: the project's slug."),
             OpenApiParameter(
                 "final_backup", bool,
-                description="With `purge`. Backups are not in this release: no final backup is taken, and "
-                "`true` is refused with `backup_not_available`.",
+                description="Missing: a final backup is taken and verified first, where one can be. `false`: without it, also "
+                "for a deletion that waits for it. `true`: 409 where none can be taken.",
             ),
         ],
         responses={202: AcceptedProject, **problems(400, 403, 404, 409)},
     )  # fmt: skip
     def delete(self, request: Request, pk: UUID) -> Response:
         """Into the recycle bin: stopped and out of reach, kept until `recycle_until`. With `purge=true&confirm=<slug>`
-        server and data are removed for good. Always accepted, unless protected: a running operation is asked to cancel."""
+        server and data are removed for good; backups stay for the plan's days. Always accepted, unless protected: a
+        running operation is asked to cancel."""
         purge, final_backup = flag(request, "purge"), flag(request, "final_backup")
         project = self.project(Capability.PROJECT_PURGE if purge else Capability.PROJECT_DELETE)
         if purge:
             confirm = request.query_params.get("confirm")
             check_confirm(project, confirm)
-            if final_backup:
-                raise BackupsNotAvailable("No final backup can be taken: backups come in a later release.")
-            operation = project_purge(principal=self.principal, project=project, confirm=confirm)
+            operation = project_purge(
+                principal=self.principal, project=project, confirm=confirm, final_backup=final_backup
+            )
         else:
-            operation = project_delete(principal=self.principal, project=project)
+            operation = project_delete(principal=self.principal, project=project, final_backup=final_backup)
         return self.answer(request, project.pk, operation, 202)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from django.db.models import Q
@@ -29,12 +30,64 @@ from projects.models import (
     ServerDesired,
     ServerKind,
 )
-from projects.operations import lifecycle, registration, retiring, steps, wiring
+from projects.operations import lifecycle, registration, retiring, status, steps, wiring
 from projects.operations.base import DATABASE_RETRY, SERVER_RETRY, Definition, Step, Wait, register
 from projects.operations.context import Context
-from projects.operations.queue import operation_create
+from projects.operations.queue import hint_on_commit, operation_create
 
 PORT_RESERVED_DAYS = 7
+# In a deletion's params: the final backup that it takes, and that this was waived.
+FINAL, WAIVED = "final_backup", "final_backup_waived"
+
+
+class FinalBackups(Protocol):
+    """Another app's: what a deletion does about a final backup."""
+
+    def plan(self, project: Project, asked: bool | None, label: str) -> tuple[dict[str, Any], set[str]]:
+        """Params and optional steps of the deletion. Raises a `Conflict` when one is asked for and can't be taken."""
+
+    def recorded(self, operation: Operation) -> None: ...
+
+    def removed(self, project_id: UUID) -> None: ...
+
+
+_final: list[FinalBackups] = []
+
+
+def final_backups_by(other: FinalBackups) -> None:
+    """From its `AppConfig.ready()` (rule 6)."""
+    _final[:] = [other]
+
+
+def deletion_create(
+    project: Project, kind: str, *, final_backup: bool | None, optional: Collection[str] = (), created_by: Any = None,
+    created_by_label: str,
+) -> Operation:  # fmt: skip
+    """Record a deletion, with its final backup unless that is waived (`False`); asked for (`True`) and not possible, it
+    raises. In a transaction that holds the project."""
+    params: dict[str, Any] = {}
+    steps_too: set[str] = set()
+    for final in _final:
+        params, steps_too = final.plan(project, final_backup, created_by_label)
+    operation = operation_create(
+        project=project, kind=kind, queue_behind=True, params=params, created_by=created_by,
+        created_by_label=created_by_label, optional_steps={*optional, *steps_too},
+    )  # fmt: skip
+    for final in _final:
+        final.recorded(operation)
+    return operation
+
+
+def waive_final(project: Project) -> Operation | None:
+    """A deletion that still takes, or waits for, its final backup goes on without it. None: there is none. In a
+    transaction that holds the project."""
+    rows = Operation.objects.live().filter(project_uuid=project.pk, kind__in=["delete", "purge"], params__has_key=FINAL)
+    found: Operation | None = rows.exclude(params__has_key=WAIVED).select_for_update(no_key=True).first()
+    if found is not None:
+        found.params = {**found.params, WAIVED: True}
+        Operation.objects.filter(pk=found.pk).update(params=found.params, next_attempt_at=None, hinted_at=None)
+        hint_on_commit(found.pk)
+    return found
 
 
 def shut_out(ctx: Context) -> None:
@@ -66,21 +119,25 @@ def let_in(ctx: Context) -> None:
         admin.lock_tenant(ctx.names, locked=False)
 
 
-def purge_begin(project: Project, *, created_by: Any = None, created_by_label: str) -> Operation | None:
+def purge_begin(
+    project: Project, *, created_by: Any = None, created_by_label: str, final_backup: bool | None = None
+) -> Operation | None:
     """Want the project absent and record the purge; None if one is on its way or the project is protected. In a
     transaction."""
     locked = Project.objects.select_for_update(of=("self",), no_key=True).get(pk=project.pk)
     under_way = Operation.objects.live().filter(project_uuid=project.pk, kind="purge").exists()
     if under_way or locked.deletion_protection:
         return None
-    locked.desired_status = DesiredStatus.ABSENT
-    locked.save(update_fields=["desired_status", "updated_at"])
     copies = Database.objects.filter(project_id=locked.pk).exclude(slot=DatabaseSlot.CURRENT).exists()
     known = ProjectService.objects.filter(project_id=locked.pk, generation__gt=0).exists()
-    return operation_create(
-        project=locked, kind="purge", queue_behind=True, created_by=created_by, created_by_label=created_by_label,
-        optional_steps={name for name, asked in (("services", known), ("copies", copies)) if asked},
+    operation = deletion_create(
+        locked, "purge", final_backup=final_backup, created_by=created_by, created_by_label=created_by_label,
+        optional={name for name, asked in (("services", known), ("copies", copies)) if asked},
     )  # fmt: skip
+    locked.desired_status = DesiredStatus.ABSENT
+    locked.save(update_fields=["desired_status", "updated_at"])
+    status.refresh([locked.pk])
+    return operation
 
 
 def mark_purging(ctx: Context) -> None:
@@ -196,6 +253,8 @@ def forget(ctx: Context) -> None:
 def remove_rows(project_id: UUID) -> None:
     """The project's rows, but for what outlives it: operations, audit events, tombstones, the reserved port. In a
     transaction."""
+    for final in _final:
+        final.removed(project_id)
     Endpoint.objects.filter(project_id=project_id, shared=True, port=0).delete()  # never had a place on a pool
     Endpoint.objects.filter(project_id=project_id).update(
         project=None, reserved_until=now() + timedelta(days=PORT_RESERVED_DAYS)

@@ -196,6 +196,21 @@ CODES: Mapping[str, Code] = {
     "object_missing": Code("What was stored is not in the storage any more.", "Look who removes objects there.", None),
     "object_locked": Code("The storage keeps the object from being removed.", "It can go when its lock is over.", None),
     # --- proofs of backups
+    "final_backup_gone": Code(
+        "The final backup of a project that is deleted was removed before it was verified.",
+        "Delete it with `final_backup=false`.",
+        retryable=False,
+    ),
+    "final_backup_corrupt": Code(
+        "What the final backup restored was not what was dumped.",
+        "Another one is taken by itself; nothing is deleted meanwhile.",
+        retryable=True,
+    ),
+    "final_backup_not_verified": Code(
+        "The proof of the final backup was cut short.",
+        "It is verified again by itself; nothing is deleted meanwhile. `final_backup=false` deletes without it.",
+        retryable=True,
+    ),
     "no_scratch_region": Code(
         "No region can run a throw-away server of that version now.",
         f"It says which lacks what. The backup is as it was; it is verified again later. {OPERATOR}",

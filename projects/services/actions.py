@@ -155,31 +155,47 @@ def check_confirm(project: Project, confirm: str | None) -> None:
 
 
 @transaction.atomic
-def project_delete(*, principal: Principal, project: Project) -> Operation:
-    """Into the recycle bin. Always accepted unless protected: a running operation is asked to cancel (rule 5)."""
+def project_delete(*, principal: Principal, project: Project, final_backup: bool | None = None) -> Operation:
+    """Into the recycle bin. Always accepted unless protected: a running operation is asked to cancel (rule 5). A final
+    backup is taken and verified first, where one can be; `final_backup=False` waives it, also of a deletion that is under
+    way; with `True` it raises where none can be taken."""
     require(principal, project.organization_id, Capability.PROJECT_DELETE)
     project = lock_project(project)
+    if final_backup is False and (waived := removal.waive_final(project)) is not None:
+        _audit(principal, project, "project.final_backup_waived", waived)
+        return waived
     if _is_deleted(project):
         raise ActionNotAllowed("The project is deleted already; see the recycle bin.")
     refuse_protected(project)
+    operation = removal.deletion_create(
+        project, "delete", final_backup=final_backup, created_by=principal.user, created_by_label=principal.label
+    )
     project.desired_status = DesiredStatus.RECYCLED
     project.save(update_fields=["desired_status", "updated_at"])
-    operation = operation_create(
-        project=project, kind="delete", queue_behind=True, created_by=principal.user, created_by_label=principal.label
-    )
+    status.refresh([project.pk])
     _audit(principal, project, "project.deleted", operation)
     return operation
 
 
 @transaction.atomic
-def project_purge(*, principal: Principal, project: Project, confirm: str | None) -> Operation:
-    """Server and data for good, also from the recycle bin. Needs the typed slug."""
+def project_purge(
+    *, principal: Principal, project: Project, confirm: str | None, final_backup: bool | None = None
+) -> Operation:
+    """Server and data for good, also from the recycle bin. Needs the typed slug. The final backup as with
+    `project_delete`; what went into the bin with one needs no other."""
     require(principal, project.organization_id, Capability.PROJECT_PURGE)
     check_confirm(project, confirm)
     project = lock_project(project)
     refuse_protected(project)
-    operation = removal.purge_begin(project, created_by=principal.user, created_by_label=principal.label)
+    waived = removal.waive_final(project) if final_backup is False else None
+    operation = removal.purge_begin(
+        project, created_by=principal.user, created_by_label=principal.label, final_backup=final_backup
+    )
+    if waived is not None:
+        _audit(principal, project, "project.final_backup_waived", waived)
     if operation is None:
+        if waived is not None:
+            return waived
         raise ActionNotAllowed("The project is being removed already.")
     _audit(principal, project, "project.purged", operation)
     return operation
@@ -255,7 +271,11 @@ def operation_retry(*, principal: Principal, operation: Operation) -> Operation:
     gone = project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}
     if operation.kind == "purge" and project.desired_status == DesiredStatus.ABSENT:
         require(principal, project.organization_id, Capability.PROJECT_PURGE)
-        return _again(principal, project, "purge")
+        again = removal.purge_begin(project, created_by=principal.user, created_by_label=principal.label)
+        if again is None:
+            raise ActionNotAllowed("The project is being removed already, or is protected.")
+        _audit_retry(principal, again)
+        return again
     if operation.kind == "delete" and gone and project.recycled_at is None:
         return project_delete(principal=principal, project=project)
     if operation.kind == "rotate_password":

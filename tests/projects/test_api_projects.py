@@ -328,7 +328,7 @@ class TestDelete:
         assert adam.delete(f"{url}?purge=true&confirm=Shop").json()["code"] == "confirm_mismatch"
         assert adam.delete(f"{url}?purge=perhaps&confirm=shop").status_code == 400
         refused = adam.delete(f"{url}?purge=true&confirm=shop&final_backup=true")
-        assert (refused.status_code, refused.json()["code"]) == (409, "backup_not_available")
+        assert (refused.status_code, refused.json()["code"]) == (409, "no_backup_storage")
         assert not Operation.objects.live().exists()
         response = adam.delete(f"{url}?purge=true&confirm=shop&final_backup=false")
         assert response.status_code == 202 and response.json()["operation"]["kind"] == "purge"
