@@ -148,8 +148,8 @@ def prove(ctx: Context) -> None:
     last = proofs.order_by("-created_at", "-id").first()
     if last is not None and ctx.row.data.get("told") != str(last.pk):
         ctx.record(told=str(last.pk))
-        error = last.error or {"code": "final_backup_not_verified", "detail": "The proof was cancelled."}
-        raise StepFailed(str(error["code"]), f"The final backup could not be verified: {error['detail']}")
+        why = (last.error or {}).get("detail") or "The proof was cut short."
+        raise StepFailed("final_backup_not_verified", f"The final backup could not be verified: {why}")
     ctx.guard()
     with transaction.atomic():
         proving.verify_begin(backup, kind=ProofKind.MANUAL, created_by_label=ctx.operation.created_by_label)

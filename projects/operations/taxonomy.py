@@ -207,7 +207,7 @@ CODES: Mapping[str, Code] = {
         retryable=True,
     ),
     "final_backup_not_verified": Code(
-        "The proof of the final backup was cut short.",
+        "The final backup could not be verified; its words say why.",
         "It is verified again by itself; nothing is deleted meanwhile. `final_backup=false` deletes without it.",
         retryable=True,
     ),
