@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from backups.operations import deleting, dispatching, retaining
+from backups.operations import deleting, dispatching, drills, retaining, scratch
 from novastack.common.models import Install
 
 
@@ -26,3 +26,12 @@ def clean_up() -> None:
     if not Install.load().read_only:
         deleting.go_on()
         deleting.sweep_uploads()
+
+
+@shared_task(name="backups.prove_due")
+def prove_due() -> None:
+    """Drills and re-verifications that are due, a few at a time; throw-away servers whose operation has ended go."""
+    if not Install.load().read_only:
+        scratch.sweep()
+        drills.dispatch_due()
+        drills.reverify_due()

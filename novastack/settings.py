@@ -437,6 +437,7 @@ CELERY_TASK_ROUTES = {
     "projects.clean_up_pools": {"queue": "maintenance"},
     "projects.check_connectors": {"queue": "maintenance"},
     "backups.dispatch_due": {"queue": "maintenance"},
+    "backups.prove_due": {"queue": "maintenance"},
     "backups.keep": {"queue": "maintenance"},
     "backups.clean_up": {"queue": "maintenance"},
 }
@@ -466,6 +467,7 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     "connectors": {"task": "projects.check_connectors", "schedule": 300.0, "options": {"expires": 300}},
     "thin-metrics": {"task": "projects.thin_metrics", "schedule": 300.0, "options": {"expires": 300}},
     "backups-due": {"task": "backups.dispatch_due", "schedule": 15.0, "options": {"expires": 15}},
+    "backups-prove": {"task": "backups.prove_due", "schedule": 30.0, "options": {"expires": 30}},
     "backups-keep": {"task": "backups.keep", "schedule": 3600.0, "options": {"expires": 3600}},  # daily, as above
     "backups-clean-up": {"task": "backups.clean_up", "schedule": 3600.0, "options": {"expires": 3600}},
     "clean-up": {"task": "projects.clean_up", "schedule": 3600.0, "options": {"expires": 3600}},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import Metric
@@ -11,6 +11,14 @@ from prometheus_client.utils import floatToGoString
 
 from projects.services import fleet
 from projects.services.operation_figures import Durations, operation_figures
+
+_others: list[Callable[[], Iterable[Metric]]] = []
+
+
+def collect_also(figures: Callable[[], Iterable[Metric]]) -> None:
+    """Other apps' figures, from their `AppConfig.ready()`; bounded in queries and in lines."""
+    if figures not in _others:
+        _others.append(figures)
 
 
 class FleetCollector:
@@ -54,6 +62,8 @@ class FleetCollector:
         beats = {(name,): at.timestamp() for name, at in figures["heartbeats"].items()}
         yield _counts("novastack_heartbeat_timestamp_seconds", "Last sign of life", ["process"], beats)
         yield from _operations()
+        for figures in _others:
+            yield from figures()
 
 
 def _operations() -> Iterator[Metric]:

@@ -27,8 +27,8 @@ def target(settings: Any, root: Path, **fields: Any) -> StorageTarget:
     return made
 
 
-def take(project: Project, storage: StorageTarget, *, encrypted: bool = True, **fields: Any) -> Backup:
-    """What a backup's own operation does, in short; `stored` afterwards."""
+def take(project: Project, storage: StorageTarget, *, encrypted: bool = True, image: str = "", **fields: Any) -> Backup:
+    """What a backup's own operation does, in short; `stored` afterwards. `image`: which one the manifest names."""
     database = Database.objects.select_related("server__region").get(project=project, slot="current")
     server, names = database.server, wiring.tenant_names(database)
     from projects import registry
@@ -43,12 +43,12 @@ def take(project: Project, storage: StorageTarget, *, encrypted: bool = True, **
     host, port = runtime.place_of(engine.server_spec(wiring.server_request(server)))
     place = domain.Endpoint(host, port, server.control_endpoint.tls_name, server.control_endpoint.ca_pem)
     contents = engine.fingerprint(server.control_endpoint, tool)
-    image = server.image_digest or server.image
+    runs_on = server.image_digest or server.image
     recipients = keys.recipients_of(project.organization_id) if encrypted else None
     writer = storages.storage_of(storage).writer(key)
     sealer = Sealer(writer, recipients)
     dump = runtime.run_tool(
-        f"nvs-tool-{pk}-dump", image, engine.dump(place, tool), beside=server.handle,
+        f"nvs-tool-{pk}-dump", runs_on, engine.dump(place, tool), beside=server.handle,
         memory_bytes=stages.TOOL_MEMORY_BYTES,
     )  # fmt: skip
     try:
@@ -66,8 +66,8 @@ def take(project: Project, storage: StorageTarget, *, encrypted: bool = True, **
     manifest = manifests.Manifest(
         install=str(Install.load().install_id), organization=str(project.organization_id),
         project={"id": str(project.pk), "name": project.name, "slug": project.slug}, backup=str(pk), key=key,
-        engine=project.engine, version=project.version, server_version="", image=image, tool="", taken_at=str(moment),
-        finished_at=str(moment), dump={"format": "custom", "bytes": sealed.dump_bytes},
+        engine=project.engine, version=project.version, server_version="", image=image or runs_on, tool="",
+        taken_at=str(moment), finished_at=str(moment), dump={"format": "custom", "bytes": sealed.dump_bytes},
         stored={
             "bytes": sealed.size_bytes, "sha256": sealed.sha256, "compressed": sealed.compressed,
             "encrypted": encrypted, "recipients": recipients or [],

@@ -190,3 +190,60 @@ def test_begin_refuses_what_makes_no_sense(place: Place) -> None:
     with pytest.raises(BackupNotSupported):
         proving.check(Backup(status="stored", engine="postgresql", trusted=False))
     assert scratch.sweep() == 0
+
+
+def test_a_drill_asks_the_user_s_own_questions(place: Place) -> None:
+    from backups.models import Drill
+
+    with place.site.login(place.project) as session:
+        session.execute("CREATE SCHEMA app; CREATE TABLE app.orders (id int, note text)")
+        session.execute("INSERT INTO app.orders VALUES (1, 'a;b'), (2, NULL)")
+    backup = place.backup()
+    questions = [
+        ("rows", "SELECT count(*) FROM app.orders;", "2"),
+        ("text", "SELECT note FROM app.orders ORDER BY id -- the first\n", "a;b"),
+        ("null", "SELECT note FROM app.orders WHERE id = 2", None),
+        ("nothing", "SELECT 1 WHERE false", None),
+        ("truth", "SELECT true", "true"),
+        ("who", "SELECT current_setting('is_superuser')", "off"),
+        ("wrong", "SELECT 41 + 1", "43"),
+        ("write", "INSERT INTO app.orders VALUES (3) RETURNING 1", "1"),
+        ("write within", "WITH x AS (DELETE FROM app.orders RETURNING 1) SELECT count(*) FROM x", "2"),
+        ("write by function", "SELECT lo_create(0)", "1"),
+        ("two", "SELECT 1; DROP TABLE app.orders", "1"),
+        ("brackets", "SELECT 1) q (c), (SELECT 2", "1"),
+        ("large", "SELECT repeat('x', 100000000)", "x"),
+        ("broken", "SELEC 1", "1"),
+        ("division", "SELECT 1 / 0", "1"),
+    ]
+    drill = Drill.objects.create(
+        project=place.project,
+        organization_id=place.project.organization_id,
+        name="d",
+        assertions=[{"name": name, "sql": sql, "expect": expect} for name, sql, expect in questions],
+    )
+    with transaction.atomic():
+        operation = proving.verify_begin(backup, kind="drill", drill=drill, created_by_label="test")
+    operation = place.site.finish(operation, 120)
+    assert operation.state == "succeeded", operation.error
+    proof = Proof.objects.get(operation_id=operation.pk)
+    told = {answer["name"]: answer for answer in proof.assertions}
+    good = {name for name, answer in told.items() if answer["passed"]}
+    assert good == {"rows", "text", "null", "nothing", "truth", "who"}, told
+    assert told["wrong"]["detail"] == "42 instead of 43"
+    assert all(
+        told[name]["detail"].startswith("It was refused: ") for name in ("write", "write within", "two", "brackets")
+    )
+    assert "read-only" in told["write by function"]["detail"]
+    assert all(len(answer["detail"]) < 500 for answer in proof.assertions)
+    assert (proof.state, proof.error["code"]) == ("failed", "assertion_failed")
+    backup.refresh_from_db()
+    assert backup.status == "verified"  # it restores; that it holds something else than hoped is the drill's word
+    place.nothing_left()
+    drill.assertions = drill.assertions[:6]
+    drill.save()
+    with transaction.atomic():
+        operation = proving.verify_begin(backup, kind="drill", drill=drill, created_by_label="test")
+    place.site.finish(operation, 120)
+    assert Proof.objects.get(operation_id=operation.pk).state == "passed"
+    place.nothing_left()
