@@ -8,11 +8,14 @@ class BackupsConfig(AppConfig):
     verbose_name = "Backups"
 
     def ready(self) -> None:
+        from backups.api import metrics
         from backups.operations import register_all
         from backups.services import installing
         from backups.services import quotas as counted
+        from projects.api import prometheus
         from projects.services import install, quotas
 
+        prometheus.collect_also(metrics.collect)
         quotas.count_also(counted.used)
         install.also_prepare.append(installing.storage_prepare)
         register_all()

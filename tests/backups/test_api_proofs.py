@@ -240,3 +240,28 @@ class TestByTheClock:
         assert drills.reverify_due() == 2
         assert Proof.objects.filter(kind="scheduled").count() == 4
         assert not later.proofs.exists()
+
+
+def test_prometheus_is_told_in_four_queries_and_no_name(shop: Project, django_assert_num_queries: Any) -> None:
+    from backups.api import metrics
+
+    old = now() - timedelta(hours=2)
+    backup = stored(shop, status="verified", started_at=old, verified_at=now(), size_bytes=100)
+    stored(shop, status="corrupt", size_bytes=11)
+    Proof.objects.create(backup=backup, kind="manual", state="passed", restore_seconds=2, compare_seconds=1)
+    Proof.objects.create(backup=backup, kind="drill", state="failed")
+    with django_assert_num_queries(4):
+        told = {
+            (sample.name, *sorted(sample.labels.items())): sample.value
+            for metric in metrics.collect() for sample in metric.samples
+        }  # fmt: skip
+    assert told["novastack_backups", ("engine", shop.engine), ("status", "verified")] == 1
+    assert told["novastack_backup_stored_bytes", ("engine", shop.engine)] == 111
+    assert 7190 <= told["novastack_backup_last_verified_age_max_seconds",] < 7300
+    assert told["novastack_backup_last_verified_age_seconds_bucket", ("le", "3600.0")] == 0
+    assert told["novastack_backup_last_verified_age_seconds_bucket", ("le", "14400.0")] == 1
+    assert told["novastack_backup_projects_unverified",] == 0
+    assert told["novastack_backup_proofs_total", ("kind", "drill"), ("state", "failed")] == 1
+    assert told["novastack_backup_verify_duration_seconds_sum", ("kind", "manual")] == 3
+    assert told["novastack_backup_verify_duration_seconds_bucket", ("kind", "manual"), ("le", "5.0")] == 1
+    assert not [key for key in told if shop.slug in str(key)]
