@@ -71,7 +71,7 @@ def _ages() -> tuple[Any, ...]:
 def _durations() -> dict[str, tuple[list[int], int, float]]:
     took = Coalesce(F("restore_seconds"), Value(0.0)) + Coalesce(F("compare_seconds"), Value(0.0))
     parts = {f"le_{n}": Count("id", filter=Q(took__lte=le)) for n, le in enumerate(BUCKETS)}
-    rows = (
+    rows: Any = (
         Proof.objects.order_by().filter(state=ProofState.PASSED).annotate(took=took).values("kind")
         .annotate(number=Count("id"), seconds=Sum("took"), **parts)
     )  # fmt: skip

@@ -62,8 +62,8 @@ class FleetCollector:
         beats = {(name,): at.timestamp() for name, at in figures["heartbeats"].items()}
         yield _counts("novastack_heartbeat_timestamp_seconds", "Last sign of life", ["process"], beats)
         yield from _operations()
-        for figures in _others:
-            yield from figures()
+        for other in _others:
+            yield from other()
 
 
 def _operations() -> Iterator[Metric]:
