@@ -216,6 +216,11 @@ class MySQLFamily(Engine):
             arguments=self.dump_arguments,
         )  # fmt: skip
 
+    def moment(
+        self, endpoint: Endpoint, place: Endpoint, credentials: Credentials, *, compress: bool = False
+    ) -> contextlib.AbstractContextManager[Moment]:
+        return mysql_moment.held(endpoint, credentials, self.dump(place, credentials))
+
     def restore(self, place: Endpoint, credentials: Credentials) -> Command:
         """`credentials` are those of `EngineAdmin.admit_restorer`: everything comes to belong to that login."""
         return mysql_copy.restore(

@@ -9,6 +9,7 @@ from django.core.cache import cache
 from backups.models import StorageKind, StorageTarget
 from backups.operations import storages
 from tests.factories import Team, make_team
+from tests.faults.conftest import _fresh, docker_site  # noqa: F401
 from tests.operations.conftest import alice, idle, kind, paper, ready, runtime, shop  # noqa: F401
 
 

@@ -17,14 +17,21 @@ from backups.archive import Opener
 from backups.models import Backup, BackupStatus, BackupTrigger, StorageTarget
 from backups.operations import keys, storages, taking, taking_steps
 from backups.operations.restoring_data import read_manifest
+from backups.storage.base import StorageError
+from backups.storage.filesystem import _FileWriter
+from novastack.common.clock import now
+from novastack.common.errors import OperationInProgress, QuotaExceeded
 from projects import domain, registry
 from projects.engines import framing
-from projects.models import Database, Operation, OperationLock, Project
+from projects.models import Database, DatabaseServer, Operation, OperationLock, Project
 from projects.operations import wiring
+from projects.operations.base import LeaseLost
 from projects.operations.stages import Stage
+from projects.services import project_delete
 from tests.engines.copies import docker_copy_server
 from tests.engines.test_copies_postgresql import HOSTILE
-from tests.faults.conftest import VERSION, Site, _fresh, docker_site  # noqa: F401
+from tests.faults.conftest import VERSION, Site
+from tests.moves.test_moves_pools import all_done
 
 pytestmark = pytest.mark.docker
 
@@ -152,7 +159,7 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(taking_steps, "GUARD_SECONDS", 0.2)
 
 
-def test_what_is_stored_is_what_was_there(docker_site: Site, target: StorageTarget, backup_root: Path) -> None:  # noqa: F811
+def test_what_is_stored_is_what_was_there(docker_site: Site, target: StorageTarget, backup_root: Path) -> None:
     site = docker_site
     project = site.ready(username="shop_app", database_name="shop")
     with site.login(project) as session:
@@ -184,3 +191,269 @@ def test_what_is_stored_is_what_was_there(docker_site: Site, target: StorageTarg
     assert site.rows_of(project) == 1000
     nothing_left(site, project, backup_root)
     assert not (backup_root / "here" / backup.object_key).read_bytes().count(b"PGDMP")
+
+
+def test_cancelled_in_the_middle(
+    docker_site: Site,
+    target: StorageTarget,
+    backup_root: Path,
+    settings: Any,
+) -> None:
+    site = docker_site
+    project = site.ready()
+    fill(site, project, 8000)
+    settings.NOVASTACK_BACKUP_RATE_BYTES = 400_000
+    backup, operation = begin(project)
+    with pytest.raises(OperationInProgress):
+        begin(project)
+
+    def cancel() -> None:
+        Operation.objects.filter(pk=operation.pk).update(cancel_requested_at=now())
+
+    began = time.monotonic()
+    with beside(when_under_way(backup, cancel)):
+        ended(site, backup, operation)
+    assert time.monotonic() - began < 15
+    assert operation.state == "cancelled"
+    assert (backup.status, backup.error["code"]) == ("failed", "cancelled")
+    assert 0 < backup.progress_bytes < 4_000_000
+    assert backup.finished_at and not backup.sha256
+    assert objects(target) == []
+    nothing_left(site, project, backup_root)
+    settings.NOVASTACK_BACKUP_RATE_BYTES = 0
+    assert stored(site, project).rows > 9000  # and the next one is none the worse
+
+
+def test_a_rate_is_kept(docker_site: Site, target: StorageTarget, settings: Any) -> None:
+    site = docker_site
+    project = site.ready()
+    fill(site, project, 8000)
+    settings.NOVASTACK_BACKUP_RATE_BYTES = 1 << 20
+    began = time.monotonic()
+    backup = stored(site, project)
+    assert backup.dump_bytes > 3_500_000
+    assert time.monotonic() - began > backup.dump_bytes / (1 << 20) - 1
+    assert archive_of(backup).startswith(b"PGDMP")
+
+
+@pytest.mark.parametrize("whom", ["tool", "client", "server"])
+def test_killed_in_the_middle_it_is_made_again(
+    docker_site: Site,
+    target: StorageTarget,
+    backup_root: Path,
+    settings: Any,
+    whom: str,
+) -> None:
+    """The tool's container, pg_dump in it, or the server: another attempt, and of the first nothing is left."""
+    site = docker_site
+    project = site.ready()
+    fill(site, project, 8000)
+    settings.NOVASTACK_BACKUP_RATE_BYTES = 2_000_000
+    backup, operation = begin(project)
+    server = DatabaseServer.objects.get(project_uuid=project.pk)
+    tool = f"nvs-tool-{operation.pk}-dump"
+
+    def kill() -> None:
+        if whom == "client":
+            pids = subprocess.run(
+                ["docker", "top", tool, "-eo", "pid,comm"], capture_output=True, text=True, check=True
+            ).stdout
+            pid = next(line.split()[0] for line in pids.splitlines() if "pg_dump" in line)
+            subprocess.run(["kill", "-9", pid], check=True)
+        else:
+            subprocess.run(
+                ["docker", "kill", tool if whom == "tool" else server.handle.name], check=True, capture_output=True
+            )
+        settings.NOVASTACK_BACKUP_RATE_BYTES = 0
+
+    with beside(when_under_way(backup, kill)):
+        ended(site, backup, operation, 180)
+    told = [(s.name, s.state, s.detail) for s in operation.steps.all()]
+    assert operation.state == "succeeded", (operation.error, told)
+    said = list(operation.events.values_list("message", flat=True))
+    assert any("went away" in text or "killed" in text for text in said), said
+    assert backup.attempt == 2
+    assert objects(target) == [backup.object_key, backup.manifest_key]
+    manifest = read_manifest(backup)
+    assert manifest.contents is not None and manifest.contents.tables["public.big"].rows == 8000
+    assert len(archive_of(backup)) == backup.dump_bytes
+    nothing_left(site, project, backup_root)
+
+
+@pytest.fixture
+def small_disk(backup_root: Path, target: StorageTarget) -> Iterator[Path]:
+    """The target's folder on a disk of 3 MiB."""
+    where = backup_root / "here"
+    kept = (where / "novastack-owner").read_bytes()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(where)], check=True)
+    (where / "novastack-owner").write_bytes(kept)
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
+
+
+def test_a_full_storage_says_so_and_keeps_nothing(docker_site: Site, small_disk: Path) -> None:
+    site = docker_site
+    project = site.ready()
+    first = stored(site, project)
+    fill(site, project, 20000)
+    backup, operation = begin(project)
+    ended(site, backup, operation, 200)
+    assert operation.state == "failed"
+    assert (backup.status, backup.error["code"]) == ("failed", "storage_full"), backup.error
+    assert objects(backup.storage) == [first.object_key, first.manifest_key]
+    nothing_left(site, project, small_disk)
+    assert archive_of(first).startswith(b"PGDMP")
+    with site.login(project) as session:
+        session.execute("DROP TABLE big")
+    stored(site, project)
+
+
+def test_what_the_quota_does_not_hold_is_cut_off(
+    docker_site: Site,
+    target: StorageTarget,
+    backup_root: Path,
+) -> None:
+    site = docker_site
+    project = site.ready()
+    fill(site, project, 8000)
+    organization = site.team.organization
+    organization.max_backup_bytes = 1_000_000
+    organization.save()
+    backup, operation = begin(project)
+    ended(site, backup, operation)
+    assert (operation.state, backup.status, backup.error["code"]) == ("failed", "failed", "backup_too_large")
+    assert not backup.error["retryable"]
+    assert objects(target) == []
+    safety = stored(site, project, trigger=BackupTrigger.SAFETY)  # what protects is taken all the same
+    assert safety.size_bytes > 1_000_000
+    with pytest.raises(QuotaExceeded):
+        begin(project)
+    nothing_left(site, project, backup_root)
+
+
+def test_a_manifest_that_was_written_is_the_commit(
+    docker_site: Site,
+    target: StorageTarget,
+    backup_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The worker dies after it wrote the manifest and before it could say so; the next one sees that it is done."""
+    site = docker_site
+    project = site.ready()
+    backup, operation = begin(project)
+    save, died = taking_steps._save, []
+
+    def dying(ctx: Any, row: Backup, **values: Any) -> None:
+        if values.get("status") == "stored" and not died:
+            died.append(True)
+            raise LeaseLost
+        save(ctx, row, **values)
+
+    monkeypatch.setattr(taking_steps, "_save", dying)
+    site.finish(operation, 2)
+    backup.refresh_from_db()
+    assert died and backup.status == "dumping"
+    written = (backup_root / "here" / backup.manifest_key).stat()
+    site.expire_lease(operation)
+    ended(site, backup, operation)
+    assert (operation.state, backup.status, backup.attempt) == ("succeeded", "stored", 1)
+    again = (backup_root / "here" / backup.manifest_key).stat()
+    assert (again.st_ino, again.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    read_manifest(backup)
+
+
+def test_an_object_that_is_gone_before_the_manifest_fails_it(
+    docker_site: Site,
+    target: StorageTarget,
+    backup_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = docker_site
+    project = site.ready()
+    backup, operation = begin(project)
+    commit = taking_steps._commit
+
+    def vanishing(storage: Any, writer: Any, key: str, *more: Any) -> None:
+        commit(storage, writer, key, *more)
+        storage.delete(key)
+
+    monkeypatch.setattr(taking_steps, "_commit", vanishing)
+    ended(site, backup, operation)
+    assert (operation.state, backup.status, backup.error["code"]) == ("failed", "failed", "object_missing")
+    nothing_left(site, project, backup_root)
+
+
+def test_a_doubtful_commit_is_settled_by_what_is_there(
+    docker_site: Site,
+    target: StorageTarget,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answer got lost, the object did not."""
+    site = docker_site
+    project = site.ready()
+    commit, lost = _FileWriter.commit, []
+
+    def unanswered(writer: _FileWriter) -> None:
+        commit(writer)
+        lost.append(1)
+        raise StorageError("storage_unreachable", "The storage did not answer.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_FileWriter, "commit", unanswered)
+        backup = stored(site, project)
+    assert backup.attempt == 1 and len(lost) == 2
+    read_manifest(backup)
+    assert archive_of(backup).startswith(b"PGDMP")
+
+
+def test_deletion_of_the_project_cuts_it_short(
+    docker_site: Site,
+    target: StorageTarget,
+    settings: Any,
+) -> None:
+    site = docker_site
+    project = site.ready()
+    fill(site, project, 8000)
+    settings.NOVASTACK_BACKUP_RATE_BYTES = 400_000
+    backup, operation = begin(project)
+
+    def delete() -> None:
+        project_delete(principal=site.alice, project=project)
+
+    with beside(when_under_way(backup, delete)):
+        ended(site, backup, operation)
+    assert (operation.state, backup.status, backup.error["code"]) == ("cancelled", "failed", "cancelled")
+    site.finish(Operation.objects.get(kind="delete"))
+    project.refresh_from_db()
+    assert project.status == "recycled"
+    assert objects(target) == []
+
+
+def test_one_on_a_pool(docker_site: Site, target: StorageTarget, backup_root: Path) -> None:
+    site = docker_site
+    project = site.create(placement="pool")
+    all_done(site, Site.operation(project))
+    project.refresh_from_db()
+    site.client.fill(project)
+    backup = stored(site, project)
+    manifest = read_manifest(backup)
+    names = wiring.tenant_names(Database.objects.get(project=project))
+    assert manifest.names["database"] == names.database
+    assert manifest.contents is not None
+    assert manifest.contents.differences(restored_elsewhere(archive_of(backup), names)) == []
+    assert backup.rows == manifest.contents.rows >= 1000
+    nothing_left(site, project, backup_root)
+
+
+def test_prepared_transactions_are_noted(docker_site: Site, target: StorageTarget) -> None:
+    site = docker_site
+    project = site.ready()
+    with site.client.administrator(project) as superuser:
+        superuser.execute("SELECT pg_create_logical_replication_slot('mine', 'pgoutput')")
+    with site.login(project) as session:
+        session.execute(
+            "CREATE TABLE a (id int PRIMARY KEY, b int); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a)"
+        )
+        session.execute("ALTER TABLE a ADD FOREIGN KEY (b) REFERENCES b")
+    backup = stored(site, project)
+    assert any("Not compared" in note for note in backup.notes), backup.notes

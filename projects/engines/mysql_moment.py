@@ -1,0 +1,218 @@
+"""A moment of a MariaDB or MySQL database: no other session can see the one that the dump program sees, so what the
+database held is told from the dump's own text, and of a restored copy from a dump of the copy.
+
+Rows are taken out of INSERT statements and hashed one by one: the sum over a table does not depend on their order, and
+their number is exact. All other text is hashed by the section of the dump that it stands in: a table's definition, a view,
+the routines, a table's triggers, the events.
+
+Not compared: what FLOAT values have beyond six digits, which stands in statements of a moment later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+
+from projects.domain import Command, Credentials, Endpoint, EngineError, Fingerprint, TableContent
+from projects.engines import mysql_floats
+from projects.engines.base import Moment
+from projects.engines.mysql_session import connect
+
+_MOST_BYTES = 8 << 20  # of a statement with several rows: the dump programs begin a new one after one megabyte
+_SUM = 1 << 128
+_RUNS = 3  # of the dump program in one dump
+_ENDED = b"-- Dump completed"
+_MADE_BY = re.compile(rb"-- (M\w+ dump .*)")
+_SECTION = re.compile(rb"-- ([A-Z][\w ]*?)(?: for (?:table|view|database)?)? ?((?:`(?:[^`]|``)*`|'.*')?)\s*\Z")
+_INSERT = re.compile(
+    rb"INSERT (?:IGNORE )?INTO `(?:[^`]|``)*` (?:\((?:`(?:[^`]|``)*`|[ ,])*\) )?VALUES(?: |\n)", re.DOTALL
+)
+_ROW = re.compile(rb"\((?:[^'()]++|'(?:[^'\\]++|\\.)*+')*+\)", re.DOTALL)
+_ROWS_END = b");\n"
+_CHARSET = re.compile(rb" CHARACTER SET \w+(?= COLLATE \w+)")
+_NOTES = (
+    (
+        "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_type = 'BASE TABLE'"
+        " AND engine <> 'InnoDB'",
+        "{} tables have no transactions (their storage engine is not InnoDB): they are not of the same moment as the others.",
+    ),
+    (
+        "SELECT COUNT(*) FROM information_schema.columns WHERE table_schema = DATABASE() AND data_type = 'float'",
+        "What {} FLOAT columns have beyond six digits is of a moment later, and not compared.",
+    ),
+    (
+        "SELECT (SELECT COUNT(*) FROM information_schema.routines WHERE routine_schema = DATABASE())"
+        " + (SELECT COUNT(*) FROM information_schema.triggers WHERE trigger_schema = DATABASE())"
+        " + (SELECT COUNT(*) FROM information_schema.events WHERE event_schema = DATABASE())",
+        "{} routines, triggers and events are as they were just before or after that moment.",
+    ),
+)  # fmt: skip
+_OUTSIDE = "Not compared: statistics and histograms."
+
+
+class _Rows:
+    """The rows of one table."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum = 0
+
+    def add(self, digest: bytes) -> None:
+        self.count += 1
+        self._sum = (self._sum + int.from_bytes(digest, "big")) % _SUM
+
+    def content(self) -> TableContent:
+        return TableContent(self.count, f"{self._sum:032x}")
+
+
+class DumpReader:
+    """Fed with a dump in pieces. Holds at most one statement of it, and of one large row a piece."""
+
+    def __init__(self) -> None:
+        self.made_by = ""
+        self.runs = 0
+        self._held = bytearray()
+        self._rows: dict[str, _Rows] = {}
+        self._facts: dict[tuple[str, str], hashlib._Hash] = {}
+        self._section = ("head", "")
+        self._table: _Rows | None = None  # whose rows come
+        self._large: hashlib._Hash | None = None  # a row that is larger than what is held
+        self._within = False  # the text of a routine: no line of it is ours
+        self._floats = False
+        self._read: Callable[[], bool] = self._line
+
+    def feed(self, piece: bytes) -> None:
+        self._held += piece
+        while self._read():
+            pass
+
+    def contents(self) -> Fingerprint:
+        """Of all that was fed. `EngineError` when it did not end where a dump ends."""
+        if self._held or self._large is not None or self._within or self.runs != _RUNS:
+            raise EngineError("the dump did not come to its end")
+        facts = {name: digest.hexdigest() for name, digest in self._facts.items()}
+        return Fingerprint({name: rows.content() for name, rows in self._rows.items()}, facts)
+
+    # --- lines ------------------------------------------------------------------------------------------------------------
+    def _line(self) -> bool:
+        end = self._held.find(b"\n")
+        if self._table is not None and not self._within:
+            begin = bytes(self._held[: 64 << 10])
+            if begin.startswith(b"INSERT "):
+                if match := _INSERT.match(begin):
+                    return self._insert(match)
+                if len(begin) < 64 << 10 and end < 0:
+                    return False
+                raise EngineError("the dump has rows in a form that is not known")
+        if end < 0:
+            if len(self._held) <= _MOST_BYTES:
+                return False
+            self._text(bytes(self._held))  # a definition of megabytes
+            self._held.clear()
+            return False
+        line = bytes(self._held[: end + 1])
+        del self._held[: end + 1]
+        self._whole(line)
+        return bool(self._held)
+
+    def _whole(self, line: bytes) -> None:
+        if self._within:
+            self._within = line != b"DELIMITER ;\n"
+        elif line == b"DELIMITER ;;\n":
+            self._within = True
+        elif line.startswith(b"--"):
+            self._comment(line)
+            return
+        elif line.startswith(mysql_floats.BEFORE.encode()):
+            self._floats = True
+        elif line.startswith(mysql_floats.AFTER.encode()):
+            self._floats = False
+            return
+        self._text(line)
+
+    def _comment(self, line: bytes) -> None:
+        if line.startswith(_ENDED):
+            self.runs += 1
+            self._section, self._table = ("between", str(self.runs)), None
+        elif match := _MADE_BY.match(line):
+            self.made_by = self.made_by or match[1].decode(errors="replace").strip()[:120]
+        elif match := _SECTION.match(line):
+            what, name = match[1].decode(errors="replace").lower(), match[2].decode(errors="replace")
+            bare = name[1:-1].replace("``", "`")
+            self._section = (what, "" if name.startswith("'") else bare)
+            self._table = self._rows.setdefault(bare, _Rows()) if what == "dumping data" else None
+
+    def _text(self, line: bytes) -> None:
+        if self._floats or not line.strip():
+            return
+        digest = self._facts.get(self._section)
+        if digest is None:
+            digest = self._facts[self._section] = hashlib.sha256()
+        # MySQL keeps whether a charset was said or followed; the collation says it anyhow.
+        digest.update(_CHARSET.sub(b"", line) if self._section[0] == "table structure" else line)
+
+    # --- rows -------------------------------------------------------------------------------------------------------------
+    def _insert(self, match: re.Match[bytes]) -> bool:
+        """A statement: all of it at once, unless it is one large row."""
+        assert self._table is not None  # noqa: S101 - looked at by who calls
+        end = self._held.find(_ROWS_END, match.end() - 1)
+        if end < 0:
+            if len(self._held) <= _MOST_BYTES:
+                return False
+            del self._held[: match.end()]
+            self._large = hashlib.blake2b(digest_size=16)
+            self._read = self._large_row
+            return True
+        body = bytes(self._held[match.end() : end + 1])
+        del self._held[: end + len(_ROWS_END)]
+        found = _ROW.findall(body)
+        # Between two rows there is a comma, and with MariaDB a line's end: nothing else may be left.
+        if sum(map(len, found)) + (len(found) - 1) * (2 if match[0].endswith(b"\n") else 1) != len(body):
+            raise EngineError("the dump has rows that can't be told apart")
+        for row in found:
+            self._table.add(hashlib.blake2b(row, digest_size=16).digest())
+        return bool(self._held)
+
+    def _large_row(self) -> bool:
+        """Larger than any statement of several rows: it is one."""
+        assert self._large is not None and self._table is not None  # noqa: S101 - set by who set this
+        end = self._held.find(_ROWS_END)
+        if end < 0:
+            keep = len(_ROWS_END) - 1
+            self._large.update(bytes(self._held[:-keep]))
+            del self._held[:-keep]
+            return False
+        self._large.update(bytes(self._held[: end + 1]))
+        del self._held[: end + len(_ROWS_END)]
+        self._table.add(self._large.digest())
+        self._large, self._read = None, self._line
+        return bool(self._held)
+
+
+class MySQLMoment(Moment):
+    from_stream = True
+
+    def __init__(self, command: Command, notes: tuple[str, ...]) -> None:
+        self.command, self.notes = command, notes
+        self._reader = DumpReader()
+
+    def hear(self, piece: bytes) -> None:
+        self._reader.feed(piece)
+        self.tool = self._reader.made_by
+
+    def contents(self, pulse: Callable[[], None]) -> Fingerprint:
+        return self._reader.contents()
+
+
+@contextlib.contextmanager
+def held(endpoint: Endpoint, credentials: Credentials, command: Command) -> Iterator[MySQLMoment]:
+    """The moment is the dump program's own."""
+    found = [_OUTSIDE]
+    with connect(endpoint, credentials, timeout_seconds=10) as session:
+        session.bound(60)
+        for query, text in _NOTES:
+            if count := session.value(query):
+                found.append(text.format(int(count)))
+    yield MySQLMoment(command, tuple(found))
