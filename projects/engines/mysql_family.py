@@ -21,8 +21,16 @@ from projects.domain import (
     ServerSpec,
     TenantNames,
 )
-from projects.engines import mysql_bootstrap, mysql_copy, mysql_fingerprint, mysql_names, mysql_snippets, mysql_tls
-from projects.engines.base import Engine, EngineAdmin
+from projects.engines import (
+    mysql_bootstrap,
+    mysql_copy,
+    mysql_fingerprint,
+    mysql_moment,
+    mysql_names,
+    mysql_snippets,
+    mysql_tls,
+)
+from projects.engines.base import Engine, EngineAdmin, Moment
 from projects.engines.mysql_admin import IDENTITY, PLATFORM, MySQLFamilyAdmin, buffer_pool_bytes
 from projects.engines.mysql_session import LoginFull, Session, connect, pattern
 
@@ -54,6 +62,7 @@ class MySQLFamily(Engine):
     resize_words: ClassVar[str] = "The buffer pool follows while it runs; smaller buffers change at the next restart."
 
     dump_program: ClassVar[str]
+    dump_format: ClassVar[str] = "SQL"
     dump_arguments: ClassVar[tuple[str, ...]]
     restore_arguments: ClassVar[tuple[str, ...]]
     admin_class: ClassVar[type[MySQLFamilyAdmin]]

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from projects.domain import Command, Credentials, Endpoint, EngineError, Fingerprint, TableContent
 from projects.engines import mysql_floats
@@ -26,10 +27,17 @@ _RUNS = 3  # of the dump program in one dump
 _ENDED = b"-- Dump completed"
 _MADE_BY = re.compile(rb"-- (M\w+ dump .*)")
 _SECTION = re.compile(rb"-- ([A-Z][\w ]*?)(?: for (?:table|view|database)?)? ?((?:`(?:[^`]|``)*`|'.*')?)\s*\Z")
+_NAMED = rb"`((?:[^`]|``)*)`"
 _INSERT = re.compile(
-    rb"INSERT (?:IGNORE )?INTO `(?:[^`]|``)*` (?:\((?:`(?:[^`]|``)*`|[ ,])*\) )?VALUES(?: |\n)", re.DOTALL
+    rb"INSERT (?:IGNORE )?INTO " + _NAMED + rb" (?:\((?:`(?:[^`]|``)*`|[\w$ ,])*\) )?VALUES(?: |\n)", re.DOTALL
 )
+_TABLE = re.compile(rb"CREATE TABLE " + _NAMED, re.DOTALL)
+_ACTING = re.compile(
+    rb"\b(PROCEDURE|FUNCTION|TRIGGER|EVENT|PACKAGE BODY|PACKAGE) (?:IF NOT EXISTS )?(?:" + _NAMED + rb"|\"?([\w$]+))"
+)
+_HEAD_BYTES = 64 << 10
 _ROW = re.compile(rb"\((?:[^'()]++|'(?:[^'\\]++|\\.)*+')*+\)", re.DOTALL)
+_MINUS_ZERO = re.compile(rb"(?<=[(,])-(0(?:\.0+)?)(?=[,)])")  # a restore takes it for 0, and SQL sees no difference
 _ROWS_END = b");\n"
 _CHARSET = re.compile(rb" CHARACTER SET \w+(?= COLLATE \w+)")
 _NOTES = (
@@ -75,11 +83,12 @@ class DumpReader:
         self.runs = 0
         self._held = bytearray()
         self._rows: dict[str, _Rows] = {}
-        self._facts: dict[tuple[str, str], hashlib._Hash] = {}
+        self._facts: dict[tuple[str, str], Any] = {}
         self._section = ("head", "")
         self._table: _Rows | None = None  # whose rows come
-        self._large: hashlib._Hash | None = None  # a row that is larger than what is held
+        self._large: Any = None  # a row that is larger than what is held
         self._within = False  # the text of a routine: no line of it is ours
+        self._acting = False  # it is known what
         self._floats = False
         self._read: Callable[[], bool] = self._line
 
@@ -98,14 +107,17 @@ class DumpReader:
     # --- lines ------------------------------------------------------------------------------------------------------------
     def _line(self) -> bool:
         end = self._held.find(b"\n")
-        if self._table is not None and not self._within:
-            begin = bytes(self._held[: 64 << 10])
-            if begin.startswith(b"INSERT "):
-                if match := _INSERT.match(begin):
-                    return self._insert(match)
-                if len(begin) < 64 << 10 and end < 0:
+        if not self._within and self._held.startswith((b"INSERT ", b"CREATE TABLE ")):
+            begin = bytes(self._held[:_HEAD_BYTES])
+            match = (_INSERT if begin.startswith(b"I") else _TABLE).match(begin)
+            if match is None:
+                if len(begin) < _HEAD_BYTES:
                     return False
-                raise EngineError("the dump has rows in a form that is not known")
+                raise EngineError("the dump has a statement in a form that is not known")
+            self._table = self._rows.setdefault(_name(match[1]), _Rows())
+            if match.re is _INSERT:
+                return self._insert(match)
+            self._section = ("definition of table", _name(match[1]))
         if end < 0:
             if len(self._held) <= _MOST_BYTES:
                 return False
@@ -120,8 +132,10 @@ class DumpReader:
     def _whole(self, line: bytes) -> None:
         if self._within:
             self._within = line != b"DELIMITER ;\n"
+            if not self._acting and (match := _ACTING.search(line)):
+                self._acting, self._section = True, (match[1].decode().lower(), _name(match[2] or match[3]))
         elif line == b"DELIMITER ;;\n":
-            self._within = True
+            self._within, self._acting = True, False
         elif line.startswith(b"--"):
             self._comment(line)
             return
@@ -135,14 +149,12 @@ class DumpReader:
     def _comment(self, line: bytes) -> None:
         if line.startswith(_ENDED):
             self.runs += 1
-            self._section, self._table = ("between", str(self.runs)), None
+            self._section = ("between", str(self.runs))
         elif match := _MADE_BY.match(line):
             self.made_by = self.made_by or match[1].decode(errors="replace").strip()[:120]
         elif match := _SECTION.match(line):
-            what, name = match[1].decode(errors="replace").lower(), match[2].decode(errors="replace")
-            bare = name[1:-1].replace("``", "`")
-            self._section = (what, "" if name.startswith("'") else bare)
-            self._table = self._rows.setdefault(bare, _Rows()) if what == "dumping data" else None
+            name = b"" if match[2].startswith(b"'") else match[2][1:-1]
+            self._section = (match[1].decode(errors="replace").lower(), _name(name))
 
     def _text(self, line: bytes) -> None:
         if self._floats or not line.strip():
@@ -151,7 +163,7 @@ class DumpReader:
         if digest is None:
             digest = self._facts[self._section] = hashlib.sha256()
         # MySQL keeps whether a charset was said or followed; the collation says it anyhow.
-        digest.update(_CHARSET.sub(b"", line) if self._section[0] == "table structure" else line)
+        digest.update(_CHARSET.sub(b"", line) if self._section[0] == "definition of table" else line)
 
     # --- rows -------------------------------------------------------------------------------------------------------------
     def _insert(self, match: re.Match[bytes]) -> bool:
@@ -169,10 +181,11 @@ class DumpReader:
         del self._held[: end + len(_ROWS_END)]
         found = _ROW.findall(body)
         # Between two rows there is a comma, and with MariaDB a line's end: nothing else may be left.
-        if sum(map(len, found)) + (len(found) - 1) * (2 if match[0].endswith(b"\n") else 1) != len(body):
-            raise EngineError("the dump has rows that can't be told apart")
+        if b",".join(found) != body and b",\n".join(found) != body:
+            raise EngineError(f"the dump has rows of {_name(match[1])[:64]} that can't be told apart")
         for row in found:
-            self._table.add(hashlib.blake2b(row, digest_size=16).digest())
+            told = _MINUS_ZERO.sub(rb"\1", row) if b"-0" in row else row
+            self._table.add(hashlib.blake2b(told, digest_size=16).digest())
         return bool(self._held)
 
     def _large_row(self) -> bool:
@@ -189,6 +202,10 @@ class DumpReader:
         self._table.add(self._large.digest())
         self._large, self._read = None, self._line
         return bool(self._held)
+
+
+def _name(quoted: bytes) -> str:
+    return quoted.decode(errors="replace").replace("``", "`")
 
 
 class MySQLMoment(Moment):
