@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-PARTS = ("lists", "observing", "hints", "provisioning", "pools", "neighbours", "moves")
+PARTS = ("lists", "observing", "hints", "provisioning", "pools", "neighbours", "moves", "backups")
 
 
 def main(names: list[str]) -> None:
