@@ -20,16 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+from django.conf import settings
 from django.db import transaction
 
 from accounts.permissions import Principal
-from backups.archive import LEVEL, THREADS
 from backups.models import Backup, BackupStatus, ProofKind, StorageTarget
 from backups.operations import keys, storages
-from backups.operations.proving import verify_begin
 from backups.operations.taking import backup_begin
 from bench.fixtures import person, plan
-
 from novastack.common.secrets import random_password
 from projects import domain, registry
 from projects.models import Database, DatabaseServer, Endpoint, Operation, Project, Region, RoleKind
@@ -41,6 +39,7 @@ ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 START_SECONDS = 1.0
 ROW_BYTES = 172  # of the text that a dump has for it
 BOUND = 0.9
+LEVEL, THREADS = 3, 2  # as in `projects.engines.zipping`
 
 
 class Growth(threading.Thread):
@@ -80,7 +79,7 @@ def _fill(project: Project, size: int) -> None:
     """About `size` bytes of rows, of which a third is noise."""
     database = Database.objects.get(project=project, slot="current")
     login, endpoint = database.roles.get(kind=RoleKind.LOGIN), Endpoint.objects.get(project=project)
-    assert login.secret is not None  # noqa: S101
+    assert login.secret is not None
     with psycopg.connect(
         host=endpoint.host, port=endpoint.port, dbname=database.name, user=login.name, password=login.secret.open(),
         autocommit=True,
@@ -243,6 +242,13 @@ def run() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=os.environ.get("BENCH_FOLDER") or None) as name:
         folder = Path(name)
         try:
+            settings.NOVASTACK_BACKUP_ROOT = str(folder)
+            target = StorageTarget.objects.create(
+                organization=organization, name="bench", kind="filesystem", config={"path": "stored"}, is_default=True
+            )
+            (folder / "stored").mkdir()
+            storages.claim(target)
+            target.save()
             project = project_create(
                 principal=Principal.of(user), organization=organization,
                 request=ProjectRequest(name="backed up", region=region.slug, bootstrap_schema=False),
@@ -256,9 +262,6 @@ def run() -> Iterator[str]:
             for handle in {*runtime.managed(), *runtime.managed_data()}:
                 if handle.server_id in mine:
                     runtime.destroy(handle, delete_data=True)
-            for backup in Backup.objects.filter(organization_id=organization.pk).select_related("storage"):
-                for key in (backup.object_key, backup.manifest_key):
-                    storages.storage_of(backup.storage).delete(key)
 
 
 def _measure(project: Project, folder: Path) -> Iterator[str]:
