@@ -1,9 +1,9 @@
 """What a PostgreSQL database holds, read so that two copies can be compared exactly.
 
-Rows go through their types' output functions and a hash in the server; the sum over a table does not depend on the order
-of rows. No cast, operator, view or function of the tenant's takes part (rule 18), and nothing is an estimate. Expressions
-(of defaults, checks, index predicates, views) are told as the server spells them only where spelling does not change with
-a restore; elsewhere what they belong to is compared by name, type and state.
+Rows are hashed in the server, by value or through their types' output functions (`postgresql_rows`); the sum over a table
+does not depend on the order of rows. No cast, operator, view or function of the tenant's takes part (rule 18), and nothing
+is an estimate. Expressions (of defaults, checks, index predicates, views) are told as the server spells them only where
+spelling does not change with a restore; elsewhere what they belong to is compared by name, type and state.
 
 Not compared: statistics, the contents of materialized views (a restore makes them anew; whether they are filled is
 compared), objects that belong to extensions, and the version of extensions.
@@ -18,17 +18,22 @@ from psycopg import sql
 
 from projects.domain import Credentials, Endpoint, Fingerprint, TableContent
 from projects.engines.postgresql_copy import inside
+from projects.engines.postgresql_rows import Column, hashed
 from projects.engines.postgresql_session import BoundedConnection, translated
 
 _LO_PIECE = 1 << 20
 _OURS = "n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"
 _FORMATS = (
     "SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC'; SET extra_float_digits = 3;"
-    " SET bytea_output = 'hex'; SET lc_monetary = 'C'; SET xmlbinary = 'base64'; SET row_security = off"
+    " SET bytea_output = 'hex'; SET jit = off; SET lc_monetary = 'C'; SET xmlbinary = 'base64'; SET row_security = off"
 )
 _TABLES = f"""
 SELECT n.nspname, c.relname, format('%I.%I', n.nspname, c.relname),
-       (SELECT array_agg(a.attname ORDER BY a.attname) FROM pg_attribute a
+       (SELECT array_agg(a.attname::text ORDER BY a.attname) FROM pg_attribute a
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       (SELECT array_agg(a.atttypid::int8 ORDER BY a.attname) FROM pg_attribute a
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       (SELECT array_agg(a.attnotnull ORDER BY a.attname) FROM pg_attribute a
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND {_OURS}
@@ -209,15 +214,12 @@ def sequences(connection: BoundedConnection) -> dict[tuple[str, str], str]:
 
 def _tables(connection: BoundedConnection, pulse: Callable[[], None]) -> dict[str, TableContent]:
     found: dict[str, TableContent] = {}
-    for schema, table, shown, columns in connection.execute(_TABLES).fetchall():  # type: ignore[arg-type]
-        row = sql.SQL(", ").join(sql.Identifier(column) for column in columns or ())
-        # An output function and a constructor of text: what a cast would do, without asking which casts there are.
-        query = sql.SQL(
-            "SELECT count(*), sum(hashtextextended(x, 0)), sum(hashtextextended(x, 7)) FROM"
-            " (SELECT textin(record_out(ROW({}))) FROM ONLY {}) AS rows (x)"
-        ).format(row, sql.Identifier(schema, table))
-        count, *sums = connection.execute(query).fetchone() or (0, 0, 0)
-        found[str(shown)] = TableContent(int(count), f"{sums[0] or 0}:{sums[1] or 0}")
+    for schema, table, shown, *columns in connection.execute(_TABLES).fetchall():  # type: ignore[arg-type]
+        names, types, required = (each or () for each in columns)
+        row = hashed([Column(str(n), int(t), bool(r)) for n, t, r in zip(names, types, required, strict=True)])
+        query = sql.SQL("SELECT count(*), sum({}) FROM ONLY {}").format(row, sql.Identifier(schema, table))
+        count, total = connection.execute(query).fetchone() or (0, 0)
+        found[str(shown)] = TableContent(int(count), str(total or 0))
         pulse()
     return found
 

@@ -1,8 +1,9 @@
 """A moment of a PostgreSQL database: one transaction whose snapshot pg_dump takes over, and what that transaction sees.
 
 TRUNCATE and rewrites by ALTER TABLE are not held back by snapshots. So reading begins when pg_dump has locked all tables
-against them (it has, once its table of contents comes), and with the same locks: whatever happened between the snapshot
-and pg_dump's locks looks the same to both. Sequences are in no snapshot: their values are those that pg_dump wrote.
+against them (it has, once its table of contents comes), and with the same locks; a table that was emptied or rewritten
+between the snapshot and pg_dump's locks is found out, and the dump begun again. Sequences are in no snapshot: their values
+are those that pg_dump wrote.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.rel
  WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
    AND has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
  ORDER BY 1, 2
+"""
+# The snapshot's catalog against the file that the table has now.
+_REWRITTEN = """
+SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+   AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode
+ ORDER BY 1 LIMIT 1
 """
 _NOTES = (
     (
@@ -132,6 +140,9 @@ def _lock(connection: BoundedConnection) -> None:
             if error.sqlstate != _TAKEN:
                 raise
             raise SourceChanged("somebody changes tables while the dump begins") from None
+    # From here on nothing is truncated or rewritten. What was so since the snapshot would look empty to it.
+    if (row := connection.execute(_REWRITTEN).fetchone()) is not None:
+        raise SourceChanged(f"the table {row[0]} was truncated or rewritten while the dump began")
 
 
 def _tables(connection: BoundedConnection) -> list[tuple[str, str]]:

@@ -179,7 +179,7 @@ def test_settings_that_end_sessions_do_not_end_it(copier: Copier) -> None:
 
 
 def test_tables_that_change_as_it_begins(copier: Copier) -> None:
-    """Truncated, rewritten or dropped between the snapshot and the dump: a clear failure, or both see the same."""
+    """Truncated, rewritten or dropped between the snapshot and the dump: a clear failure that is worth another try."""
     with connect(copier.source, copier.login) as tenant:
         tenant.execute("CREATE TABLE t AS SELECT generate_series(1, 1000) AS i; CREATE TABLE u AS SELECT 1 AS i")
     admit(copier)
@@ -191,18 +191,16 @@ def test_tables_that_change_as_it_begins(copier: Copier) -> None:
 
         return act
 
-    stream, told, _ = taken(copier, begun=change("TRUNCATE t"))
-    assert told.differences(restored(copier, stream)) == []
-    stream, told, _ = taken(copier, begun=change("ALTER TABLE u ALTER i TYPE text USING i::text"))
-    assert told.differences(restored(copier, stream)) == []
-    with pytest.raises(Exception) as failed:
-        taken(copier, begun=change("DROP TABLE u"))
-    assert failed.value.code == "source_changed", failed.value  # type: ignore[attr-defined]
-    assert failed.value.retryable  # type: ignore[attr-defined]
+    for statement in ("TRUNCATE t", "ALTER TABLE u ALTER i TYPE text USING i::text", "DROP TABLE u"):
+        with pytest.raises(Exception) as failed:
+            taken(copier, begun=change(statement))
+        assert failed.value.code == "source_changed", failed.value  # type: ignore[attr-defined]
+        assert failed.value.retryable  # type: ignore[attr-defined]
     with connect(copier.source, copier.login) as tenant:
         tenant.execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
         side = copier.source.side(copier.tool)
         with ENGINE.moment(copier.source.endpoint, side.place, copier.tool) as moment:
+            moment._head.entries = []  # type: ignore[attr-defined]
             moment._known.set()  # type: ignore[attr-defined]
             with pytest.raises(SourceChanged):
                 moment.contents(lambda: None)
