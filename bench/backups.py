@@ -26,6 +26,7 @@ from django.db import transaction
 from accounts.permissions import Principal
 from backups.models import Backup, BackupStatus, ProofKind, StorageTarget
 from backups.operations import keys, storages
+from backups.operations.proving import verify_begin
 from backups.operations.taking import backup_begin
 from bench.fixtures import person, plan
 from novastack.common.secrets import random_password
@@ -91,7 +92,8 @@ def _fill(project: Project, size: int) -> None:
                 f"CREATE TABLE public.orders_{part} (id bigint, customer int, note text, token text, at timestamptz)"
             )
             session.execute(
-                f"INSERT INTO public.orders_{part} SELECT i, i % 100000, 'order of the year 2026, paid and shipped, number ' || i,"
+                f"INSERT INTO public.orders_{part}"
+                " SELECT i, i % 100000, 'order of the year 2026, paid and shipped, number ' || i,"
                 " md5(random()::text) || md5((i % 5000)::text), now() - i * interval '1 second'"
                 f" FROM generate_series(1, {each}) i"
             )
@@ -198,7 +200,8 @@ def _raw_proof(project: Project, backup: Backup, folder: Path) -> float:
             time.sleep(0.1)
         pipeline = (
             f"set -o pipefail; age -d -i {identity} {whole} | zstd -q -d |"
-            f" docker exec -i -e PGPASSWORD=bench {name} pg_restore -U postgres -h 127.0.0.1 -d postgres --no-owner --no-acl --exit-on-error"
+            f" docker exec -i -e PGPASSWORD=bench {name} pg_restore -U postgres -h 127.0.0.1 -d postgres --no-owner --no-acl"
+            " --exit-on-error"
         )
         subprocess.run(["bash", "-c", pipeline], check=True)
         subprocess.run(
@@ -283,7 +286,8 @@ def _measure(project: Project, folder: Path) -> Iterator[str]:
         raw_proofs.append(_raw_proof(project, backup, folder))
     target = StorageTarget.objects.get(pk=backup.storage_id)
     yield (
-        f"backup to stored ({target.kind}), {(backup.dump_bytes or 0) / 2**30:.2f} GiB of dump, {size / 2**20:.0f} MiB compressed"
+        f"backup to stored ({target.kind}), {(backup.dump_bytes or 0) / 2**30:.2f} GiB of dump,"
+        f" {size / 2**20:.0f} MiB compressed"
         f" ({(backup.dump_bytes or 0) / size:.1f} : 1), {ROUNDS} pairs: {_verdict(ours, raw)}"
     )
     yield f"proof by restoring, {ROUNDS} pairs: {_verdict(proofs, raw_proofs)}"
