@@ -109,6 +109,7 @@ class MySQLFamily(Engine):
                 **_settings(request),
                 **self.own_settings(request),
                 **(self.pool_settings(request) if request.pool else {}),
+                **(_THROWN_AWAY if request.isolated else {}),
             }
         )
         in_memory = {"/tmp": "mode=1777,size=64m", "/run/mysqld": "mode=3777,size=1m"}  # noqa: S108 - the container's
@@ -263,6 +264,15 @@ class MySQLFamily(Engine):
 
 def arguments(settings: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(f"--{name}={value}" for name, value in settings.items())
+
+
+# Of a server that is thrown away: nothing of it needs to outlive a crash, and nothing happens in it by itself.
+_THROWN_AWAY = {
+    "sync_binlog": "0",
+    "innodb_flush_log_at_trx_commit": "0",
+    "innodb_doublewrite": "OFF",
+    "event_scheduler": "OFF",
+}
 
 
 def _settings(request: ServerRequest) -> dict[str, str]:

@@ -260,6 +260,19 @@ def _shared_buffers(memory_bytes: int) -> int:
     return max(16, memory_bytes // MIB // 4)
 
 
+# Of a server that is thrown away: nothing of it needs to outlive a crash, so nobody waits for the disk.
+_THROWN_AWAY = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "archive_mode": "off",
+    "autovacuum": "off",
+    "checkpoint_timeout": "1h",
+}
+
+
 def _settings(request: ServerRequest, major: int) -> dict[str, str]:
     """Settings by command line: no tenant and no file in the volume overrides them. Sizes follow the memory limit."""
     memory = request.limits.memory_bytes // MIB
@@ -295,6 +308,8 @@ def _settings(request: ServerRequest, major: int) -> dict[str, str]:
     }
     if reserved:
         settings["reserved_connections"] = str(reserved)
+    if request.isolated:
+        settings |= _THROWN_AWAY
     if request.pool:
         settings |= postgresql_pools.SETTINGS
         if major >= 17:
