@@ -87,7 +87,9 @@ def _begin_proof(ctx: Context, backup: Backup) -> None:
     try:
         with transaction.atomic():
             operation = proving.verify_begin(
-                backup, kind=ProofKind.AFTER_BACKUP, created_by_label=ctx.operation.created_by_label
+                backup,
+                kind=ProofKind.MANUAL,  # somebody waits
+                created_by_label=ctx.operation.created_by_label,
             )
             ctx.record(operation=str(operation.pk))
     except Problem as error:

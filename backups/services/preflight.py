@@ -200,7 +200,9 @@ def _about_backup(backup: Backup) -> list[Conflict]:
             BackupNotUsable(f"The backup is {backup.get_status_display().lower()}; only a stored one has data.")
         )
     if not backup.trusted:
-        found.append(BackupNotUsable("It is an uploaded dump: it is loaded by `POST projects/{id}/uploads/`."))
+        found.append(
+            BackupNotUsable("It came from outside, without a signature that is known here: it can't be restored.")
+        )
     return found
 
 
@@ -245,10 +247,10 @@ def _about_target(backup: Backup, wanted: Wanted, organization: Organization) ->
     if busy is not None:
         title = base.titles().get(busy.kind, busy.kind)
         found.append(OperationInProgress(f"“{title}” is running; wait for it or cancel it."))
-    elif project.status not in {ProjectStatus.RUNNING, ProjectStatus.UNHEALTHY, ProjectStatus.STOPPED}:
+    elif project.status not in {ProjectStatus.RUNNING, ProjectStatus.UNHEALTHY}:
         found.append(
             ActionNotAllowed(
-                f"Only a project that runs, or is stopped, can be restored over; it is {project.get_status_display()}."
+                f"Only a project that runs can be restored over; it is {project.get_status_display().lower()}."
             )
         )
     # The safety backup is one more.

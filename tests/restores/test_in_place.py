@@ -325,3 +325,22 @@ def test_on_a_pool_it_goes_to_another_pool(docker_site: Site, target: StorageTar
     project.refresh_from_db()
     assert Database.objects.get(project=project, slot=DatabaseSlot.CURRENT).pk == before.pk
     assert ids(site, project) == [1, 2]
+
+
+def test_the_safety_backup_is_proven_first(docker_site: Site, target: StorageTarget) -> None:
+    """As the policy has it, by default: nothing is made before a throw-away server has proven it."""
+    site = docker_site
+    project = site.ready()
+    write(site, project, 1)
+    backup = take(project)
+    write(site, project, 2)
+    made, operation = begin(site, backup, target="in_place", confirm=project.slug)
+    all_run(site, operation)
+    assert operation.state == "succeeded", told(operation)
+    made.refresh_from_db()
+    assert made.safety_backup is not None
+    assert made.safety_backup.status == "verified"
+    proof = made.safety_backup.proofs.get()
+    assert proof.finished_at is not None
+    assert proof.finished_at < operation.steps.get(name="server").started_at
+    assert ids(site, project) == [1]
