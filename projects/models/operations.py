@@ -60,6 +60,7 @@ class Operation(BaseModel):
             models.Index(fields=["organization_id", "-created_at", "-id"], name="operation_org"),
             models.Index(fields=["project_uuid", "-created_at", "-id"], name="operation_project"),
             models.Index(fields=["next_attempt_at"], name="operation_live", condition=Q(state__in=LIVE)),
+            models.Index(fields=["finished_at"], name="operation_finished"),
         ]
 
     def __str__(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import NoReturn
 from uuid import UUID
 
 import structlog
@@ -175,28 +176,54 @@ def prove_empty(ctx: Context) -> None:
     server = ctx.server
     if server.kind != ServerKind.POOL or Database.objects.filter(server=server).exists():
         raise StepFailed("pool_in_use", "Projects are on this pool.", retryable=False)
-    if server.initialised_at is None or emptied.given_up(server):
-        ctx.explain("It was never finished, and let nobody in")
+    if emptied.given_up(server):
+        ctx.explain("Its data was given up before")
         return
     seen = ctx.adopt()
     if seen.state == domain.ServerState.ABSENT and not ctx.runtime.data_exists(server.handle):
         ctx.explain("Nothing is left of it")
         return
+    if server.initialised_at is None and seen.state != domain.ServerState.RUNNING:
+        ctx.explain("It was never finished, and let nobody in")
+        return
+    if server.initialised_at is None:
+        _prove_unfinished(ctx)
+        return
     if seen.state != domain.ServerState.RUNNING:
         emptied.start_again(ctx)
     steps.await_login(ctx)
-    blanks = set(BlankDatabase.objects.filter(server=server).values_list("name", flat=True))
-    with wiring.admin_session(ctx.engine, server) as admin:
-        same = admin.system_identifier() == server.system_identifier
-        things = [name for name in admin.contents() if name not in blanks]
+    same, things = _asked(ctx)
     if things or not same:
-        what = f"It holds {', '.join(things[:5])}" if things else "Its data is not its own"
-        with ctx.fenced():
-            pools.pools().filter(pk=server.pk).update(
-                reconcile=False, observed_detail=f"{what}, which no row knows: set aside."[:500], updated_at=now()
-            )
-        raise StepFailed("not_empty", f"{what}, which no row knows: set aside.", retryable=False)
+        _set_aside(ctx, f"It holds {', '.join(things[:5])}" if things else "Its data is not its own")
     ctx.explain("Empty")
+
+
+def _prove_unfinished(ctx: Context) -> None:
+    """The rows say that it was never finished; but rows that come from a backup may know less than is true (rule 8). It
+    runs, so it is asked."""
+    try:
+        _, things = _asked(ctx)
+    except domain.LoginRefused:  # only what was finished has another password than the one that it was made with
+        _set_aside(ctx, "It runs and refuses our login")
+    if things:
+        _set_aside(ctx, f"It holds {', '.join(things[:5])}")
+    ctx.explain("It was never finished, and is empty")
+
+
+def _asked(ctx: Context) -> tuple[bool, list[str]]:
+    """Whether it is the server of its row, and what it holds besides blanks, says the server."""
+    blanks = set(BlankDatabase.objects.filter(server=ctx.server).values_list("name", flat=True))
+    with wiring.admin_session(ctx.engine, ctx.server) as admin:
+        same = admin.system_identifier() == ctx.server.system_identifier
+        return same, [name for name in admin.contents() if name not in blanks]
+
+
+def _set_aside(ctx: Context, what: str) -> NoReturn:
+    """For an operator to look at."""
+    told = f"{what}, which no row knows: set aside."
+    with ctx.fenced():
+        pools.pools().filter(pk=ctx.server.pk).update(reconcile=False, observed_detail=told[:500], updated_at=now())
+    raise StepFailed("not_empty", told, retryable=False)
 
 
 def remove_server(ctx: Context) -> None:

@@ -7,6 +7,7 @@ time, and the daily clean-up removes what nobody took up. Removing and draining:
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from uuid import UUID
@@ -340,11 +341,28 @@ register(
         ),
     )
 )  # fmt: skip
+
+
+def _shown(step: Step) -> Step:
+    """What it does to the pool is seen on its projects at once, also when it fails."""
+
+    def run(ctx: Context) -> None:
+        try:
+            step.run(ctx)
+        finally:
+            status.refresh(project_ids(ctx.server))
+
+    return replace(step, run=run)
+
+
 _TELL = Step("projects", "Look after its projects", tell_projects, retry=SERVER_RETRY, deadline_seconds=60)
-for _kind, _title, _first in ((RECOVER, "Start a pool again", ()), (RESTART, "Restart a pool", (lifecycle.STOP,))):
+for _kind, _title, _first in (
+    (RECOVER, "Start a pool again", ()),
+    (RESTART, "Restart a pool", (_shown(lifecycle.STOP),)),
+):
     register(
         Definition(
             kind=_kind, title=_title, on_give_up=OnGiveUp.UNDO, while_running=None, on_failure=_not_recovered,
-            steps=(*_first, lifecycle.RUN, lifecycle.AWAIT, lifecycle.IDENTITY, _TELL),
+            steps=(*_first, lifecycle.RUN, _shown(lifecycle.AWAIT), lifecycle.IDENTITY, _TELL),
         )
     )  # fmt: skip

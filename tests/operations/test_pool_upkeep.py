@@ -30,6 +30,7 @@ from projects.operations import janitor, pool_removal, pool_upkeep, pools, recon
 from projects.services import fleet
 from tests.factories import make_project
 from tests.operations.conftest import drive, let_lease_expire, let_time_pass, operation_of
+from tests.operations.paper import PaperAdmin
 from tests.operations.test_pools import begin, fail, held, make, work_of
 
 
@@ -447,7 +448,59 @@ def test_one_that_holds_what_no_row_knows_is_set_aside(pool, runtime, paper):
     assert not DataTombstone.objects.exists()
 
 
-def test_one_that_can_not_be_asked_keeps_its_data(pool, runtime, paper):
+@pytest.mark.parametrize("held_", ["somebody's", "another password", "nothing"])
+def test_rows_that_say_it_was_never_finished_are_not_believed_while_it_runs(pool, runtime, paper, held_):
+    """They may be a backup's, older than what is true."""
+    paper_ = paper.of(pool.control_endpoint)
+    if held_ == "somebody's":
+        paper_.databases.add("tenant_of_somebody")
+    elif held_ == "another password":
+        paper_.passwords[pool.admin_username] = "another"
+    DatabaseServer.objects.filter(pk=pool.pk).update(initialised_at=None)
+    drain(pool)
+    settle()
+    row = DatabaseServer.objects.filter(pk=pool.pk).first()
+    if held_ == "nothing":
+        assert row is None
+        assert not list(runtime.managed_data())
+        return
+    assert row is not None and not row.reconcile
+    assert "which no row knows: set aside." in row.observed_detail
+    assert held(runtime) == ({str(pool.pk)}, {str(pool.pk)})
+
+
+def test_what_a_restart_does_is_seen_on_its_projects_at_once(pool, team, runtime, paper, monkeypatch):
+    """Not only at the next look at all servers."""
+    shop = settle_in(pool, team, "Shop", paper)
+    reconciler.reconcile()
+    watch.check_health()
+    seen = []
+
+    def looked(real):
+        def look(*args, **options):
+            shop.refresh_from_db()
+            seen.append(shop.status)
+            return real(*args, **options)
+
+        return look
+
+    monkeypatch.setattr(runtime, "ensure", looked(runtime.ensure))
+    monkeypatch.setattr(PaperAdmin, "system_identifier", looked(PaperAdmin.system_identifier))
+    shop.refresh_from_db()
+    assert shop.status == "running"
+    with transaction.atomic():
+        operation = pools.recover_begin(pool, why="its certificate ends", kind=pools.RESTART)
+    assert drive(operation).state == "succeeded"
+    assert seen == ["unhealthy", "running"], "it is stopped; it is up again, and nobody knows of anything wrong"
+    shop.refresh_from_db()
+    assert shop.status == "starting", "until each was logged in to"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_one_that_can_not_be_asked_keeps_its_data(pool, runtime, paper, finished):
+    """Whatever its row says: it runs."""
+    if not finished:
+        DatabaseServer.objects.filter(pk=pool.pk).update(initialised_at=None)
     drive(drain(pool))
     pool_upkeep.keep()
     paper.refuses_to_answer = True

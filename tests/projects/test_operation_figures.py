@@ -6,14 +6,23 @@ import re
 from datetime import timedelta
 
 import pytest
+from django.core.cache import cache
+from django.db import connection
+from django.db.models import F
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from prometheus_client.parser import text_string_to_metric_families
 
 from novastack.common.clock import now
 from projects.models import Operation, OperationStep
-from projects.services.operation_figures import operation_figures
+from projects.services.operation_figures import KEY, Figures, operation_figures
 
 pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _nothing_summed_up() -> None:
+    cache.delete(KEY)
 
 
 def made(kind: str, state: str, seconds: float, *steps: tuple[str, str, float, int], code: str = "") -> Operation:
@@ -84,8 +93,47 @@ def test_nothing_yet() -> None:
 def test_three_queries_whatever_there_is(django_assert_num_queries) -> None:  # type: ignore[no-untyped-def]
     for number in range(30):
         made(f"kind{number % 7}", "succeeded", 1, *[(f"step{n}", "succeeded", 1.0, n) for n in range(6)])
+    operation_figures()
     with django_assert_num_queries(3):
         operation_figures()
+
+
+def test_what_ended_long_ago_is_read_once(django_assert_num_queries) -> None:  # type: ignore[no-untyped-def]
+    """What is told is the same as if all were read each time, whatever was summed up before and when."""
+    old = [made("provision", "succeeded", 3, ("server", "succeeded", 1.0, n), code="") for n in range(3)]
+    old += [made("provision", "failed", 3, ("server", "failed", 1.0, 1), code="no_answer")]
+    for hours, operation in enumerate(old, start=2):
+        moved = timedelta(hours=hours)
+        for rows in (Operation.objects.filter(pk=operation.pk), operation.steps.all()):
+            rows.update(created_at=F("created_at") - moved, started_at=F("started_at") - moved,
+                        finished_at=F("finished_at") - moved)  # fmt: skip
+    made("provision", "succeeded", 2, ("server", "succeeded", 0.2, 5))
+    whole = operation_figures()
+    assert whole.ended == {("provision", "succeeded"): 4, ("provision", "failed"): 1}
+    assert whole.retries == {("provision", "server"): 9}
+    assert whole.failures == {("provision", "no_answer"): 1}
+    assert whole.operations["provision",].seconds == 11
+    with CaptureQueriesContext(connection) as seen:
+        assert operation_figures() == whole
+    assert all("finished_at" in query["sql"] for query in seen.captured_queries)
+    settled, until = cache.get(KEY)
+    assert sum(settled.ended.values()) == 4, "the one of a moment ago may still change"
+    cache.set(KEY, (Figures({}, {}, {}, {}, {}), until - timedelta(days=1)), None)  # summed up when there was nothing
+    assert operation_figures() == whole
+    assert cache.get(KEY)[1] > until
+    Operation.objects.filter(pk__in=[o.pk for o in old]).delete()
+    assert operation_figures() == whole, "counters never go back"
+
+
+def test_without_a_cache_the_same_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    made("stop", "succeeded", 1)
+
+    def away(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(cache, "get", away)
+    monkeypatch.setattr(cache, "set", away)
+    assert operation_figures().ended == {("stop", "succeeded"): 1}
 
 
 def test_they_only_grow() -> None:
