@@ -219,13 +219,16 @@ class PostgreSQLTenants(PostgreSQLCopies):
         self._alone(TEMPLATE)
         if self._recipe_of(TEMPLATE) == RECIPE:
             return
-        self._do("DROP DATABASE IF EXISTS {} WITH (FORCE)", TEMPLATE)  # half-made, or an older version's
+        if self._limit_of(TEMPLATE) not in {None, INVALID}:  # half-made, or an older version's
+            self._do("ALTER DATABASE {} IS_TEMPLATE false", TEMPLATE)
+        self._do("DROP DATABASE IF EXISTS {} WITH (FORCE)", TEMPLATE)
         self._copy("template0", TEMPLATE)
         self._do("REVOKE ALL ON DATABASE {} FROM PUBLIC", TEMPLATE)
         with self._inside(TEMPLATE) as connection:
             postgresql_pools.close_views(connection)
             postgresql_bootstrap.fill(connection)
             connection.execute(_comment(TEMPLATE))
+            connection.execute(_say("ALTER DATABASE {} IS_TEMPLATE true", TEMPLATE))
 
     def _recipe_of(self, database: str) -> str:
         """What its comment says, once it is whole."""

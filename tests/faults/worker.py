@@ -5,8 +5,9 @@ this process, which has only imported things: so it is there at once.
 
 A worker does what worker and beat do (run what is due, reconcile, the janitor) in one loop, through the same functions. The
 product knows nothing of this: steps are wrapped here, in this process. A fault is
-`<kind>:<step>:<when>`, when = `before`, `after`, `inside:<n>` (before the n-th statement to the control database within
-the step) or `later:<seconds>` (in the middle of whatever it does then). It dies by SIGKILL, once.
+`<kind>:<step>:<when>` (for projects on pools `<kind>/pool:…`), when = `before`, `after`, `inside:<n>` (before the n-th
+statement to the control database within the step) or `later:<seconds>` (in the middle of whatever it does then). It dies by
+SIGKILL, once.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def install_fault(text: str) -> None:
 
     from projects.operations import base
 
-    kind, name, when, *number = text.split(":")
+    kinds, name, when, *number = text.split(":")
+    kind, _, variant = kinds.partition("/")
 
     def dying(run: Any) -> Any:
         def step(ctx: Any) -> None:
@@ -62,7 +64,7 @@ def install_fault(text: str) -> None:
 
         return step
 
-    definition = base.latest_definition(kind)
+    definition = base.latest_definition(kind, variant)
     steps = tuple(replace(s, run=dying(s.run)) if s.name == name else s for s in definition.steps)
     base.register(replace(definition, steps=steps))
 

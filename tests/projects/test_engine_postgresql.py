@@ -568,7 +568,10 @@ class PostgreSQLContract(EngineContract):
             text = {"half": "NULL"}.get(left, "'of an older version'")
             connection.execute(f"COMMENT ON DATABASE {BLANK_PREFIX}template IS {text}")
             if left == "invalid":
-                connection.execute(f"UPDATE pg_database SET datconnlimit = -2 WHERE datname = '{BLANK_PREFIX}template'")
+                connection.execute(
+                    "UPDATE pg_database SET datconnlimit = -2, datistemplate = false"
+                    f" WHERE datname = '{BLANK_PREFIX}template'"
+                )
         with self.engine.admin(server.endpoint, server.admin) as admin:
             assert admin.place_tenant(names, login_password="pw", control_password="cpw", tables=True) is not None
             assert admin.databases() == [names.database]
