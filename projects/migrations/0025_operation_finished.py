@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('projects', '0023_blank_secrets'),
+        ('projects', '0024_plan_backup_keep_days'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
