@@ -332,6 +332,13 @@ class FingerprintForm(forms.Form):
     )
 
 
+class RecipientForm(forms.Form):
+    recipient = forms.CharField(
+        label="age recipient", max_length=200,
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false", "placeholder": "age1…"}),
+    )  # fmt: skip
+
+
 class RestoreForm(forms.Form):
     """Where a backup goes."""
 

@@ -21,7 +21,7 @@ from django.test import Client
 from accounts.models import Invitation, User
 from accounts.permissions import Principal
 from accounts.services import member_invite
-from backups.models import Drill
+from backups.models import Drill, OfflineKey
 from projects.models import Operation
 from projects.services import key_create
 from tests.backups.rows import make_backup, make_restore, make_schedule, make_storage
@@ -55,7 +55,8 @@ NOT_FOR_VIEWERS = {
 POLITE = {"accounts:member-role"}
 # Parameters that name something of an organization or a person.
 OWNED = {"pk", "ref", "slug", "project_id", "operation_id", "user_id", "invitation_id", "token_id", "key_id",
-         "schedule_id", "drill_id", "backup_id", "restore_id", "storage_id"}  # fmt: skip
+         "schedule_id", "drill_id", "backup_id", "restore_id", "storage_id",
+         "recipient_id"}  # fmt: skip
 ACTIONS = {"operations": "cancel", "schedules": "pause", "drills": "run", "storages": "default", "backups": "pin"}
 SECRET_NAME, SECRET_HOUSE = "Zebra Ledger", "Quokka Works"
 
@@ -116,7 +117,9 @@ def world(db: None) -> World:
     key, _ = key_create(principal=Principal.of(team.alice), project=project, name=SECRET_NAME)
     storage = make_storage(team.organization)
     backup = make_backup(project, storage)
+    recipient = OfflineKey.objects.create(organization=team.organization, recipient="age1q")
     values = {
+        "recipient_id": str(recipient.pk),
         "storage_id": str(storage.pk), "backup_id": str(backup.pk), "restore_id": str(make_restore(backup, project).pk),
         "schedule_id": str(make_schedule(project).pk),
         "drill_id": str(Drill.objects.create(project=project, organization_id=team.organization.pk, name="x").pk),

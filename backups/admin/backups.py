@@ -11,7 +11,8 @@ from django.http import HttpRequest
 from accounts.admin import ReadOnlyAdmin
 from accounts.permissions import OperatorPrincipal
 from backups.models import Backup, Proof, Restore
-from backups.services.later import service
+from backups.services.backups import backup_create
+from backups.services.proofs import backup_verify
 from novastack.common.errors import NotFound
 from projects.admin.acting import act_on
 from projects.admin.operations import ReadOnlyInline
@@ -20,11 +21,11 @@ from projects.models import Project
 
 
 def _verify(who: OperatorPrincipal, backup: Backup) -> Any:
-    return service("proofs", "backup_verify")(principal=who, backup=backup)
+    return backup_verify(principal=who, backup=backup)
 
 
 def _back_up(who: OperatorPrincipal, project: Project) -> Any:
-    return service("backups", "backup_create")(principal=who, project=project)
+    return backup_create(who, project)
 
 
 def _back_up_again(who: OperatorPrincipal, backup: Backup) -> Any:

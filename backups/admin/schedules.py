@@ -10,7 +10,7 @@ from django.http import HttpRequest
 
 from accounts.admin import ReadOnlyAdmin
 from backups.models import BackupPolicy, Drill, Schedule, ScheduleRun
-from backups.services.later import service
+from backups.services.schedules import schedule_run
 from projects.admin.acting import act_on
 
 
@@ -29,7 +29,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
     def run(self, request: HttpRequest, rows: QuerySet[Any]) -> None:
         act_on(
             request, rows,
-            lambda who, row: service("schedules", "schedule_run")(principal=who, schedule=row), "Backup begun",
+            lambda who, row: schedule_run(principal=who, schedule=row), "Backup begun",
         )  # fmt: skip
 
 

@@ -27,7 +27,8 @@ from backups.models import (
     StorageTarget,
 )
 from backups.services import readings
-from backups.services.later import has, service
+from backups.services.proofs import objective
+from backups.services.schedules import describe
 from novastack.common.clock import now
 from novastack.common.templatetags.ui import clock
 from projects.models import Project
@@ -154,10 +155,7 @@ def short_hash(value: str) -> str:
 @register.filter
 def cron_words(schedule: Schedule) -> str:
     """The schedule in plain English, without its zone."""
-    if not has("schedules", "describe"):
-        return schedule.cron
-    words = str(service("schedules", "describe")(schedule.cron, schedule.time_zone))
-    return words.removesuffix(f", {schedule.time_zone}")
+    return describe(schedule.cron, schedule.time_zone).removesuffix(f", {schedule.time_zone}")
 
 
 @register.simple_tag
@@ -168,8 +166,7 @@ def undoable(project: Project) -> Restore | None:
 @register.inclusion_tag("backups/_objective.html")
 def recovery(project: Project) -> dict[str, Any]:
     """The card of a project's overview: what could be lost, how long it would take, what comes next."""
-    told = service("proofs", "objective")(project) if has("proofs", "objective") else None
-    return {"project": project, "objective": told, "next_backup": readings.next_run(project)}
+    return {"project": project, "objective": objective(project), "next_backup": readings.next_run(project)}
 
 
 @register.simple_tag

@@ -13,7 +13,6 @@ from accounts.context import show_organization
 from accounts.models import Organization
 from accounts.permissions import Capability, Principal, principal_from, require
 from backups.models import Backup, BackupStatus
-from backups.services.later import has
 from novastack.common.errors import NotFound
 from projects.models import Project
 
@@ -69,12 +68,7 @@ def acts_of(backup: Backup, may: dict[str, bool]) -> frozenset[str]:
         BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.VERIFYING, BackupStatus.DELETING,
     }:  # fmt: skip
         acts.add("delete")
-    offered = {
-        "verify": ("proofs", "backup_verify"), "again": ("backups", "backup_create"), "pin": ("backups", "backup_pin"),
-        "unpin": ("backups", "backup_unpin"), "delete": ("backups", "backup_delete"),
-        "restore": ("restores", "restore_create"), "download": ("backups", "backup_download"),
-    }  # fmt: skip
-    return frozenset(act for act in acts if act not in offered or has(*offered[act]))
+    return frozenset(acts)
 
 
 def question(request: HttpRequest, name: str, context: dict[str, Any], status: int = 200) -> HttpResponse:

@@ -14,7 +14,9 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.permissions import Capability
 from backups.forms import DeleteForm
 from backups.models import Backup, BackupStatus, Proof, Restore
-from backups.services.later import service
+from backups.operations.restore_sides import tables_of
+from backups.services.backups import backup_create, backup_delete, backup_pin, backup_unpin
+from backups.services.proofs import backup_verify
 from backups.views.common import acts_of, back, backup_for, project_of, question, rights
 from novastack.common.errors import NotFound, PermissionDenied, Problem
 from projects.models import Operation
@@ -60,18 +62,18 @@ def backup_act(request: HttpRequest, backup_id: UUID, action: str) -> HttpRespon
         raise NotFound
     try:
         if action == "verify":
-            service("proofs", "backup_verify")(principal=principal, backup=backup)
+            backup_verify(principal=principal, backup=backup)
         elif action == "cancel":
             _cancel(principal, backup)
         elif action == "again":
             project = project_of(principal, backup)
             if project is None:
                 raise NotFound
-            service("backups", "backup_create")(
-                principal=principal, project=project, label=backup.label, storage=backup.storage
-            )
+            backup_create(principal, project, label=backup.label, storage=backup.storage)
+        elif action == "pin":
+            backup_pin(principal, backup)
         else:
-            service("backups", f"backup_{action}")(principal=principal, backup=backup)
+            backup_unpin(principal, backup)
     except PermissionDenied:
         raise
     except Problem as problem:
@@ -89,7 +91,7 @@ def backup_remove(request: HttpRequest, backup_id: UUID) -> HttpResponse:
     form = DeleteForm(request.POST if request.method == "POST" else None)
     if request.method == "POST" and form.is_valid():
         try:
-            service("backups", "backup_delete")(principal=principal, backup=backup)
+            backup_delete(principal, backup)
         except PermissionDenied:
             raise
         except Problem as problem:
@@ -126,13 +128,5 @@ def _cancel(principal: Any, backup: Backup) -> None:
 
 def contents_of(backup: Backup) -> dict[str, Any]:
     """`largest`: the tables with most rows, as (name, rows); `tables_left`: how many more there are."""
-    contents = backup.manifest.get("contents") if isinstance(backup.manifest, dict) else None
-    tables = contents.get("tables") if isinstance(contents, dict) else None
-    counted: list[tuple[str, int]] = []
-    if isinstance(tables, dict):
-        for name, told in tables.items():
-            rows = told.get("rows") if isinstance(told, dict) else told[0] if isinstance(told, list) and told else told
-            if isinstance(rows, int):
-                counted.append((str(name), rows))
-    counted.sort(key=lambda pair: (-pair[1], pair[0]))
+    counted = sorted(tables_of(backup).items(), key=lambda pair: (-pair[1], pair[0]))
     return {"largest": counted[:TABLES], "tables_left": max(0, len(counted) - TABLES)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 from allauth.account.decorators import reauthentication_required
 from django.contrib import messages
@@ -14,9 +15,9 @@ from django.views.decorators.http import require_http_methods, require_POST
 from accounts.context import current_organization
 from accounts.models import Organization
 from accounts.permissions import Capability, Principal, principal_from, require
-from backups.forms import FingerprintForm
+from backups.forms import FingerprintForm, RecipientForm
 from backups.models import BackupKey, OfflineKey
-from backups.services.later import has, service
+from backups.services.kits import kit_confirm, kit_export, recipient_add, recipient_remove
 from novastack.common.errors import NotFound, PermissionDenied, Problem
 from projects.views.common import add_problem
 
@@ -29,9 +30,7 @@ def kit(request: HttpRequest) -> HttpResponse:
     form = FingerprintForm(request.POST if request.method == "POST" else None)
     if request.method == "POST" and form.is_valid():
         try:
-            service("kits", "kit_confirm")(
-                principal=principal, organization=organization, fingerprint=form.cleaned_data["fingerprint"]
-            )
+            kit_confirm(principal=principal, organization=organization, fingerprint=form.cleaned_data["fingerprint"])
         except PermissionDenied:
             raise
         except Problem as problem:
@@ -40,6 +39,44 @@ def kit(request: HttpRequest) -> HttpResponse:
             messages.info(request, "The recovery kit is confirmed. Keep it away from this installation.")
             return redirect("backups:kit")
     return render(request, "backups/kit.html", _context(organization, form), status=400 if form.errors else 200)
+
+
+@login_required
+@require_POST
+def recipient_new(request: HttpRequest) -> HttpResponse:
+    """One more age recipient: whose identity it is, NovaStack never sees."""
+    principal, organization = _owner(request)
+    form = RecipientForm(request.POST)
+    if form.is_valid():
+        try:
+            recipient_add(principal=principal, organization=organization, recipient=form.cleaned_data["recipient"])
+        except PermissionDenied:
+            raise
+        except Problem as problem:
+            add_problem(form, problem, field="recipient")
+        else:
+            messages.info(request, "New backups are sealed for it as well.")
+            return redirect("backups:kit")
+    return render(request, "backups/kit.html", _context(organization, FingerprintForm(), form), status=400)
+
+
+@login_required
+@require_POST
+def recipient_drop(request: HttpRequest, recipient_id: UUID) -> HttpResponse:
+    """New backups are no longer sealed for it; what was, stays so."""
+    principal, organization = _owner(request)
+    row = OfflineKey.objects.filter(pk=recipient_id, organization=organization, fingerprint="", retired_at=None).first()
+    if row is None:
+        raise NotFound
+    try:
+        recipient_remove(principal=principal, organization=organization, recipient=row)
+    except PermissionDenied:
+        raise
+    except Problem as problem:
+        messages.error(request, problem.detail)
+    else:
+        messages.info(request, "New backups are no longer sealed for it.")
+    return redirect("backups:kit")
 
 
 @login_required
@@ -53,7 +90,7 @@ def kit_download(request: HttpRequest) -> HttpResponse:
 @reauthentication_required
 def _download(request: HttpRequest) -> HttpResponse:
     principal, organization = _owner(request)
-    made = service("kits", "kit_export")(principal=principal, organization=organization)
+    made = kit_export(principal=principal, organization=organization)
     response = HttpResponse(made.text, content_type="text/plain; charset=utf-8")
     response["Content-Disposition"] = f'attachment; filename="novastack-recovery-kit-{organization.slug}.txt"'
     response["Cache-Control"] = "no-store, private"
@@ -70,12 +107,15 @@ def _owner(request: HttpRequest) -> tuple[Principal, Organization]:
     return principal, organization
 
 
-def _context(organization: Organization, form: FingerprintForm) -> dict[str, Any]:
-    kits = list(OfflineKey.objects.filter(organization=organization))
+def _context(
+    organization: Organization, form: FingerprintForm, recipient: RecipientForm | None = None
+) -> dict[str, Any]:
+    rows = list(OfflineKey.objects.filter(organization=organization))
+    kits = [row for row in rows if row.fingerprint]
     return {
         "section": "kit", "organization": organization, "form": form, "kits": kits,
         "held": next((row for row in kits if row.confirmed_at and not row.retired_at), None),
-        "waiting": next((row for row in kits if row.fingerprint and not row.confirmed_at and not row.retired_at), None),
+        "waiting": next((row for row in kits if not row.confirmed_at and not row.retired_at), None),
         "keys": list(BackupKey.objects.filter(organization=organization).defer("identity")),
-        "can_export": has("kits", "kit_export"),
+        "own": [row for row in rows if not row.fingerprint], "recipient": recipient or RecipientForm(),
     }  # fmt: skip

@@ -14,7 +14,14 @@ from django.views.decorators.http import require_http_methods, require_POST
 from accounts.permissions import Capability, Principal
 from backups.forms import DrillForm, PolicyForm
 from backups.models import BackupPolicy, Drill, Proof
-from backups.services.later import has, service
+from backups.services.proofs import (
+    drill_create,
+    drill_delete,
+    drill_run,
+    drill_update,
+    objective,
+    policy_update,
+)
 from backups.views.common import question
 from novastack.common.errors import NotFound, PermissionDenied, Problem
 from projects.models import Project
@@ -23,13 +30,13 @@ from projects.views.detail import header_context
 
 
 def objective_card(principal: Principal, project: Project) -> dict[str, Any]:
-    """`objective` (None: nothing can be said), `drills` with their newest run, and what may be changed."""
+    """`objective`, `drills` with their newest run, and what may be changed."""
     changes = Capability.PROJECT_CHANGE in principal.capabilities_in(project.organization_id)
     return {
-        "objective": service("proofs", "objective")(project) if has("proofs", "objective") else None,
+        "objective": objective(project),
         "drills": drills_of(project),
-        "can_promise": changes and has("proofs", "policy_update"),
-        "can_drill": changes and has("proofs", "drill_create"),
+        "can_promise": changes,
+        "can_drill": changes,
     }
 
 
@@ -52,7 +59,7 @@ def policy(request: HttpRequest, project_id: UUID) -> HttpResponse:
     form = PolicyForm(request.POST if request.method == "POST" else None, initial=PolicyForm.values_of(row))
     if request.method == "POST" and form.is_valid():
         try:
-            service("proofs", "policy_update")(principal=principal, project=project, changes=form.as_changes())
+            policy_update(principal=principal, project=project, changes=form.as_changes())
         except PermissionDenied:
             raise
         except Problem as problem:
@@ -80,9 +87,9 @@ def drill_edit(request: HttpRequest, project_id: UUID, drill_id: UUID | None = N
         fields = form.as_fields()
         try:
             if drill is None:
-                service("proofs", "drill_create")(principal=principal, project=project, **fields)
+                drill_create(principal=principal, project=project, **fields)
             else:
-                service("proofs", "drill_update")(principal=principal, drill=drill, changes=fields)
+                drill_update(principal=principal, drill=drill, changes=fields)
         except PermissionDenied:
             raise
         except Problem as problem:
@@ -106,10 +113,10 @@ def drill_act(request: HttpRequest, project_id: UUID, drill_id: UUID, action: st
         raise NotFound
     try:
         if action == "run":
-            service("proofs", "drill_run")(principal=principal, drill=drill)
+            drill_run(principal=principal, drill=drill)
             messages.info(request, f"“{drill.name}” restores the newest backup and asks its questions.")
         else:
-            service("proofs", "drill_delete")(principal=principal, drill=drill)
+            drill_delete(principal=principal, drill=drill)
             messages.info(request, f"“{drill.name}” is removed.")
     except PermissionDenied:
         raise

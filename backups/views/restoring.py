@@ -16,7 +16,8 @@ from accounts.models import Organization
 from accounts.permissions import Capability, Principal, principal_from, require
 from backups.forms import DeleteForm, RestoreForm
 from backups.models import Backup, Restore, RestoreStatus, RestoreTarget
-from backups.services.later import service
+from backups.services.restores import restore_create, restore_preflight
+from backups.services.restores import restore_undo as undo_begin
 from backups.views.common import backup_for, project_of, question, rights
 from backups.views.preflights import shown
 from novastack.common.clock import now
@@ -69,10 +70,9 @@ def preflight(request: HttpRequest, backup_id: UUID) -> HttpResponse:
     context: dict[str, Any] = {"backup": backup, "target": target, "into": into, "checked_at": now(), "form": form}
     form.errors.clear()
     try:
-        told = service("restores", "restore_preflight")(
-            principal=principal, backup=backup, target=target,
-            project=into if target == RestoreTarget.PROJECT else None,
-        )  # fmt: skip
+        told = restore_preflight(
+            principal, backup, target=target, project=into if target == RestoreTarget.PROJECT else None
+        )
     except PermissionDenied:
         raise
     except Problem as problem:
@@ -110,7 +110,7 @@ def restore_undo(request: HttpRequest, restore_id: UUID) -> HttpResponse:
     form = DeleteForm(request.POST if request.method == "POST" else None)
     if request.method == "POST" and form.is_valid():
         try:
-            service("restores", "restore_undo")(principal=principal, restore=row)
+            undo_begin(principal, row)
         except PermissionDenied:
             raise
         except Problem as problem:
@@ -155,8 +155,7 @@ def _begin(principal: Principal, backup: Backup, source: Project | None, sent: d
         if into is None:
             raise NotFound.field("project", "Choose a project of the same engine.")
         extra["project"] = into
-    made: Restore = service("restores", "restore_create")(principal=principal, backup=backup, target=target, **extra)
-    return made
+    return restore_create(principal, backup, target=target, **extra)
 
 
 def _others(principal: Principal, backup: Backup) -> Any:

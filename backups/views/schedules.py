@@ -15,7 +15,14 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.permissions import Capability
 from backups.forms import PRESETS, ScheduleForm, kept_words, preset_of, targets_of
 from backups.models import Schedule
-from backups.services.later import has, service
+from backups.services.schedules import (
+    describe,
+    next_runs,
+    schedule_create,
+    schedule_delete,
+    schedule_run,
+    schedule_update,
+)
 from novastack.common.errors import NotFound, PermissionDenied, Problem
 from projects.models import Project
 from projects.views.common import add_problem, project_for
@@ -32,15 +39,10 @@ def timing(cron: str, zone: str) -> dict[str, Any]:
         "words": "", "runs": [], "wrong": "",
         "presets": [(name, label, name == pressed) for name, (label, _) in PRESETS.items()],
     }  # fmt: skip
-    if not has("schedules", "describe"):
-        return told
     try:
-        told["words"] = service("schedules", "describe")(cron, zone)
-        told["runs"] = service("schedules", "next_runs")(cron, zone)[:RUNS]
+        told |= {"words": describe(cron, zone), "runs": next_runs(cron, zone, count=RUNS)}
     except Problem as problem:
         told["wrong"] = " ".join(error.detail for error in problem.errors) or problem.detail
-    except ValueError as error:
-        told["wrong"] = str(error)
     return told
 
 
@@ -90,7 +92,7 @@ def schedule_new(request: HttpRequest, project_id: UUID) -> HttpResponse:
     )
     if request.method == "POST" and form.is_valid():
         try:
-            service("schedules", "schedule_create")(principal=principal, project=project, **form.as_fields())
+            schedule_create(principal=principal, project=project, **form.as_fields())
         except PermissionDenied:
             raise
         except Problem as problem:
@@ -119,23 +121,19 @@ def schedule_act(request: HttpRequest, project_id: UUID, schedule_id: UUID, acti
         return _page(request, principal, project, card_of(schedule, form), form)
     try:
         if action == "save":
-            service("schedules", "schedule_update")(principal=principal, schedule=schedule, changes=form.as_fields())
+            schedule_update(principal=principal, schedule=schedule, changes=form.as_fields())
             messages.info(request, "Saved.")
         elif action in {"pause", "resume"}:
-            service("schedules", "schedule_update")(
-                principal=principal, schedule=schedule, changes={"enabled": action == "resume"}
-            )
+            schedule_update(principal=principal, schedule=schedule, changes={"enabled": action == "resume"})
             messages.info(request, "It is paused: no backup is taken on it." if action == "pause" else "It goes on.")
         elif action == "unhold":
-            service("schedules", "schedule_update")(
-                principal=principal, schedule=schedule, changes={"retention_paused": False}
-            )
+            schedule_update(principal=principal, schedule=schedule, changes={"retention_paused": False})
             messages.info(request, "Retention goes on at its next look.")
         elif action == "run":
-            service("schedules", "schedule_run")(principal=principal, schedule=schedule)
+            schedule_run(principal=principal, schedule=schedule)
             messages.info(request, f"{project.name} is being backed up.")
         else:
-            service("schedules", "schedule_delete")(principal=principal, schedule=schedule)
+            schedule_delete(principal=principal, schedule=schedule)
             messages.info(request, "The schedule is removed. What it has made stays.")
     except PermissionDenied:
         raise

@@ -14,9 +14,9 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.permissions import Capability, Principal
 from backups.forms import BackupForm
-from backups.models import Backup, BackupStatus, BackupTrigger
+from backups.models import BackupStatus, BackupTrigger
 from backups.services import readings
-from backups.services.later import has, service
+from backups.services.backups import backup_create, why_not_now
 from backups.views.common import acts_of, question, rights
 from backups.views.objectives import objective_card
 from backups.views.schedules import schedule_cards
@@ -51,8 +51,7 @@ def project_backups(request: HttpRequest, project_id: UUID) -> HttpResponse:
         return render(request, "backups/_list.html", context)
     context |= {
         "statuses": BackupStatus.choices, "triggers": BackupTrigger.choices, "schedules": schedule_cards(project),
-        "can_schedule": Capability.PROJECT_CHANGE in principal.capabilities_in(project.organization_id)
-        and has("schedules", "schedule_create"),
+        "can_schedule": context["may"]["project_change"] and project.recycled_at is None,
         "kit_confirmed": readings.kit_confirmed(project.organization_id) or not figures["count"],
         **objective_card(principal, project),
     }  # fmt: skip
@@ -73,10 +72,9 @@ def backup_new(request: HttpRequest, project_id: UUID) -> HttpResponse:
     form = BackupForm(request.POST if request.method == "POST" else None, organization=project.organization)
     if request.method == "POST" and form.is_valid():
         try:
-            backup: Backup = service("backups", "backup_create")(
-                principal=principal, project=project, label=form.cleaned_data["label"],
-                storage=form.cleaned_data["storage"],
-            )  # fmt: skip
+            backup = backup_create(
+                principal, project, label=form.cleaned_data["label"], storage=form.cleaned_data["storage"]
+            )
         except PermissionDenied:
             raise
         except Problem as problem:
@@ -88,12 +86,7 @@ def backup_new(request: HttpRequest, project_id: UUID) -> HttpResponse:
 
 
 def _can_back_up(principal: Principal, project: Project) -> bool:
-    return (
-        rights(principal, project.organization_id)["project_act"]
-        and project.status != "recycled"
-        and project.ready_at is not None
-        and has("backups", "backup_create")
-    )
+    return rights(principal, project.organization_id)["project_act"] and not why_not_now(project)
 
 
 def _here(request: HttpRequest) -> str:

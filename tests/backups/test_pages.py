@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+import pyrage
 import pytest
 from django.test import Client
 
 from accounts.models import User
 from backups.models import (
     Backup,
+    BackupPolicy,
     BackupStatus,
     BackupTrigger,
     Drill,
@@ -23,9 +25,9 @@ from backups.models import (
 )
 from novastack.common.clock import now
 from novastack.common.secrets import Sealed
-from projects.models import Operation, Project
+from projects.models import Operation, Project, TableSnapshot
 from tests.backups.rows import MIB, make_backup, make_proof, make_restore, make_schedule, make_storage
-from tests.factories import Team, make_project, make_team
+from tests.factories import PASSWORD, Team, make_project, make_team
 
 pytestmark = pytest.mark.django_db
 HTMX = {"headers": {"HX-Request": "true"}}
@@ -260,7 +262,7 @@ class TestDetail:
     def test_it_tells_what_is_in_it_and_what_proved_it(self, shop: Shop) -> None:
         Backup.objects.update(
             notes=["Statistics are not in it."],
-            manifest={"contents": {"tables": {"public.orders": {"rows": 1204}, "public.items": {"rows": 7}}}},
+            manifest={"contents": {"tables": {"public.orders": [1204, "d1"], "public.items": [7, "d2"]}}},
         )
         page = browser(shop.team.vera).get(f"/backups/{shop.backup.pk}/", **HTMX).content.decode()
         for words in ("Statistics are not in it.", "public.orders", "Restored in 2:50", shop.backup.sha256, "128"):
@@ -269,7 +271,7 @@ class TestDetail:
     def test_a_hostile_label_and_name_are_text(self, shop: Shop) -> None:
         Backup.objects.update(
             label="<script>alert(1)</script>", notes=["<img src=x>"],
-            manifest={"contents": {"tables": {"<b>t</b>": {"rows": 1}}}},
+            manifest={"contents": {"tables": {"<b>t</b>": [1, "d"]}}},
         )  # fmt: skip
         page = browser(shop.team.alice).get(f"/backups/{shop.backup.pk}/", **HTMX).content.decode()
         assert "<script>alert" not in page and "<img src" not in page and "<b>t</b>" not in page
@@ -375,3 +377,230 @@ class TestStorages:
         assert "holds 1 backup" in client.get(f"/backup-storages/{shop.storage.pk}/remove/").content.decode()
         client.post(f"/backup-storages/{shop.storage.pk}/remove/")
         assert StorageTarget.objects.filter(pk=shop.storage.pk).exists()
+
+
+class TestKit:
+    def test_it_is_given_out_once_and_typed_back(self, shop: Shop) -> None:
+        client = browser(shop.team.adam)
+        client.post("/accounts/login/", {"login": shop.team.adam.email, "password": PASSWORD})
+        asked = client.post("/recovery-kit/download/")
+        if asked.status_code == 302:  # the password once more
+            assert "reauthenticate" in asked.url
+            answer = client.post(asked.url, {"password": PASSWORD}, follow=True)
+        else:
+            answer = asked
+        assert answer.status_code == 200 and "no-store" in answer["Cache-Control"]
+        assert answer["Content-Disposition"].startswith("attachment")
+        text = answer.content.decode()
+        kit = OfflineKey.objects.get(organization=shop.team.organization)
+        assert "AGE-SECRET-KEY-1" in text and kit.fingerprint in text
+        page = client.get("/recovery-kit/").content.decode()
+        assert kit.fingerprint not in page and "AGE-SECRET-KEY-1" not in page
+        wrong = client.post("/recovery-kit/", {"fingerprint": "0000"})
+        assert wrong.status_code == 400 and "fingerprint" in wrong.content.decode()
+        assert client.post("/recovery-kit/", {"fingerprint": kit.fingerprint}).status_code == 302
+        kit.refresh_from_db()
+        assert kit.confirmed_at is not None
+        assert "Somebody holds the kit" in client.get("/recovery-kit/").content.decode()
+
+    def test_the_password_is_asked_for_again(self, shop: Shop) -> None:
+        answer = browser(shop.team.alice).post("/recovery-kit/download/")  # signed in, but not just now
+        assert answer.status_code == 302 and "reauthenticate" in answer.url
+        assert not OfflineKey.objects.exists()
+
+    def test_recipients_of_their_own(self, shop: Shop) -> None:
+        client = browser(shop.team.alice)
+        bad = client.post("/recovery-kit/recipients/", {"recipient": "age1nonsense"})
+        assert bad.status_code == 400 and "Send an age recipient" in bad.content.decode()
+        mine = str(pyrage.x25519.Identity.generate().to_public())
+        assert client.post("/recovery-kit/recipients/", {"recipient": mine}).status_code == 302
+        row = OfflineKey.objects.get(recipient=mine)
+        assert mine in client.get("/recovery-kit/").content.decode()
+        client.post(f"/recovery-kit/recipients/{row.pk}/remove/")
+        row.refresh_from_db()
+        assert row.retired_at is not None
+
+
+class TestRestoring:
+    def path(self, shop: Shop) -> str:
+        return f"/backups/{shop.backup.pk}/restore/"
+
+    def test_a_new_project_is_the_first_choice(self, shop: Shop) -> None:
+        page = browser(shop.team.alice).get(self.path(shop)).content.decode()
+        assert f"{shop.project.name}-restored" in page and "Restore into new project" in page
+        assert "Type <b" not in page
+
+    def test_one_is_begun(self, shop: Shop) -> None:
+        answer = browser(shop.team.alice).post(self.path(shop), {"target": "new_project", "name": "Copy"})
+        made = Project.objects.get(name="Copy")
+        assert answer.status_code == 302 and answer.url == f"/projects/{made.pk}/"
+        assert Restore.objects.get(project_uuid=made.pk).backup == shop.backup
+
+    def test_a_refusal_stands_at_its_field(self, shop: Shop) -> None:
+        answer = browser(shop.team.alice).post(self.path(shop), {"target": "new_project", "name": shop.project.name})
+        assert answer.status_code == 400
+        assert "exists; choose another name" in answer.content.decode()
+
+    def test_in_place_says_what_it_would_do_before_it_asks(self, shop: Shop) -> None:
+        TableSnapshot.objects.create(
+            project=shop.project, tried_at=now(), at=now(), total=2, tables=[["orders", 1300, 1], ["coupons", 10, 1]]
+        )
+        Backup.objects.update(
+            manifest={"contents": {"tables": {"public.orders": [1204, "d"], "public.coupons": [139, "d"]}}}
+        )
+        client = browser(shop.team.alice)
+        page = client.get(self.path(shop) + "?target=in_place").content.decode()
+        assert "/restore/preflight/" in page
+        page = client.post(self.path(shop) + "preflight/", {"target": "in_place"}).content.decode()
+        assert "safety backup" in page and "Version 18 into 18" in page
+        assert "−96 lost" in page and "+129 back" in page and "1\u202f204" in page
+
+    def test_in_place_needs_the_slug(self, shop: Shop) -> None:
+        client = browser(shop.team.alice)
+        for typed in ("", "other"):
+            answer = client.post(self.path(shop), {"target": "in_place", "confirm": typed})
+            assert answer.status_code == 400
+        assert Restore.objects.count() == 1
+        answer = client.post(self.path(shop), {"target": "in_place", "confirm": shop.project.slug})
+        made = Restore.objects.exclude(pk=shop.restore.pk).get()
+        assert answer.status_code == 302 and answer.url == f"/restores/{made.pk}/"
+        page = client.get(answer.url).content.decode()
+        assert 'data-poll="2"' in page and "In place" in page
+
+    def test_nothing_to_restore(self, shop: Shop) -> None:
+        Backup.objects.update(status=BackupStatus.FAILED)
+        assert browser(shop.team.alice).get(self.path(shop)).status_code == 409
+
+
+class TestActing:
+    def test_pin_and_unpin(self, shop: Shop) -> None:
+        client = browser(shop.team.bob)
+        client.post(f"/backups/{shop.backup.pk}/actions/pin/")
+        shop.backup.refresh_from_db()
+        assert shop.backup.pinned
+        assert "Unpin it first" in client.get(f"/backups/{shop.backup.pk}/delete/").content.decode()
+        refused = client.post(f"/backups/{shop.backup.pk}/delete/")
+        assert refused.status_code == 400 and "unpin it first" in refused.content.decode()
+        client.post(f"/backups/{shop.backup.pk}/actions/unpin/")
+        shop.backup.refresh_from_db()
+        assert not shop.backup.pinned
+
+    def test_back_up_now_and_cancel(self, shop: Shop) -> None:
+        client = browser(shop.team.bob)
+        answer = client.post(
+            f"/projects/{shop.project.pk}/backups/new/", {"label": "now", "storage": str(shop.storage.pk)}
+        )
+        assert answer.status_code == 302
+        made = Backup.objects.get(label="now")
+        assert made.storage == shop.storage and made.created_by_label == "bob@example.test"
+        page = client.get(f"/projects/{shop.project.pk}/backups/").content.decode()
+        assert 'data-poll="2"' in page and f"/backups/{made.pk}/actions/cancel/" in page
+        client.post(f"/backups/{made.pk}/actions/cancel/")
+        assert Operation.objects.get(pk=made.operation_id).cancel_requested_at is not None
+
+    def test_a_backup_is_asked_for_in_vain_without_a_storage(self, shop: Shop) -> None:
+        other = make_project(shop.team.charlie, shop.team.elsewhere, "Ledger")
+        client = browser(shop.team.charlie)
+        assert "no storage for backups yet" in client.get(f"/projects/{other.pk}/backups/new/").content.decode()
+        answer = client.post(f"/projects/{other.pk}/backups/new/", {"label": ""})
+        assert answer.status_code == 400 and "storage" in answer.content.decode()
+        foreign = client.post(f"/projects/{other.pk}/backups/new/", {"storage": str(shop.storage.pk)})
+        assert foreign.status_code == 400 and not Backup.objects.filter(project_uuid=other.pk).exists()
+
+    def test_verify_now(self, shop: Shop) -> None:
+        client = browser(shop.team.bob)
+        client.post(f"/backups/{shop.backup.pk}/actions/verify/")
+        assert Operation.objects.filter(kind="verify", params__backup=str(shop.backup.pk)).exists()
+
+    def test_deleted(self, shop: Shop) -> None:
+        client = browser(shop.team.bob)
+        page = client.get(f"/backups/{shop.backup.pk}/delete/").content.decode()
+        assert "the newest proven backup" in page
+        assert client.post(f"/backups/{shop.backup.pk}/delete/").status_code == 302
+        shop.backup.refresh_from_db()
+        assert shop.backup.status == BackupStatus.DELETING
+
+
+class TestSchedules:
+    def base(self, shop: Shop) -> str:
+        return f"/projects/{shop.project.pk}/backups/schedules/"
+
+    def test_the_words_and_runs_follow_what_is_typed(self, shop: Shop) -> None:
+        client = browser(shop.team.vera)
+        page = client.get(self.base(shop) + "preview/?card=new&cron=30+3+*+*+*&time_zone=UTC").content.decode()
+        assert "03:30" in page and page.count("<li>") == 5
+        page = client.get(self.base(shop) + "preview/?card=new&cron=61+*+*+*+*").content.decode()
+        assert "Use five fields" in page
+        page = client.get(self.base(shop) + "preview/?card=new&preset=4h").content.decode()
+        assert 'value="0 */4 * * *"' in page
+        for zone in ("Mars/Olympus", "%00", "../etc/passwd"):
+            assert client.get(self.base(shop) + f"preview/?cron=0+*+*+*+*&time_zone={zone}").status_code == 200
+
+    def test_one_is_made_changed_paused_and_removed(self, shop: Shop) -> None:
+        client = browser(shop.team.bob)
+        fields = {"cron": "0 3 * * *", "time_zone": "Europe/Berlin", "keep": "week", "storage": str(shop.storage.pk)}
+        assert client.post(self.base(shop) + "new/", fields).status_code == 302
+        made = Schedule.objects.exclude(pk=shop.schedule.pk).get()
+        assert (made.cron, made.time_zone, made.keep_last, made.keep_daily) == ("0 3 * * *", "Europe/Berlin", 3, 7)
+        own = fields | {"keep": "own", "keep_last": "5", "max_bytes": "50 GB", "storage": ""}
+        assert client.post(self.base(shop) + f"{made.pk}/save/", own).status_code == 302
+        made.refresh_from_db()
+        assert (made.keep_last, made.keep_daily, made.max_bytes, made.storage) == (5, None, 50 << 30, None)
+        client.post(self.base(shop) + f"{made.pk}/pause/")
+        made.refresh_from_db()
+        assert made.enabled is False and made.cron == "0 3 * * *"
+        client.post(self.base(shop) + f"{made.pk}/resume/")
+        client.post(self.base(shop) + f"{made.pk}/delete/")
+        assert not Schedule.objects.filter(pk=made.pk).exists()
+
+    @pytest.mark.parametrize(
+        ("fields", "words"),
+        [({"cron": "every day"}, "Use five fields"), ({"cron": "0 0 30 2 *"}, "day"), ({"cron": ""}, "required"),
+         ({"time_zone": "Mars"}, "valid choice"), ({"keep": "own", "max_bytes": "lots"}, "is no size"),
+         ({"keep": "own", "keep_last": "-1"}, "greater than or equal")],
+    )  # fmt: skip
+    def test_what_is_wrong_is_said_and_nothing_is_lost(self, shop: Shop, fields: dict[str, str], words: str) -> None:
+        sent = {"cron": "0 3 * * *", "time_zone": "Europe/Berlin", "keep": "week"} | fields
+        answer = browser(shop.team.bob).post(self.base(shop) + "new/", sent)
+        page = answer.content.decode()
+        assert answer.status_code == 400 and words in page
+        assert Schedule.objects.count() == 1
+        if "time_zone" not in fields:
+            assert '<option value="Europe/Berlin" selected>' in page
+
+
+class TestPromises:
+    def test_the_objective_is_saved_and_red_when_broken(self, shop: Shop) -> None:
+        client = browser(shop.team.bob)
+        base = f"/projects/{shop.project.pk}/backups/"
+        answer = client.post(base + "policy/", {"rpo_hours": "1", "rto_minutes": "30", "reverify_days": "7"})
+        assert answer.status_code == 302
+        policy = BackupPolicy.objects.get(project=shop.project)
+        assert (policy.rpo_seconds, policy.rto_seconds, policy.reverify_days) == (3600, 1800, 7)
+        assert policy.verify_after_backup is False
+        page = client.get(base).content.decode()
+        assert "Broken" in page and "The last verified backup is 2 hours old" in page
+        assert "Broken" in client.get(f"/projects/{shop.project.pk}/").content.decode()
+        assert "late" in client.get("/projects/").content.decode()
+        assert "Within target" not in page
+
+    def test_a_bad_heartbeat_is_refused_at_its_field(self, shop: Shop) -> None:
+        answer = browser(shop.team.bob).post(
+            f"/projects/{shop.project.pk}/backups/policy/",
+            {"reverify_days": "7", "heartbeat_url": "ftp://beats.example/x"},
+        )
+        assert answer.status_code == 400 and 'id="id_heartbeat_url-error"' in answer.content.decode()
+
+    def test_a_drill_is_made_changed_and_removed(self, shop: Shop) -> None:
+        client = browser(shop.team.bob)
+        base = f"/projects/{shop.project.pk}/backups/drills/"
+        fields = {"name": "Nightly", "time_zone": "UTC", "sql_2": "select count(*) > 0 from orders", "expect_2": "true"}
+        assert client.post(base + "new/", fields).status_code == 302
+        drill = Drill.objects.get(name="Nightly")
+        assert drill.assertions[0]["sql"] == "select count(*) > 0 from orders"
+        none = client.post(base + "new/", {"name": "Empty", "time_zone": "UTC"})
+        assert none.status_code == 400 and "questions" in none.content.decode()
+        bad = client.post(base + f"{drill.pk}/", fields | {"cron": "x"})
+        assert bad.status_code == 400 and "Use five fields" in bad.content.decode()
+        client.post(base + f"{drill.pk}/delete/")
+        assert not Drill.objects.filter(pk=drill.pk).exists()
