@@ -149,6 +149,11 @@ class ConfirmForm(forms.Form):
     """The typed slug. The service compares it again."""
 
     confirm = forms.CharField(max_length=80, required=False, label="Type to confirm")
+    without_backup = forms.BooleanField(required=False)
+
+    def final_backup(self) -> bool | None:
+        """As services take it: False waives it, None takes one where one can be taken."""
+        return False if self.cleaned_data["without_backup"] else None
 
 
 class UndeleteForm(forms.Form):

@@ -83,7 +83,7 @@ def project_remove(request: HttpRequest, project_id: UUID) -> HttpResponse:
             form.add_error("confirm", f"Type {project.slug} to delete this project.")
         else:
             try:
-                project_delete(principal=principal, project=project)
+                project_delete(principal=principal, project=project, final_backup=form.final_backup())
             except PermissionDenied:
                 raise
             except Problem as problem:
@@ -103,7 +103,10 @@ def project_purge_now(request: HttpRequest, project_id: UUID) -> HttpResponse:
     form = ConfirmForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
         try:
-            project_purge(principal=principal, project=project, confirm=form.cleaned_data["confirm"])
+            project_purge(
+                principal=principal, project=project, confirm=form.cleaned_data["confirm"],
+                final_backup=form.final_backup(),
+            )  # fmt: skip
         except PermissionDenied:
             raise
         except Problem as problem:

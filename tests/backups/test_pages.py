@@ -26,6 +26,7 @@ from backups.models import (
 from novastack.common.clock import now
 from novastack.common.secrets import Sealed
 from projects.models import Operation, Project, TableSnapshot
+from projects.operations import removal
 from tests.backups.rows import MIB, make_backup, make_proof, make_restore, make_schedule, make_storage
 from tests.factories import PASSWORD, Team, make_project, make_team
 
@@ -604,3 +605,24 @@ class TestPromises:
         assert bad.status_code == 400 and "Use five fields" in bad.content.decode()
         client.post(base + f"{drill.pk}/delete/")
         assert not Drill.objects.filter(pk=drill.pk).exists()
+
+
+class TestDeletion:
+    """A project goes with a final backup, unless somebody says otherwise."""
+
+    @pytest.mark.parametrize(("sent", "wanted"), [({}, None), ({"without_backup": "on"}, False)])
+    def test_the_final_backup_is_waived_in_words(
+        self, shop: Shop, sent: dict[str, str], wanted: bool | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told: list[Any] = []
+        begun = removal.deletion_create
+        monkeypatch.setattr(
+            removal,
+            "deletion_create",
+            lambda *args, **given: told.append(given["final_backup"]) or begun(*args, **given),
+        )
+        path = f"/projects/{shop.project.pk}/delete/"
+        client = browser(shop.team.bob)
+        assert "Without a final backup" in client.get(path).content.decode()
+        assert client.post(path, {"confirm": shop.project.slug} | sent).status_code == 302
+        assert told == [wanted]
