@@ -363,8 +363,8 @@ class Engine(ABC):
     ) -> str | None:
         """The first cell of what a tenant's own query answers, as text (at most some thousand characters); None: it is NULL,
         or there is no row. As the tenant's login `credentials`, read-only, and ended after that time. What the engine
-        refuses is an `EngineError`. Only with `Capability.COPY`."""
-        raise NotImplementedError
+        refuses is an `EngineError`."""
+        raise EngineError("questions can't be asked of this product yet")
 
     @abstractmethod
     def validate_identifier(self, value: str) -> str:

@@ -247,3 +247,66 @@ def test_a_drill_asks_the_user_s_own_questions(place: Place) -> None:
     place.site.finish(operation, 120)
     assert Proof.objects.get(operation_id=operation.pk).state == "passed"
     place.nothing_left()
+
+
+def test_every_backup_is_proven_and_somebody_is_told(place: Place, settings: Any) -> None:
+    """The whole way: taken by its own operation, verified after it, the heartbeat called; a policy may say no."""
+    import http.server
+    import json
+    import threading
+
+    from backups.models import BackupPolicy
+    from backups.operations import storages, taking
+
+    storages.claim(place.storage)
+    place.storage.save()
+    heard: list[dict[str, Any]] = []
+
+    class Watchdog(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200 if len(heard) == 1 else 503)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Watchdog)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    policy = BackupPolicy.objects.create(
+        project=place.project, organization_id=place.project.organization_id, reverify_days=0,
+        heartbeat_url=f"http://127.0.0.1:{server.server_port}/beat",
+    )  # fmt: skip
+
+    def take() -> Backup:
+        with transaction.atomic():
+            backup = taking.backup_begin(
+                place.project, trigger="manual", storage=place.storage, created_by_label="test"
+            )
+        operation = place.site.finish(Operation.objects.get(pk=backup.operation_id), 120)
+        assert operation.state == "succeeded", operation.error
+        for proof in Proof.objects.filter(backup=backup, kind="after_backup"):
+            done = place.site.finish(Operation.objects.get(pk=proof.operation_id), 120)
+            assert done.state == "succeeded", done.error
+        backup.refresh_from_db()
+        policy.refresh_from_db()
+        return backup
+
+    try:
+        backup = take()
+        assert (backup.status, backup.reverify_at) == ("verified", None)
+        assert policy.heartbeat_error
+        assert policy.heartbeat_at is None and heard == []  # a private address: the operator has not named it
+        settings.NOVASTACK_OUTBOUND_ALLOW = ["127.0.0.0/8"]
+        backup = take()
+        assert backup.status == "verified" and [beat["backup"] for beat in heard] == [str(backup.pk)]
+        assert policy.heartbeat_at is not None and policy.heartbeat_error == ""
+        assert take().status == "verified"
+        assert policy.heartbeat_error == "It answered 503."
+        BackupPolicy.objects.update(verify_after_backup=False)
+        assert take().status == "stored"
+        assert len(heard) == 2
+    finally:
+        server.shutdown()
+        server.server_close()
+    place.nothing_left()
