@@ -46,9 +46,6 @@ class MySQL(MySQLFamily):
         "--set-gtid-purged=OFF", "--no-tablespaces", "--column-statistics=0", "--loose-masking-policies=0",
         "--loose-init-command=SET SESSION max_execution_time = 0",
     )  # fmt: skip
-    restore_arguments: ClassVar[tuple[str, ...]] = (
-        "--init-command=SET SESSION max_execution_time = 0, lock_wait_timeout = 60",
-    )
     minimum_memory_bytes: ClassVar[int] = 384 << 20
     admin_class: ClassVar[type[MySQLFamilyAdmin]] = MySQLAdmin
     dialect: ClassVar[Dialect] = MYSQL

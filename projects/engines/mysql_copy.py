@@ -31,7 +31,7 @@ _DATABASE = (
 # `sh -c DUMP sh <edits for sed> <client> <dump program> <first statement> argument …`: what is said of the database, then
 # three runs: routines (views use them), tables with rows and views, what acts by itself; what puts FLOAT values right stands
 # before the last. The first failure ends it and is its exit code. By the environment come: the option file, options of TLS,
-# the database.
+# the database, and what the client's sessions begin with.
 _DUMP = f"""set -u
 edits=$1 client=$2 program=$3 first=$4 floats=$5
 shift 5
@@ -42,7 +42,7 @@ run() {{
   [ -e failed ] || "$tool" "--defaults-file=$OPTIONS" $TLS "$@" "$DATABASE" || echo $? >failed
 }}
 ask() {{
-  run "$client" --batch --raw --skip-column-names --default-character-set=utf8mb4 "$@"
+  run "$client" --batch --raw --skip-column-names --default-character-set=utf8mb4 "--init-command=$BEGIN" "$@"
 }}
 {{
   ask --execute="$first"
@@ -51,7 +51,7 @@ ask() {{
   ask --execute="$floats" >queries
   if [ -s queries ]; then
     echo "{mysql_floats.BEFORE}"
-    ask --binary-mode --init-command="SET SESSION time_zone = '+00:00'" <queries
+    ask --binary-mode <queries
     echo "{mysql_floats.AFTER}"
   fi
   run "$program" "$@" --no-data --no-create-info --triggers --skip-routines --events
@@ -63,7 +63,7 @@ _RESTORE = """set -u
 client=$1
 shift
 rm -f code
-{ "$client" "--defaults-file=$OPTIONS" $TLS "$@" "$DATABASE" 2>&1 >/dev/null; echo $? >code; } |
+{ "$client" "--defaults-file=$OPTIONS" $TLS "--init-command=$BEGIN" "$@" "$DATABASE" 2>&1 >/dev/null; echo $? >code; } |
   LC_ALL=C grep -a -E '^(ERROR |mysql: |mariadb: )' >&2
 exit "$(cat code)"
 """
@@ -95,7 +95,7 @@ def dump(
 
 
 def restore(
-    place: Endpoint, credentials: Credentials, *, mariadb: bool, program: str, arguments: Sequence[str]
+    place: Endpoint, credentials: Credentials, *, mariadb: bool, program: str, arguments: Sequence[str] = ()
 ) -> Command:
     argv = framing.unframed(
         "sh", "-c", _RESTORE, "novastack-client", program, "--batch", "--binary-mode", "--comments", "--local-infile=0",
@@ -120,7 +120,11 @@ def _command(place: Endpoint, credentials: Credentials, argv: tuple[str, ...], *
         tls = "--ssl-mode=VERIFY_CA --ssl-ca={secret:ca}" if place.ca_pem else "--ssl-mode=PREFERRED"
     if place.ca_pem:
         secrets["ca"] = place.ca_pem.encode()
-    env = {"OPTIONS": "{secret:client.cnf}", "TLS": tls, "DATABASE": credentials.database}
+    limit = "max_statement_time" if mariadb else "max_execution_time"  # pools have one
+    env = {
+        "OPTIONS": "{secret:client.cnf}", "TLS": tls, "DATABASE": credentials.database,
+        "BEGIN": f"SET SESSION {limit} = 0, lock_wait_timeout = 60, time_zone = '+00:00'",
+    }  # fmt: skip
     return Command(argv, env, secrets)
 
 

@@ -64,7 +64,7 @@ class MySQLFamily(Engine):
     dump_program: ClassVar[str]
     dump_format: ClassVar[str] = "SQL"
     dump_arguments: ClassVar[tuple[str, ...]]
-    restore_arguments: ClassVar[tuple[str, ...]]
+    restore_arguments: ClassVar[tuple[str, ...]] = ()
     admin_class: ClassVar[type[MySQLFamilyAdmin]]
     dialect: ClassVar[mysql_snippets.Dialect]
     secret_variable: ClassVar[str]  # names the file with root's first password

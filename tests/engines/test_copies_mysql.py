@@ -342,6 +342,29 @@ def test_a_dump_that_does_more_is_stopped(made: Copier, monkeypatch: pytest.Monk
     assert failed.value.code == "restore_failed", failed.value.detail
 
 
+def test_no_limit_of_a_pool_cuts_it_off(made: Copier) -> None:
+    """What servers allow a statement by default: a dump may take longer, and a restore and a look too."""
+    run(
+        made.source, made.login, "CREATE TABLE big (id INT AUTO_INCREMENT PRIMARY KEY, f FLOAT, t LONGTEXT)",
+        "INSERT INTO big (f, t) VALUES (8388609, REPEAT('x', 20000))",
+        *["INSERT INTO big (f, t) SELECT f, t FROM big"] * 10,
+    )  # fmt: skip
+    limit = "max_statement_time = {}" if is_mariadb(made) else "max_execution_time = {}"
+    servers = (made.source, made.target)
+    for server in servers:
+        run(server, server.admin, "SET GLOBAL " + limit.format("0.01" if is_mariadb(made) else "10"))
+    try:
+        with pytest.raises(pymysql.MySQLError):
+            run(made.source, made.login, "SELECT COUNT(SHA2(t, 512)) FROM big")
+        made.run()
+        source, copy = made.fingerprints()
+        assert source.differences(copy) == []
+        assert source.tables["big"].rows == 1024
+    finally:
+        for server in servers:
+            run(server, server.admin, "SET GLOBAL " + limit.format(0))
+
+
 def test_who_pulses_ends_it(made: Copier) -> None:
     run(
         made.source, made.login, "CREATE TABLE big (t LONGTEXT)", "INSERT INTO big VALUES (REPEAT('x', 20000))",
