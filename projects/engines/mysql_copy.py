@@ -198,6 +198,7 @@ class MySQLFamilyCopies(EngineAdmin):
 
     def quiet(self, names: TenantNames, *, quiet: bool) -> None:
         """The event scheduler is the server's; on a pool it never runs, so nobody asks there."""
+        # Until the next start, which allows it again.
         self._session.do(f"SET GLOBAL event_scheduler = {'OFF' if quiet else 'ON'}")
 
     def admit_tool(self, names: TenantNames, username: str, password: str) -> None:

@@ -281,6 +281,7 @@ def unfence(ctx: Context) -> None:
 def copy(ctx: Context) -> None:
     """Dump and restore, streamed. Done again, it begins with an empty database."""
     ensure_up(ctx)
+    _at_rest(ctx)
     side = ctx.seen_as(Incoming)
     names = side.names
     with target_errors():
@@ -314,6 +315,12 @@ def copy(ctx: Context) -> None:
     seconds = time.monotonic() - began
     ctx.record(bytes=moved, seconds=round(seconds, 2))
     ctx.explain(f"{moved / MIB:.1f} MiB in {seconds:.1f} s")
+
+
+def _at_rest(ctx: Context) -> None:
+    """A server that was started anew meanwhile does things by itself again."""
+    with wiring.admin_session(ctx.engine, ctx.server) as admin:
+        quiet(ctx, admin, ctx.names, quiet=True)
 
 
 class target_errors:
@@ -356,9 +363,11 @@ def _watched(ctx: Context, told: Callable[[int], None]) -> Callable[[int], None]
 def compare(ctx: Context) -> None:
     """Source and copy, read in the same way, all of both: not one row or object may differ."""
     ensure_up(ctx)
+    _at_rest(ctx)
     side = ctx.seen_as(Incoming)
     names = side.names
     with target_errors():
+        _at_rest(side)
         theirs = admitted(side, names)
     mine = admitted(ctx, ctx.names)
     stop = threading.Event()

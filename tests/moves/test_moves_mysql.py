@@ -4,6 +4,7 @@ and what is these products' own (who made views and triggers, events, sequences)
 from __future__ import annotations
 
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from projects.models import (
     Project,
     ServerKind,
 )
-from projects.operations import pool_removal, pools, reconciler, runner, wiring
+from projects.operations import copying, pool_removal, pools, reconciler, runner, wiring
 from projects.runtimes.process_binaries import find
 from tests.clients import Access
 from tests.faults.clients import password_of, role_of
@@ -244,6 +245,53 @@ def test_what_can_not_be_copied_stays_where_it_is(site: Site) -> None:
     with site.client.session(mine) as session, session.cursor() as cursor:
         cursor.execute("SELECT COUNT(*) FROM orders")
         assert cursor.fetchall() == ((1000,),)
+
+
+@pytest.mark.parametrize("whom", ["source", "target"])
+def test_a_server_that_dies_in_the_middle(site: Site, monkeypatch: pytest.MonkeyPatch, whom: str) -> None:
+    """Killed while the copy is made: tried once more, or undone; never half of it, and the login is the tenant's again."""
+    project = site.ready()
+    made(site, project)
+    run(
+        site, project, "CREATE TABLE big (id INT AUTO_INCREMENT PRIMARY KEY, t TEXT)",
+        "INSERT INTO big (t) VALUES (REPEAT('x', 2000))", *["INSERT INTO big (t) SELECT t FROM big"] * 14,
+    )  # fmt: skip
+    server = DatabaseServer.objects.get(project_uuid=project.pk)
+    killed: list[str] = []
+    whole = copying.copy
+
+    def interrupted(*args: Any, **options: Any) -> int:
+        pulse, end = options["pulse"], args[1] if whom == "source" else args[2]
+
+        def pulsing(moved: int) -> None:
+            if not killed and moved:
+                killed.append(end.handle.name)
+                subprocess.run(["docker", "kill", end.handle.name], check=True, capture_output=True)
+            pulse(moved)
+
+        return whole(*args, **{**options, "pulse": pulsing})
+
+    monkeypatch.setattr(copying, "copy", interrupted)
+    operation = begin(project)
+    site.finish(operation, 240)
+    assert killed
+    project.refresh_from_db()
+    assert project.status == "running", (operation.error, project.status_detail)
+    if operation.state != "succeeded":
+        assert operation.error is not None
+        assert operation.error["code"] in {
+            f"{whom}_lost",
+            "dump_failed",
+            "restore_failed",
+            "copy_interrupted",
+            "tool_killed",
+        }
+        server.refresh_from_db()
+        assert server.project_uuid == project.pk
+    assert run(site, project, "SELECT COUNT(*) FROM big") == ((1 << 14,),)
+    assert site.rows_of(project) == 1000
+    works(site, project)
+    site.check_things(project)
 
 
 def test_tools_trust_our_authority_only(site: Site) -> None:
