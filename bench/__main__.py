@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-PARTS = ("lists", "observing", "hints", "provisioning", "pools", "neighbours", "moves", "backups")
+PARTS = ("lists", "observing", "hints", "provisioning", "pools", "neighbours", "moves", "backups", "schedules")
 
 
 def main(names: list[str]) -> None:

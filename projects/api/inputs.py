@@ -62,6 +62,8 @@ class ProjectCreate(Input):
         help_text="Begin with the tables (collections) `schema_migrations`, `settings` and `audit_logs`.",
     )  # fmt: skip
 
+    backups = Flag(required=False, default=False, help_text="Daily backups, as of the preset `daily` of its schedules.")
+
     def request(self) -> ProjectRequest:
         """What the service takes. What this release can't give is refused, not forgotten."""
         values: dict[str, Any] = dict(self.validated_data)

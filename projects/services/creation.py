@@ -67,6 +67,17 @@ class ProjectRequest:
     services: frozenset[str] = frozenset()  # types to register with
     api_keys: int = 0  # how many to make at once
     api_key_prefix: str | None = None
+    backups: bool = False  # daily ones, from its first day on
+
+
+BackupsOn = Callable[[Principal, Project], None]
+_backups_on: list[BackupsOn] = []
+
+
+def backups_by(begin: BackupsOn) -> None:
+    """Another app makes a new project's schedule, in the transaction that makes the project; from its
+    `AppConfig.ready()`."""
+    _backups_on[:] = [begin]
 
 
 class PortsUsedUp(Problem):
@@ -246,6 +257,9 @@ def project_create(
         ) | more_steps,
         new=True,
     )  # fmt: skip
+    if request.backups:
+        for begin in _backups_on:
+            begin(principal, project)
     if made_keys is not None:
         made_keys += made
     audit.record(

@@ -185,3 +185,18 @@ def test_retention_goes_on_when_told(api: APIClient, idle: Project) -> None:
     assert api.get(one).json()["retention_paused_reason"] == "Half of it was gone."
     assert field_of(api.patch(one, {"retention_paused": True})) == (400, "retention_paused")
     assert api.patch(one, {"retention_paused": False}).json()["retention_paused_reason"] == ""
+
+
+def test_backups_on_with_a_new_project(api: APIClient, idle: Project, storage: StorageTarget) -> None:
+    made = api.post("/api/v1/projects/", {"name": "Books", "backups": True})
+    assert made.status_code == 201, made.json()
+    schedule = Schedule.objects.get(project=made.json()["id"])
+    assert schedule.cron == "0 2 * * *" and schedule.keep_daily == 7 and schedule.next_run_at is not None
+    assert api.post("/api/v1/projects/", {"name": "Other"}).status_code == 201
+    assert Schedule.objects.count() == 1
+
+
+def test_backups_on_where_there_is_no_storage(api: APIClient, idle: Project) -> None:
+    assert field_of(api.post("/api/v1/projects/", {"name": "Books", "backups": True})) == (400, "backups")
+    assert field_of(api.post("/api/v1/projects/", {"name": "Books", "backups": "daily"})) == (400, "backups")
+    assert not Project.objects.filter(name="Books").exists()
