@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from backups.operations import deleting, dispatching, drills, retaining, scratch
+from backups.operations import deleting, dispatching, drills, retaining, scratch, storages
 from novastack.common.models import Install
 
 
@@ -35,3 +35,10 @@ def prove_due() -> None:
         scratch.sweep()
         drills.dispatch_due()
         drills.reverify_due()
+
+
+@shared_task(name="backups.test_storages")
+def test_storages() -> None:
+    """What a page says of a storage is at most some minutes old."""
+    if not Install.load().read_only:
+        storages.test_due()

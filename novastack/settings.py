@@ -440,6 +440,7 @@ CELERY_TASK_ROUTES = {
     "backups.prove_due": {"queue": "maintenance"},
     "backups.keep": {"queue": "maintenance"},
     "backups.clean_up": {"queue": "maintenance"},
+    "backups.test_storages": {"queue": "maintenance"},
 }
 # Every tick expires before the next one: a broker that was away does not answer with a storm.
 CELERY_BEAT_SCHEDULE: dict[str, Any] = {
@@ -469,6 +470,7 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     "backups-due": {"task": "backups.dispatch_due", "schedule": 15.0, "options": {"expires": 15}},
     "backups-prove": {"task": "backups.prove_due", "schedule": 30.0, "options": {"expires": 30}},
     "backups-keep": {"task": "backups.keep", "schedule": 3600.0, "options": {"expires": 3600}},  # daily, as above
+    "storages": {"task": "backups.test_storages", "schedule": 300.0, "options": {"expires": 300}},
     "backups-clean-up": {"task": "backups.clean_up", "schedule": 3600.0, "options": {"expires": 3600}},
     "clean-up": {"task": "projects.clean_up", "schedule": 3600.0, "options": {"expires": 3600}},
     **{

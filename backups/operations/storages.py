@@ -7,9 +7,11 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 from django.conf import settings
+from django.db.models import F, Q
 
 from backups.models import StorageKind, StorageTarget
 from backups.storage.base import Check, Storage, StorageError
@@ -156,6 +158,18 @@ def test(target: StorageTarget, *, quick: bool = False) -> list[Check]:
         object_lock=target.object_lock, updated_at=now(),
     )  # fmt: skip
     return checks
+
+
+def test_due(*, seconds: float = 120) -> int:
+    """Try the targets that were not tried for 4 minutes, the longest first, as many as fit into `seconds`. Returns how many."""
+    until, done = time.monotonic() + seconds, 0
+    due = StorageTarget.objects.filter(Q(tested_at=None) | Q(tested_at__lt=now() - timedelta(minutes=4)))
+    for target in due.order_by(F("tested_at").asc(nulls_first=True)):
+        if time.monotonic() >= until:
+            break
+        test(target, quick=True)
+        done += 1
+    return done
 
 
 def _exists(target: object) -> bool:

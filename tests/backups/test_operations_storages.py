@@ -76,3 +76,18 @@ def test_without_a_root_there_are_no_filesystem_targets(target: StorageTarget, s
     settings.NOVASTACK_BACKUP_ROOT = ""
     with pytest.raises(StorageError, match="NOVASTACK_BACKUP_ROOT"):
         storages.storage_of(target)
+
+
+def test_targets_are_tried_by_the_clock(target: StorageTarget, backup_root: Path) -> None:
+    StorageTarget.objects.update(tested_at=None, test_ok=None)
+    assert storages.test_due() == 1
+    target.refresh_from_db()
+    assert (target.test_ok, target.test_detail) == (True, "Everything works.")
+    assert storages.test_due() == 0
+    (backup_root / "here" / storages.OWNER_KEY).unlink()
+    StorageTarget.objects.update(tested_at=None)
+    assert storages.test_due() == 1
+    target.refresh_from_db()
+    assert target.test_ok is False
+    assert "owner object is gone" in target.read_only_reason
+    assert storages.test_due(seconds=0) == 0
