@@ -120,6 +120,9 @@ def room_for(region: Region, database_bytes: int) -> None:
     free, total = region.disk.get("free_bytes"), region.disk.get("total_bytes")
     if free is None or not total:
         return
+    used = region.disk_used_percent
+    if used is not None and used < 100:  # of what can be used: a file system may keep a part to itself
+        total = int(int(free) / (1 - used / 100))
     kept = int(total) // 10  # nothing new above 90 %
     if int(free) - kept < needed_bytes(database_bytes):
         raise StepFailed(

@@ -29,7 +29,8 @@ def back_up(page: Page, project: str, label: str) -> None:
     dialog.get_by_role("button", name="Back up now").click()
     row = page.locator("#backup-list tbody tr", has_text=label)
     expect(row).to_be_visible()
-    expect(row.locator(".badge").first).to_have_text("Verified", timeout=MINUTES)  # the list polls by itself
+    expect(row).to_contain_text("match", timeout=MINUTES)  # the list polls by itself; its words say what went wrong
+    expect(row.locator(".badge").first).to_have_text("Verified")
 
 
 def add_storage(page: Page, install: Install) -> None:
