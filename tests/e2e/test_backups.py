@@ -100,7 +100,7 @@ def in_place_and_back(page: Page, project: str, uri: str) -> None:
     page.goto(f"{project}backups/")
     row = page.locator("#backup-list tbody tr", has_text="before-the-change")
     row.get_by_role("link", name=re.compile("Restore")).click()
-    page.get_by_text("In place").first.click()
+    page.locator(".choice", has_text="In place").click()
     button = page.get_by_role("button", name="Restore in place")
     expect(button).to_be_disabled(timeout=SLOW)
     check_accessibility(page)
