@@ -58,7 +58,7 @@ def test_what_is_no_secret_stays() -> None:
 NAMES = {
     "action", "app_label", "backup_id", "content_type_id", "drill_id", "id", "invitation_id", "key_id", "object_id", "operation_id", "pk", "pool_id",
     "project_id",
-    "ref", "region", "restore_id", "schedule_id", "service", "slug", "storage_id", "token_id", "url", "user_id",
+    "recipient_id", "ref", "region", "restore_id", "schedule_id", "service", "slug", "storage_id", "token_id", "url", "user_id",
 }  # fmt: skip
 
 
