@@ -56,9 +56,9 @@ def test_what_is_no_secret_stays() -> None:
 
 # Parts of paths that name things. Any other part is taken for a secret, so that a new route is not forgotten.
 NAMES = {
-    "action", "app_label", "backup_id", "content_type_id", "drill_id", "id", "invitation_id", "key_id", "object_id", "operation_id", "pk", "pool_id",
-    "project_id",
-    "recipient_id", "ref", "region", "restore_id", "schedule_id", "service", "slug", "storage_id", "token_id", "url", "user_id",
+    "action", "app_label", "backup_id", "content_type_id", "drill_id", "id", "invitation_id", "key_id", "object_id",
+    "operation_id", "pk", "pool_id", "project_id", "recipient_id", "ref", "region", "restore_id", "schedule_id",
+    "service", "slug", "storage_id", "token_id", "url", "user_id",
 }  # fmt: skip
 
 
