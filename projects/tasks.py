@@ -13,6 +13,7 @@ from django.core.cache import cache
 from django.db import transaction
 
 from novastack.common.clock import now
+from novastack.common.errors import Conflict
 from novastack.common.models import Heartbeat, Install
 from projects.models import DatabaseServer, Operation
 from projects.operations import (
@@ -128,9 +129,16 @@ def purge_due() -> None:
     for copy in copies.databases:
         with transaction.atomic():
             moving.discard_begin(copy, created_by_label="clean-up of old copies")
+    refused = []
     for project in due.projects:
-        with transaction.atomic():
-            removal.purge_begin(project, created_by_label="recycle bin clean-up")
+        try:
+            with transaction.atomic():
+                removal.purge_begin(project, created_by_label="recycle bin clean-up")
+        except Conflict as refusal:  # it stays in the bin, and is asked for again every day
+            log.error("project in the recycle bin not purged", project=str(project.pk), reason=refusal.detail)
+            refused.append(f"{project.name}: {refusal.detail}")
+    if refused:
+        Install.merge_notes(purge_due_refused=f"{len(refused)} could not be purged. {refused[0]}"[:1000])
 
 
 @shared_task(name="projects.renew_certificates")

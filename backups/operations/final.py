@@ -21,7 +21,16 @@ from backups.operations.queueing import subject_of
 from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, Conflict
 from projects import domain
-from projects.models import Database, DatabaseSlot, DesiredStatus, LockMode, Operation, Placement, Project
+from projects.models import (
+    Database,
+    DatabaseSlot,
+    DesiredStatus,
+    LockMode,
+    Operation,
+    OperationEvent,
+    Placement,
+    Project,
+)
 from projects.operations import pooled, removal, wiring
 from projects.operations.base import RetryPolicy, Step, StepFailed, Wait, prepend_steps
 from projects.operations.context import Context
@@ -32,7 +41,8 @@ from projects.operations.removal import WAIVED
 
 log = structlog.get_logger(__name__)
 WAY_OUT = "Nothing is deleted until it is taken and verified; `final_backup=false` deletes without it."
-NONE = "final_backup_none"  # why none is taken, in the operation's params
+# In the operation's params: why none is taken; that the first one was corrupt, and this is another.
+NONE, ANEW = "final_backup_none", "final_backup_anew"
 RETRY = RetryPolicy(attempts=5, delay_seconds=10, cap_seconds=900)
 HOURS = 3600.0
 _LIVE = [ProofState.QUEUED, ProofState.RUNNING]
@@ -41,11 +51,16 @@ _LIVE = [ProofState.QUEUED, ProofState.RUNNING]
 class FinalBackups:
     """What deletions ask."""
 
-    def plan(self, project: Project, asked: bool | None, label: str) -> tuple[dict[str, Any], set[str]]:
+    def plan(self, project: Project, kind: str, asked: bool | None, label: str) -> tuple[dict[str, Any], set[str]]:
         """Params and optional steps of a deletion. `asked`: None takes one where it can be; True raises where it can't
-        be; False is the waiver. In a transaction that holds the project."""
+        be; False is the waiver. For good (`purge`) what a storage refuses raises as well: only what never could be backed
+        up goes without. In a transaction that holds the project."""
         if asked is False:
             return {WAIVED: True}, set()
+        optional = {step.name for step in STEPS}
+        before = _under_way(project) if asked is None else None
+        if before is not None:  # one database, one final backup: this one sees to it if the other doesn't come to it
+            return dict(before), set() if WAIVED in before else optional
         if asked is None and _settled(project):
             return {}, set()
         try:
@@ -55,15 +70,30 @@ class FinalBackups:
         except Conflict as refusal:
             if asked:
                 raise
+            if kind == "purge" and not _never_backed_up(project, refusal):
+                raise type(refusal)(f"{refusal.detail} {WAY_OUT}") from refusal
             return {NONE: refusal.detail}, set()
-        return {PARAM: str(row.pk)}, {step.name for step in STEPS}
+        return {PARAM: str(row.pk)}, optional
 
     def recorded(self, operation: Operation) -> None:
-        """In the same transaction: nobody removes the backup under its deletion's hands."""
+        """In the same transaction: nobody removes the backup under its deletion's hands; and why there is none is said."""
+        if NONE in operation.params:
+            said = f"No final backup is taken: {operation.params[NONE]}"
+            OperationEvent.objects.create(operation=operation, at=now(), level="warning", message=said[:500])
         backup = Backup.objects.filter(pk=operation.params.get(PARAM)).first() if PARAM in operation.params else None
-        if backup is not None:
+        if backup is not None and WAIVED not in operation.params:
             also_hold(operation, subject_of(backup), LockMode.SHARED)
-            Backup.objects.filter(pk=backup.pk).update(operation_id=operation.pk)
+            Backup.objects.filter(pk=backup.pk, operation_id=None).update(operation_id=operation.pk)
+
+    def failed(self, operation: Operation) -> None:
+        """A deletion ended without what it was to do: a final backup that nobody goes on taking has failed."""
+        wanted = operation.params.get(PARAM)
+        if not wanted or Operation.objects.live().filter(**{f"params__{PARAM}": wanted}).exists():
+            return
+        row = Backup.objects.filter(pk=wanted, status__in=[BackupStatus.QUEUED, BackupStatus.DUMPING]).first()
+        if row is not None:
+            nothing = {"code": "internal_error", "detail": "Its deletion failed.", "retryable": False}
+            taking_steps.mark_failed(row, operation.error or nothing)
 
     def removed(self, project_id: UUID) -> None:
         """Its rows go: its backups are kept for the plan's days. In that transaction."""
@@ -77,8 +107,27 @@ def _has_database(project: Project) -> bool:
     return Database.objects.filter(project=project, slot=DatabaseSlot.CURRENT, drop_due_at=None).exists()
 
 
+def _never_backed_up(project: Project, refusal: Conflict) -> bool:
+    """Whether nobody can expect a backup of it: it can't be taken of it at all, or there is and was no storage."""
+    if isinstance(refusal, taking.NoBackupStorage):
+        return not Backup.objects.filter(project_uuid=project.pk).exists()
+    return isinstance(refusal, taking.BackupNotSupported | ActionNotAllowed)
+
+
+def _under_way(project: Project) -> dict[str, Any] | None:
+    """What a deletion that has not ended does about a final backup: the backup that it takes, or the waiver."""
+    rows = Operation.objects.live().filter(project_uuid=project.pk, kind="delete").order_by("-created_at")
+    last = rows.first()
+    if last is None:
+        return None
+    if last.params.get(WAIVED):
+        return {WAIVED: True}
+    going = Backup.objects.filter(pk=last.params.get(PARAM), delete_requested_at=None) if PARAM in last.params else None
+    return {PARAM: last.params[PARAM]} if going is not None and going.exists() else None
+
+
 def _settled(project: Project) -> bool:
-    """In the bin, or on its way there, with its final backup, or with the waiver: nothing was written since."""
+    """In the bin with its final backup, or with the waiver: nothing was written since."""
     if project.desired_status != DesiredStatus.RECYCLED:
         return False
     rows = Operation.objects.filter(project_uuid=project.pk, kind="delete").order_by("-created_at")
@@ -88,7 +137,7 @@ def _settled(project: Project) -> bool:
     if last.params.get(WAIVED):
         return True
     backup = Backup.objects.filter(pk=last.params.get(PARAM)).first() if PARAM in last.params else None
-    return backup is not None and (last.live or backup.status in {BackupStatus.VERIFIED, BackupStatus.VERIFYING})
+    return backup is not None and backup.status == BackupStatus.VERIFIED
 
 
 # --- steps --------------------------------------------------------------------------------------------------------------
@@ -121,6 +170,10 @@ def _guarded(run: Callable[[Context], None]) -> Callable[[Context], None]:
 
 def quiet(ctx: Context) -> None:
     """Nobody writes after it: the server is started if it is down, and every login is refused."""
+    backup = Backup.objects.filter(pk=ctx.operation.params[PARAM]).first()
+    if backup is not None and backup.usable:  # the deletion before this one has done so
+        ctx.explain("It is stored")
+        return
     ensure_up(ctx)
     if ctx.project.placement == Placement.POOL:
         pooled.shut_out(ctx)
@@ -133,15 +186,25 @@ def quiet(ctx: Context) -> None:
 
 def prove(ctx: Context) -> None:
     """Wait until it is verified; what could not be verified is tried again, what is corrupt is taken anew."""
-    backup = Backup.objects.select_related("storage").filter(pk=ctx.operation.params[PARAM]).first()
+    backup = _mine(ctx)
     if backup is None or backup.delete_requested_at is not None:
         raise StepFailed("final_backup_gone", "The final backup was removed.", retryable=False)
     if backup.status == BackupStatus.VERIFIED:
         ctx.explain(f"Restored and compared; stored at {backup.storage.name}")
         return
     if backup.status == BackupStatus.CORRUPT:
-        _anew(ctx)
+        if ctx.operation.params.get(ANEW):
+            why = (backup.error or {}).get("detail") or ""
+            said = f"Two final backups restored what was not dumped. {why}"
+            raise StepFailed("final_backup_corrupt", said, retryable=False)
+        _anew(ctx, backup)
         raise StepFailed("final_backup_corrupt", "What it restored was not what was dumped; another one is taken.")
+    if not backup.usable:  # taken anew, or what a deletion before this one left
+        for step in taking.backup_steps(param=PARAM):
+            step.run(ctx)
+        backup = _mine(ctx)
+        if backup is None or not backup.usable:
+            raise StepFailed("final_backup_gone", "The final backup was removed.", retryable=False)
     proofs = Proof.objects.filter(backup=backup)
     if proofs.filter(state__in=_LIVE).exists():
         raise Wait("The final backup is being verified.", seconds=3)
@@ -156,20 +219,35 @@ def prove(ctx: Context) -> None:
     raise Wait("The final backup is being verified.", seconds=3)
 
 
-def _anew(ctx: Context) -> None:
-    """Another one in its place, by the same steps; the corrupt one stays, for people to look at."""
+def _mine(ctx: Context) -> Backup | None:
+    return Backup.objects.select_related("storage").filter(pk=ctx.operation.params[PARAM]).first()
+
+
+def _anew(ctx: Context, corrupt: Backup) -> None:
+    """Another one in its place, once, for whoever waits for it; the corrupt one stays, for people to look at. All in one
+    transaction: who goes on finds the new one, and takes it."""
     ctx.guard()
-    with transaction.atomic():
-        row = taking.backup_row(
-            ctx.project, trigger=BackupTrigger.FINAL, created_by_label=ctx.operation.created_by_label
-        )
-        Backup.objects.filter(pk=row.pk).update(operation_id=ctx.operation.pk)
-    with ctx.fenced():
-        params = {**Operation.objects.values_list("params", flat=True).get(pk=ctx.operation.pk), PARAM: str(row.pk)}
-        Operation.objects.filter(pk=ctx.operation.pk).update(params=params)
-    ctx.operation.params = params
-    for step in taking.backup_steps(param=PARAM):
-        step.run(ctx)
+    try:
+        with transaction.atomic():
+            row = taking.backup_row(
+                ctx.project, trigger=BackupTrigger.FINAL, created_by_label=ctx.operation.created_by_label
+            )
+            Backup.objects.filter(pk=row.pk).update(operation_id=ctx.operation.pk)
+            others = Operation.objects.live().filter(
+                project_uuid=ctx.project.pk, **{f"params__{PARAM}": str(corrupt.pk)}
+            )
+            ids = list(others.exclude(pk=ctx.operation.pk).order_by("created_at").values_list("pk", flat=True))
+            for pk in (ctx.operation.pk, *ids):
+                operation = Operation.objects.get(pk=pk)
+                also_hold(operation, subject_of(row), LockMode.SHARED)
+            with ctx.fenced():
+                for pk in (ctx.operation.pk, *ids):
+                    operation = Operation.objects.select_for_update(no_key=True).get(pk=pk)
+                    operation.params = {**operation.params, PARAM: str(row.pk), ANEW: True}
+                    Operation.objects.filter(pk=pk).update(params=operation.params)
+    except Conflict as refusal:
+        raise StepFailed(refusal.code, refusal.detail) from refusal
+    ctx.operation.params = Operation.objects.values_list("params", flat=True).get(pk=ctx.operation.pk)
 
 
 STEPS = (

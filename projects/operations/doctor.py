@@ -96,6 +96,11 @@ def _install() -> Iterator[Finding]:
             "install.read_only", "install", f"Nothing is written to runtimes: {install.read_only_reason}",
             "Decide whose rows count, then `manage.py read_only off`. Until then nothing is fixed here.",
         )  # fmt: skip
+    if refused := install.notes.get("purge_due_refused"):
+        yield Finding(
+            "bin.refused", "recycle bin", f"Not emptied: {refused}",
+            "It is tried again every day; purge by hand what may go, or mend what keeps it.",
+        )  # fmt: skip
 
 
 def _control_disk() -> Iterator[Finding]:

@@ -43,10 +43,13 @@ FINAL, WAIVED = "final_backup", "final_backup_waived"
 class FinalBackups(Protocol):
     """Another app's: what a deletion does about a final backup."""
 
-    def plan(self, project: Project, asked: bool | None, label: str) -> tuple[dict[str, Any], set[str]]:
+    def plan(self, project: Project, kind: str, asked: bool | None, label: str) -> tuple[dict[str, Any], set[str]]:
         """Params and optional steps of the deletion. Raises a `Conflict` when one is asked for and can't be taken."""
 
     def recorded(self, operation: Operation) -> None: ...
+
+    def failed(self, operation: Operation) -> None:
+        """A deletion has failed for good. In the transaction that ends it."""
 
     def removed(self, project_id: UUID) -> None: ...
 
@@ -68,7 +71,7 @@ def deletion_create(
     params: dict[str, Any] = {}
     steps_too: set[str] = set()
     for final in _final:
-        params, steps_too = final.plan(project, final_backup, created_by_label)
+        params, steps_too = final.plan(project, kind, final_backup, created_by_label)
     operation = operation_create(
         project=project, kind=kind, queue_behind=True, params=params, created_by=created_by,
         created_by_label=created_by_label, optional_steps={*optional, *steps_too},
@@ -82,12 +85,12 @@ def waive_final(project: Project) -> Operation | None:
     """A deletion that still takes, or waits for, its final backup goes on without it. None: there is none. In a
     transaction that holds the project."""
     rows = Operation.objects.live().filter(project_uuid=project.pk, kind__in=["delete", "purge"], params__has_key=FINAL)
-    found: Operation | None = rows.exclude(params__has_key=WAIVED).select_for_update(no_key=True).first()
-    if found is not None:
+    waiting = list(rows.exclude(params__has_key=WAIVED).order_by("created_at").select_for_update(no_key=True))
+    for found in waiting:  # a purge may wait behind a deletion, and for the same backup
         found.params = {**found.params, WAIVED: True}
         Operation.objects.filter(pk=found.pk).update(params=found.params, next_attempt_at=None, hinted_at=None)
         hint_on_commit(found.pk)
-    return found
+    return waiting[0] if waiting else None
 
 
 def shut_out(ctx: Context) -> None:
@@ -273,6 +276,8 @@ def rows_gone(ctx: Context) -> None:
 
 def not_removed(operation: Operation) -> None:
     """Only after five crashes in one step. The status goes on saying “deleting”, with this reason; it can be retried."""
+    for final in _final:
+        final.failed(operation)
     Project.objects.filter(pk=operation.project_key).update(failure=operation.error)
 
 

@@ -203,8 +203,9 @@ CODES: Mapping[str, Code] = {
     ),
     "final_backup_corrupt": Code(
         "What the final backup restored was not what was dumped.",
-        "Another one is taken by itself; nothing is deleted meanwhile.",
-        retryable=True,
+        "Another one is taken by itself, once; nothing is deleted meanwhile. If that is corrupt as well,"
+        " `final_backup=false` deletes without it.",
+        retryable=None,
     ),
     "final_backup_not_verified": Code(
         "The final backup could not be verified; its words say why.",
