@@ -21,6 +21,7 @@ class State(StrEnum):
     WHOLE = "whole"  # something can be restored from it
     FAILED = "failed"  # nothing is stored under its name
     CORRUPT = "corrupt"  # a key that was lost looks the same, and comes back: only people remove it
+    GONE = "gone"  # its object was missed: a folder that is not mounted looks the same, and comes back
     UNDER_WAY = "under_way"
 
 
@@ -72,7 +73,7 @@ class Verdict:
 
 def decide(items: Sequence[Item], rules: Rules, *, now: datetime) -> list[Verdict]:
     """A verdict for each, newest first. Never to go: the newest verified one, pinned ones, those in use, those under way,
-    corrupt ones. Failed ones count for nothing, and go after a week."""
+    corrupt and missing ones. Failed ones count for nothing, and go after a week."""
     ordered = sorted(items, key=lambda item: (item.at, item.id.int), reverse=True)
     held = _held(ordered)
     wanted = _wanted([item for item in ordered if item.state is State.WHOLE], rules, now)
@@ -104,6 +105,7 @@ def _held(ordered: Sequence[Item]) -> dict[UUID, tuple[str, ...]]:
             ("in use", item.in_use),
             ("under way", item.state is State.UNDER_WAY),
             ("corrupt: for people to look at", item.state is State.CORRUPT),
+            ("missing in its storage: for people to look at", item.state is State.GONE),
         )
         if found := tuple(text for text, holds in reasons if holds):
             held[item.id] = found

@@ -162,7 +162,7 @@ def go_on(limit: int = 50) -> int:
     """Those that were left “deleting” without an operation are taken up again. Returns how many."""
     live = Operation.objects.live().filter(kind=KIND).values_list("params__backup", flat=True)
     going = Backup.objects.filter(status=BackupStatus.DELETING).exclude(pk__in=[UUID(pk) for pk in live])
-    rows = list(going[:limit])
+    rows = list(going.defer("manifest")[:limit])
     for backup in rows:
         with transaction.atomic():
             delete_begin(backup, created_by_label="clean-up of backups", reason="was left half removed")
@@ -186,7 +186,7 @@ def sweep_uploads() -> int:
 
 
 def _abort_ended(target: StorageTarget, storage: Storage) -> int:
-    ended = Backup.objects.exclude(upload_id="").filter(storage=target)
+    ended = Backup.objects.exclude(upload_id="").filter(storage=target).defer("manifest")
     rows = [row for row in ended.exclude(status__in=UNDER_WAY)[:200] if not _taking(row)]
     for backup in rows:
         storage.abort_upload(backup.object_key, backup.upload_id)

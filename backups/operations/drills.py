@@ -29,12 +29,17 @@ class NothingToRestore(Conflict):
 
 
 def newest(project_id: UUID) -> Backup | None:
-    """The newest verified one; without any the newest that is stored."""
+    """The newest verified one; without any the newest that is stored. One whose object was missed comes last."""
     rows = Backup.objects.filter(project_uuid=project_id, trusted=True, delete_requested_at=None).select_related(
         "storage"
     )
     rows = rows.order_by(Coalesce("started_at", "created_at").desc())
-    return rows.filter(status=BackupStatus.VERIFIED).first() or rows.filter(status=BackupStatus.STORED).first()
+    missed = Backup.objects.filter(project_uuid=project_id, verify_error__code="object_missing").values("pk")
+    for some in (rows.exclude(pk__in=missed), rows):
+        for status in (BackupStatus.VERIFIED, BackupStatus.STORED):
+            if (found := some.filter(status=status).first()) is not None:
+                return found
+    return None
 
 
 def run_begin(drill: Drill, *, created_by: Any = None, created_by_label: str) -> Operation:

@@ -155,7 +155,9 @@ def claim(ctx: Context) -> None:
         Proof.objects.filter(pk=ctx.operation.params["proof"]).update(
             state=ProofState.RUNNING, started_at=now(), updated_at=now()
         )
-        Backup.objects.filter(pk=backup.pk, status__in=PROVABLE).update(status=BackupStatus.VERIFYING, updated_at=now())
+        # A corrupt one stays so until it is seen to be whole: nobody restores it, or counts on it, meanwhile.
+        whole = Backup.objects.filter(pk=backup.pk, status__in=[BackupStatus.STORED, BackupStatus.VERIFIED])
+        whole.update(status=BackupStatus.VERIFYING, updated_at=now())
 
 
 def _let_backups_go_first(ctx: Context, region: Region) -> None:
@@ -232,6 +234,29 @@ def restore(ctx: Context) -> None:
     with ctx.fenced():
         Proof.objects.filter(pk=ctx.operation.params["proof"]).update(restore_seconds=round(seconds, 3))
     ctx.explain(f"{done.dump_bytes / (1 << 20):.1f} MiB in {seconds:.1f} s")
+
+
+def _judged(run: Callable[[Context], None]) -> Callable[[Context], None]:
+    """What is corrupt is so at once, whatever becomes of the clean-up."""
+
+    def step(ctx: Context) -> None:
+        try:
+            run(ctx)
+        except BackupCorrupt as verdict:
+            told = {"code": verdict.code, "detail": verdict.detail[:500], "retryable": False}
+            with ctx.fenced():
+                proof = Proof.objects.filter(pk=ctx.operation.params["proof"], state__in=_LIVE)
+                proof.update(state=ProofState.FAILED, error=told, finished_at=now(), updated_at=now())
+                _put_corrupt(ctx.operation, told)
+            raise
+
+    return step
+
+
+def _put_corrupt(operation: Operation, told: dict[str, Any]) -> None:
+    """In the transaction of who may say so."""
+    mine = Backup.objects.filter(pk=operation.params["backup"], status__in=[BackupStatus.VERIFYING, *PROVABLE])
+    mine.update(status=BackupStatus.CORRUPT, error=told, verify_error=None, reverify_at=None, updated_at=now())
 
 
 class server_lost:
@@ -311,7 +336,7 @@ def _put_verified(ctx: Context, backup: Backup, told: dict[str, Any]) -> None:
             proof.update(**told)
         else:
             proof.update(state=ProofState.PASSED, finished_at=moment, updated_at=moment, **told)
-        Backup.objects.filter(pk=backup.pk, status=BackupStatus.VERIFYING).update(
+        Backup.objects.filter(pk=backup.pk, status__in=[BackupStatus.VERIFYING, BackupStatus.CORRUPT]).update(
             status=BackupStatus.VERIFIED, verified_at=moment, verify_error=None, error=None, rto_seconds=rto,
             reverify_at=reverify_at(backup.project_uuid), updated_at=moment,
         )  # fmt: skip
@@ -358,6 +383,10 @@ def tell(ctx: Context) -> None:
 # --- ends ---------------------------------------------------------------------------------------------------------------
 def ended(operation: Operation) -> None:
     """What the end means for backup and proof; the verdict, if there was one, stands. Rows only."""
+    proof = Proof.objects.filter(pk=operation.params.get("proof")).first()
+    if proof is not None and proof.state == ProofState.FAILED and (proof.error or {}).get("code") in CORRUPT:
+        _wake()  # however its clean-up ended
+        return
     moment, error = now(), operation.error or {}
     code = str(error.get("code", ""))
     told = {"code": code, "detail": str(error.get("detail", ""))[:500], "retryable": bool(error.get("retryable"))}
@@ -367,7 +396,7 @@ def ended(operation: Operation) -> None:
     open_proof.update(state=state, error=told if code else None, finished_at=moment, updated_at=moment)
     mine = Backup.objects.filter(pk=operation.params["backup"], status__in=[BackupStatus.VERIFYING, *PROVABLE])
     if corrupt:
-        mine.update(status=BackupStatus.CORRUPT, error=told, verify_error=None, reverify_at=None, updated_at=moment)
+        _put_corrupt(operation, told)
     elif code:
         failed = {} if cancelled else {"verify_error": told, "reverify_at": moment + timedelta(hours=AGAIN_HOURS)}
         _back(mine, failed)
@@ -394,10 +423,10 @@ def _wake() -> None:
 
 _FIRST = (
     Step("claim", "Wait for its turn", claim, scratch.remove, RetryPolicy(attempts=3, delay_seconds=30), 60),
-    Step("fetch", "Read the manifest", fetch, None, RetryPolicy(attempts=3, delay_seconds=30), 120),
+    Step("fetch", "Read the manifest", _judged(fetch), None, RetryPolicy(attempts=3, delay_seconds=30), 120),
     Step(scratch.STEP, "Start a throw-away server", server, None, SERVER_RETRY, 900),
-    Step("restore", "Restore into it", restore, None, SERVER_RETRY, RESTORE_SECONDS, scratch.STEP),
-    Step("compare", "Compare with the manifest", compare, None, DATABASE_RETRY, RESTORE_SECONDS, scratch.STEP),
+    Step("restore", "Restore into it", _judged(restore), None, SERVER_RETRY, RESTORE_SECONDS, scratch.STEP),
+    Step("compare", "Compare with the manifest", _judged(compare), None, DATABASE_RETRY, RESTORE_SECONDS, scratch.STEP),
 )
 _LAST = (
     Step("clean_up", "Remove the throw-away server", scratch.remove, retry=SERVER_RETRY),

@@ -57,16 +57,22 @@ def rules_of(schedule: Schedule) -> Rules:
 
 def look(schedule: Schedule, rules: Rules | None = None) -> Look:
     """What its rules, or others, would keep of what it made. Changes nothing."""
-    rows = {row.pk: row for row in Backup.objects.filter(schedule=schedule).exclude(status=BackupStatus.DELETING)}
+    mine = Backup.objects.filter(schedule=schedule).exclude(status=BackupStatus.DELETING)
+    rows = {row.pk: row for row in mine.defer("manifest")}
     used = _used(rows)
     items = [
         Item(
-            row.pk, row.created_at, row.size_bytes or 0, STATES[BackupStatus(row.status)],
+            row.pk, row.created_at, row.size_bytes or 0, _state(row),
             verified=row.verified_at is not None, pinned=row.pinned, in_use=row.pk in used,
         )
         for row in rows.values()
     ]  # fmt: skip
     return Look(decide(items, rules or rules_of(schedule), now=now()), rows)
+
+
+def _state(row: Backup) -> State:
+    state = STATES[BackupStatus(row.status)]
+    return State.GONE if state is State.WHOLE and (row.verify_error or {}).get("code") == "object_missing" else state
 
 
 def _used(rows: dict[UUID, Backup]) -> set[UUID]:
@@ -148,6 +154,7 @@ def compare(project: Project, *, paused_for: Schedule | None = None) -> str:
     is pinned, retention stops for all schedules of the project, and somebody is told. Once for each. In a transaction that
     holds the project; returns why, empty if nothing is wrong. `paused_for` is told as well, as it is in memory."""
     verified = Backup.objects.filter(project_uuid=project.pk, verified_at__isnull=False, status__in=_PROVEN)
+    verified = verified.defer("manifest")
     fresh = list(verified.filter(compared_at=None).order_by("created_at", "id"))
     why = ""
     for row in fresh:
@@ -211,6 +218,8 @@ def daily() -> int:
             removed += len(apply(pk).removed)
         except Schedule.DoesNotExist:  # it went with its project since
             continue
+        except Exception as error:  # nobody expected it: it is this schedule's alone
+            log.error("retention of a schedule broke", schedule=str(pk), error=type(error).__name__, exc_info=error)
     return removed + expire()
 
 
@@ -223,7 +232,8 @@ def expire() -> int:
         over = left.filter(keep_until__lte=moment, pinned=False).exclude(
             project_uuid__in=Project.objects.values_list("pk", flat=True)
         )
-        rows = list(over.select_for_update(skip_locked=True, of=("self",)).order_by("keep_until"))
+        over = over.defer("manifest").order_by("keep_until")
+        rows = list(over.select_for_update(skip_locked=True, of=("self",)))
         total, used = left.count(), _used({row.pk: row for row in rows})
         fresh = [row.pk for row in rows if row.due_since is None or row.due_since > moment]
         Backup.objects.filter(pk__in=fresh).update(due_since=moment)
