@@ -120,12 +120,12 @@ def purge_due() -> None:
         copies = moving.copies_due(install.notes.get("copies_due_seen", []))
         Install.merge_notes(
             purge_due_at=now().isoformat(), purge_due_seen=due.seen, purge_due_refused=due.refusal,
-            copies_due_seen=copies.seen, copies_due_refused=copies.refusal,
+            copies_due_seen=copies.seen, copies_due_later=copies.later,
         )  # fmt: skip
     if due.refusal:
         log.error("recycle bin not emptied", reason=due.refusal)
-    if copies.refusal:
-        log.error("old copies not removed", reason=copies.refusal)
+    if copies.later:
+        log.warning("old copies wait for the next look", reason=copies.later)
     for copy in copies.databases:
         with transaction.atomic():
             moving.discard_begin(copy, created_by_label="clean-up of old copies")

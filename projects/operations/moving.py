@@ -148,16 +148,16 @@ register(MOVE_DEFINITION)
 # --- old copies ---------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class CopiesDue:
-    """`databases` may be removed now; `seen` is what this look found due; `refusal` says why nothing is."""
+    """`databases` may be removed now; `seen` is what this look found due; `later` says that more are, and when they go."""
 
     databases: list[Database]
     seen: list[str]
-    refusal: str
+    later: str
 
 
 def copies_due(seen_before: Collection[str]) -> CopiesDue:
-    """Kept copies whose time is over (rule 8): due at two daily looks, at most max(3, 5 %) of the databases at once, and
-    only of projects whose present database was proven and is well."""
+    """Kept copies whose time is over (rule 8): due at two daily looks, of projects whose present database was proven and
+    is well; the oldest first, at most max(3, 5 %) of the databases at one look. The others go at the next ones."""
     due = list(
         Database.objects.filter(
             slot=DatabaseSlot.PREVIOUS, keep_until__lte=now(), project__purging_at=None, drop_due_at=None
@@ -167,9 +167,10 @@ def copies_due(seen_before: Collection[str]) -> CopiesDue:
     )
     most = max(3, Database.objects.count() // 20)
     seen = [str(row.pk) for row in due]
-    if len(due) > most:
-        return CopiesDue([], seen, f"{len(due)} old copies are due at once (at most {most}): look at them first.")
-    return CopiesDue([row for row in due if str(row.pk) in seen_before and _is_replaced(row)], seen, "")
+    ready = [row for row in due if str(row.pk) in seen_before and _is_replaced(row)]
+    rest = len(ready) - most
+    later = f"{len(ready)} old copies are due: {most} go now, {rest} at the next looks." if rest > 0 else ""
+    return CopiesDue(ready[:most], seen, later)
 
 
 def _is_replaced(copy: Database) -> bool:
