@@ -253,9 +253,7 @@ def _about_target(backup: Backup, wanted: Wanted, organization: Organization) ->
                 f"Only a project that runs can be restored over; it is {project.get_status_display().lower()}."
             )
         )
-    # The safety backup is one more.
-    found += _quota(organization, backups=1, backup_bytes=backup.size_bytes or 0)
-    return found
+    return found  # the safety backup is outside quotas
 
 
 def _quota(organization: Organization, **more: int) -> list[Conflict]:

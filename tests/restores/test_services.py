@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 
+from accounts.models import Organization
 from accounts.permissions import Principal
 from backups.models import Backup, BackupStatus, Restore, RestoreStatus
 from backups.services.preflight import Preflight, Wanted, look, rows_of
@@ -86,6 +87,15 @@ def test_what_stands_in_the_way(team: Team, backup: Backup, change: dict[str, An
 def test_no_room(team: Team, backup: Backup, project: Project) -> None:
     Region.objects.filter(pk=project.region_id).update(disk={"free_bytes": 1 << 19, "used_percent": 50.0})
     assert refused(team, backup, target="in_place", confirm="shop") == "capacity_exhausted"
+
+
+def test_a_full_quota_of_backups_does_not_stand_in_the_way(team: Team, backup: Backup, project: Project) -> None:
+    """The safety backup is outside quotas: who has many backups most wants to restore one."""
+    Organization.objects.update(max_backups=1, max_backup_bytes=1)
+    seen, found = looked(team, backup, project)
+    assert (seen.safety_backup, found) == (True, [])
+    made = restore_create(Principal.of(team.alice), backup, target="in_place", confirm="shop")
+    assert made.safety_backup is not None
 
 
 def test_only_one_that_runs(team: Team, backup: Backup, project: Project) -> None:
