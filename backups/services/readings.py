@@ -25,6 +25,7 @@ from backups.models import (
     Schedule,
     StorageTarget,
 )
+from backups.operations import restoring
 from novastack.common.clock import now
 from projects.models import Project
 
@@ -94,7 +95,7 @@ def _late(at: datetime | None, allowed_seconds: int | None, moment: datetime) ->
 
 
 def undoable(project: Project) -> Restore | None:
-    """The restore over this project's database that can still be undone, or is being undone."""
+    """The restore over this project's database that can still be undone, or is being undone. At most four queries."""
     found: Restore | None = (
         Restore.objects.filter(
             project_uuid=project.pk, organization_id=project.organization_id, undone_at=None,
@@ -105,7 +106,9 @@ def undoable(project: Project) -> Restore | None:
         .order_by("-created_at")
         .first()
     )  # fmt: skip
-    return found
+    if found is None or found.status == RestoreStatus.UNDOING or restoring.kept_of(found, project) is not None:
+        return found
+    return None  # moved, or restored again, since
 
 
 def kit_confirmed(organization_id: UUID) -> bool:

@@ -16,6 +16,7 @@ from accounts.models import Organization
 from accounts.permissions import Capability, Principal, principal_from, require
 from backups.forms import DeleteForm, RestoreForm
 from backups.models import Backup, Restore, RestoreStatus, RestoreTarget
+from backups.services import readings
 from backups.services.restores import restore_create, restore_preflight
 from backups.services.restores import restore_undo as undo_begin
 from backups.views.common import backup_for, project_of, question, rights
@@ -95,7 +96,7 @@ def restore_progress(request: HttpRequest, restore_id: UUID) -> HttpResponse:
         "section": "projects", "restore": row, "operation": operation, "project": into, "live": row.status in LIVE,
         "steps_done": sum(step.state == "succeeded" for step in steps), "steps_all": len(steps),
         "may": rights(principal, row.organization_id),
-        "can_undo": row.status == RestoreStatus.SUCCEEDED and row.undo_until is not None and row.undo_until > now(),
+        "can_undo": into is not None and row.status == RestoreStatus.SUCCEEDED and readings.undoable(into) == row,
         "seconds": (row.finished_at - row.started_at).total_seconds() if row.finished_at and row.started_at else None,
     }  # fmt: skip
     template = "backups/_restore_progress.html" if request.htmx else "backups/restore_progress.html"  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 from backups.models import (
     Backup,
@@ -20,7 +21,7 @@ from backups.models import (
     StorageTarget,
 )
 from novastack.common.clock import now
-from projects.models import Project
+from projects.models import Database, DatabaseServer, DatabaseSlot, Operation, Project
 
 TABLES = 128
 MIB = 1024**2
@@ -80,3 +81,20 @@ def make_restore(backup: Backup, project: Project, **fields: Any) -> Restore:
         "undo_until": moment + timedelta(days=7), "created_by_label": "bob@example.test",
     }  # fmt: skip
     return Restore.objects.create(backup=backup, **(values | fields))
+
+
+def keep_before(restore: Restore, project: Project) -> Database:
+    """The database from before it, as the restore's operation kept it: it can be undone."""
+    current = Database.objects.select_related("server").get(project=project, slot=DatabaseSlot.CURRENT)
+    server = DatabaseServer.objects.get(pk=current.server_id)
+    server.pk, server.project_uuid, server.port = uuid4(), None, None
+    server._state.adding = True
+    server.save(force_insert=True)
+    operation = Operation.objects.create(
+        project_uuid=project.pk, organization_id=project.organization_id, kind="restore", state="succeeded",
+        params={"incoming": str(current.server_id), "source": str(server.pk)}, finished_at=now(),
+    )  # fmt: skip
+    Restore.objects.filter(pk=restore.pk).update(operation_id=operation.pk)
+    return Database.objects.create(
+        project=project, server=server, slot=DatabaseSlot.PREVIOUS, name="before", keep_until=restore.undo_until
+    )

@@ -25,9 +25,9 @@ from backups.models import (
 )
 from novastack.common.clock import now
 from novastack.common.secrets import Sealed
-from projects.models import Operation, Project, TableSnapshot
+from projects.models import Database, DatabaseServer, DatabaseSlot, Operation, Project, TableSnapshot
 from projects.operations import removal
-from tests.backups.rows import MIB, make_backup, make_proof, make_restore, make_schedule, make_storage
+from tests.backups.rows import MIB, keep_before, make_backup, make_proof, make_restore, make_schedule, make_storage
 from tests.factories import PASSWORD, Team, make_project, make_team
 
 pytestmark = pytest.mark.django_db
@@ -62,7 +62,9 @@ def shop() -> Shop:
     backup = make_backup(project, storage, schedule=schedule)
     make_proof(backup)
     drill = Drill.objects.create(project=project, organization_id=team.organization.pk, name="Orders are complete")
-    return Shop(team, project, storage, schedule, backup, drill, make_restore(backup, project))
+    restore = make_restore(backup, project)
+    keep_before(restore, project)
+    return Shop(team, project, storage, schedule, backup, drill, restore)
 
 
 def browser(user: User) -> Client:
@@ -253,6 +255,24 @@ class TestUndo:
             fields["undone_at"] = now()
         Restore.objects.update(**fields)
         assert "was restored" not in browser(shop.team.alice).get(f"/projects/{shop.project.pk}/").content.decode()
+
+    @pytest.mark.parametrize("gone", ["moved", "removed"])
+    def test_it_goes_with_the_database_from_before(self, shop: Shop, gone: str) -> None:
+        """The project was moved since, or the database from before is gone: then nothing can be swapped back."""
+        kept = Database.objects.get(project=shop.project, slot=DatabaseSlot.PREVIOUS)
+        client = browser(shop.team.alice)
+        assert "is kept until" in client.get(shop.path("/restores/{restore}/")).content.decode()
+        if gone == "moved":
+            other = DatabaseServer.objects.get(pk=kept.server_id)
+            other.pk = uuid4()
+            other._state.adding = True
+            other.save(force_insert=True)
+            Database.objects.filter(project=shop.project, slot=DatabaseSlot.CURRENT).update(server=other)
+        else:
+            kept.delete()
+        assert "was restored" not in client.get(f"/projects/{shop.project.pk}/").content.decode()
+        page = client.get(shop.path("/restores/{restore}/")).content.decode()
+        assert "Undo restore" not in page and "is kept until" not in page
 
     def test_its_time_is_over_at_its_end(self, shop: Shop) -> None:
         Restore.objects.update(undo_until=now())
