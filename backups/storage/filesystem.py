@@ -247,7 +247,13 @@ class _FileWriter(Writer):
         with _told():
             os.fsync(self._file)
             os.rename(self._unfinished, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-            os.fsync(self._folder)
+            try:
+                os.fsync(self._folder)
+            except OSError:
+                # The name may not outlast a crash, but whoever looks would see it: nothing is there unless it stays.
+                with contextlib.suppress(OSError):
+                    os.unlink(self._name, dir_fd=self._folder)
+                raise
         self._close()
 
     def abort(self) -> None:

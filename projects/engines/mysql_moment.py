@@ -37,7 +37,11 @@ _ACTING = re.compile(
 )
 _HEAD_BYTES = 64 << 10
 _ROW = re.compile(rb"\((?:[^'()]++|'(?:[^'\\]++|\\.)*+')*+\)", re.DOTALL)
-_MINUS_ZERO = re.compile(rb"(?<=[(,])-(0(?:\.0+)?)(?=[,)])")  # a restore takes it for 0, and SQL sees no difference
+_MINUS_ZERO = re.compile(
+    rb"(?<=[(,])-(0(?:\.0{1,64})?)(?=[,)])"
+)  # a restore takes it for 0, and SQL sees no difference
+_MINUS_ZERO_BEGUN = re.compile(rb"[(,](?:-(?:0(?:\.0{0,64})?)?)?\Z")
+_MINUS_ZERO_BYTES = 68  # the longest text that it begins with
 _ROWS_END = b");\n"
 _CHARSET = re.compile(rb" CHARACTER SET \w+(?= COLLATE \w+)")
 _NOTES = (
@@ -184,8 +188,7 @@ class DumpReader:
         if b",".join(found) != body and b",\n".join(found) != body:
             raise EngineError(f"the dump has rows of {_name(match[1])[:64]} that can't be told apart")
         for row in found:
-            told = _MINUS_ZERO.sub(rb"\1", row) if b"-0" in row else row
-            self._table.add(hashlib.blake2b(told, digest_size=16).digest())
+            self._table.add(hashlib.blake2b(_told(row), digest_size=16).digest())
         return bool(self._held)
 
     def _large_row(self) -> bool:
@@ -193,15 +196,24 @@ class DumpReader:
         assert self._large is not None and self._table is not None  # noqa: S101 - set by who set this
         end = self._held.find(_ROWS_END)
         if end < 0:
-            keep = len(_ROWS_END) - 1
-            self._large.update(bytes(self._held[:-keep]))
-            del self._held[:-keep]
+            ready = max(len(self._held) - len(_ROWS_END) + 1, 0)
+            text = _told(bytes(self._held[:ready]))
+            # What may become a -0 waits for its end, so that a row's hash does not depend on the pieces it came in.
+            if begun := _MINUS_ZERO_BEGUN.search(text, max(len(text) - _MINUS_ZERO_BYTES, 0)):
+                ready -= len(text) - begun.start()
+                text = text[: begun.start()]
+            self._large.update(text)
+            del self._held[:ready]
             return False
-        self._large.update(bytes(self._held[: end + 1]))
+        self._large.update(_told(bytes(self._held[: end + 1])))
         del self._held[: end + len(_ROWS_END)]
         self._table.add(self._large.digest())
         self._large, self._read = None, self._line
         return bool(self._held)
+
+
+def _told(text: bytes) -> bytes:
+    return _MINUS_ZERO.sub(rb"\1", text) if b"-0" in text else text
 
 
 def _name(quoted: bytes) -> str:

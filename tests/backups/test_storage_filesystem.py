@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +71,27 @@ def test_only_we_may_read_what_is_stored(storage: Storage, tmp_path: Path) -> No
     put(storage, "a/b", b"x")
     assert (tmp_path / "nas/backups/a/b").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "nas/backups/a").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_may_not_outlast_a_crash_is_not_there(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder's fsync fails after the rename: whoever looks later must not take the page cache for the disk."""
+    writer, fsync = storage.writer("a/b"), os.fsync
+    writer.write(b"x")
+
+    def failing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StorageError):
+        writer.commit()
+    writer.abort()
+    monkeypatch.undo()
+    assert storage.head("a/b") is None
+    assert not list((tmp_path / "nas/backups/a").iterdir())
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from projects.domain import EngineError, Fingerprint
-from projects.engines import framing
+from projects.engines import framing, mysql_moment
 from projects.engines.mysql_moment import DumpReader
 from projects.operations.stages import Stage
 from tests.contracts.engine_contract import new_names
@@ -178,6 +178,25 @@ def test_rows_are_counted_whatever_stands_in_them() -> None:
     assert read(small, 1).differences(read(small, 7)) == []
     other = statement.replace(b"(2,NULL),(-3.5,0x00ff)", b"(-3.5,0x00ff),(2,NULL)")
     assert found[0].differences(read(dump.replace(statement, other), 1 << 20)) == []  # whatever their order
+
+
+def test_minus_zero_of_a_large_row_is_zero_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in small rows: a restore takes it for 0. Whatever pieces the row comes in; and texts are as they were."""
+    monkeypatch.setattr(mysql_moment, "_MOST_BYTES", 1 << 10)
+
+    def dump(zero: str, text: str = "-0") -> bytes:
+        row = f"({zero},'{'x' * 2000}',{zero},'{text}',{zero},{zero},7)"
+        return f"INSERT INTO `l` VALUES {row};\n{ENDS}".encode()
+
+    for zero in ("0", "0.00", "0." + "0" * 30):
+        whole, minus = read(dump(zero), 1 << 20), dump("-" + zero)
+        for at in range(2000, len(minus)):
+            reader = DumpReader()
+            for piece in (minus[:at], minus[at : at + 1], minus[at + 1 : at + 4], minus[at + 4 :]):
+                reader.feed(piece)
+            assert whole.differences(reader.contents()) == []
+        for other in (dump(zero, "0"), dump("-1"), dump(zero + "1")):
+            assert whole.differences(read(other, 2000)) == ["table l has other values"]
 
 
 @pytest.mark.parametrize("cut", [1, 10, 18, 40, 70])
