@@ -61,6 +61,16 @@ def _rights(acl: str, kind: str, owner: str) -> str:
     )
 
 
+# As pg_dump has it: what a CREATE INDEX CONCURRENTLY that failed or still runs has left is not dumped. On partitioned
+# tables an index stays invalid until each partition has its own, and is.
+DUMPED_INDEX = "(i.indisvalid OR t.relkind = 'p') AND i.indisready"
+_UNDUMPED_INDEXES = (
+    f"SELECT i.indexrelid FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid WHERE NOT ({DUMPED_INDEX})"
+)
+# A partition's part of a foreign key is made with the key, and its name is the server's choice.
+_UNDUMPED_CONSTRAINTS = f"""SELECT u.oid FROM pg_constraint u WHERE u.contype = 'f' AND u.conparentid <> 0
+             OR u.contype IN ('p', 'u', 'x') AND u.conindid IN ({_UNDUMPED_INDEXES})"""
+
 _PRESENT = [
     "pg_cast",
     "pg_operator",
@@ -113,20 +123,26 @@ _FACTS = [
          WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'c')
            AND c.relpersistence <> 't' AND {_OURS} AND NOT {_member("pg_class", "c.oid")}""",
     f"""SELECT 'index', format('%I.%I', n.nspname, c.relname),
-               concat_ws('|', t.relname, i.indisvalid, i.indisready, i.indisunique, i.indisprimary, i.indisexclusion,
+               concat_ws('|', t.relname, i.indisunique, i.indisprimary, i.indisexclusion,
                   i.indisclustered, i.indisreplident, i.indnatts, i.indnkeyatts, i.indpred IS NULL, m.amname,
                   (SELECT string_agg(k::text, ',' ORDER BY o) FROM unnest(i.indoption) WITH ORDINALITY AS x(k, o)),
+                  (SELECT string_agg(coalesce(quote_ident(a.attname), '()'), ',' ORDER BY o)
+                     FROM unnest(i.indkey) WITH ORDINALITY AS x(k, o)
+                     LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k),
                   c.reloptions::text)
           FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
           JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am m ON m.oid = c.relam
-         WHERE t.relpersistence <> 't' AND {_OURS} AND NOT {_member("pg_class", "c.oid")}
+         WHERE t.relpersistence <> 't' AND {DUMPED_INDEX} AND {_OURS} AND NOT {_member("pg_class", "c.oid")}
            AND NOT {_member("pg_class", "t.oid")}""",
     f"""SELECT 'constraint', format('%I.%s.%I', n.nspname, coalesce(quote_ident(t.relname), y.typname), k.conname),
                concat_ws('|', k.contype, k.condeferrable, k.condeferred, k.convalidated, k.confupdtype, k.confdeltype,
-                  k.confmatchtype, k.connoinherit, r.relname)
+                  k.confmatchtype,
+                  -- of a partition's key it says whether the partition was attached later, as pg_dump does
+                  CASE WHEN k.contype IN ('c', 'n') THEN k.connoinherit END, r.relname)
           FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace LEFT JOIN pg_class t ON t.oid = k.conrelid
           LEFT JOIN pg_type y ON y.oid = k.contypid LEFT JOIN pg_class r ON r.oid = k.confrelid
-         WHERE {_OURS} AND NOT {_member("pg_class", "k.conrelid")} AND NOT {_member("pg_type", "k.contypid")}""",
+         WHERE {_OURS} AND k.oid NOT IN ({_UNDUMPED_CONSTRAINTS})
+           AND NOT {_member("pg_class", "k.conrelid")} AND NOT {_member("pg_type", "k.contypid")}""",
     f"""SELECT 'trigger', format('%I.%I.%I', n.nspname, c.relname, g.tgname),
                concat_ws('|', g.tgenabled, g.tgtype, g.tgdeferrable, g.tginitdeferred, p.proname, encode(g.tgargs, 'hex'))
           FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -139,8 +155,8 @@ _FACTS = [
          WHERE {_OURS} AND NOT {_member("pg_proc", "p.oid")}""",
     f"""SELECT 'policy', format('%I.%I.%I', n.nspname, c.relname, p.polname),
                concat_ws('|', p.polcmd, p.polpermissive, p.polqual IS NULL, p.polwithcheck IS NULL,
-                  (SELECT string_agg(CASE x WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x)::text END, ',' ORDER BY x <> 0, 1)
-                     FROM unnest(p.polroles) x))
+                  (SELECT string_agg(role, ',' ORDER BY role COLLATE "C") FROM (SELECT CASE x WHEN 0 THEN 'PUBLIC'
+                     ELSE quote_ident(pg_get_userbyid(x)) END AS role FROM unnest(p.polroles) x) roles))
           FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid JOIN pg_namespace n ON n.oid = c.relnamespace
          WHERE {_OURS}""",
     f"""SELECT 'type', format('%I.%I', n.nspname, t.typname),
@@ -162,16 +178,20 @@ _FACTS = [
          FROM pg_default_acl d LEFT JOIN pg_namespace n ON n.oid = d.defaclnamespace""",
     """SELECT 'publication', quote_ident(p.pubname),
               concat_ws('|', pg_get_userbyid(p.pubowner), p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete,
-                 p.pubtruncate, p.pubviaroot, (SELECT string_agg(r.prrelid::regclass::text, ',' ORDER BY 1)
-                    FROM pg_publication_rel r WHERE r.prpubid = p.oid))
+                 p.pubtruncate, p.pubviaroot,
+                 (SELECT string_agg(format('%I.%I', n.nspname, c.relname), ',' ORDER BY n.nspname, c.relname)
+                    FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid
+                    JOIN pg_namespace n ON n.oid = c.relnamespace WHERE r.prpubid = p.oid))
          FROM pg_publication p""",
     """SELECT 'large object', l.oid::text, concat_ws('|', pg_get_userbyid(l.lomowner),
               (SELECT string_agg(x::text, ' ' ORDER BY x::text COLLATE "C")
                  FROM unnest(coalesce(l.lomacl, acldefault('L', l.lomowner))) x))
          FROM pg_largeobject_metadata l""",
     """SELECT 'user mapping', concat_ws(' ', m.usename, m.srvname), '' FROM pg_user_mappings m""",
-    """SELECT 'comment', pg_describe_object(d.classoid, d.objoid, d.objsubid), md5(d.description)
-         FROM pg_description d WHERE d.objoid >= 16384 OR d.objoid = 'public'::regnamespace""",
+    f"""SELECT 'comment', pg_describe_object(d.classoid, d.objoid, d.objsubid), md5(d.description)
+          FROM pg_description d WHERE (d.objoid >= 16384 OR d.objoid = 'public'::regnamespace)
+           AND NOT (d.classoid = 'pg_class'::regclass AND d.objoid IN ({_UNDUMPED_INDEXES}))
+           AND NOT (d.classoid = 'pg_constraint'::regclass AND d.objoid IN ({_UNDUMPED_CONSTRAINTS}))""",
     *(
         f"SELECT '{catalog.removeprefix('pg_').replace('_', ' ')}', pg_describe_object('{catalog}'::regclass, o.oid, 0), ''"
         f" FROM {catalog} o WHERE o.oid >= 16384 AND NOT {_member(catalog, 'o.oid')}"

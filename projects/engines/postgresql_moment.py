@@ -54,8 +54,18 @@ _NOTES = (
         "SELECT count(*) FROM pg_class WHERE relkind = 'f'",
         "The rows of {} foreign tables are elsewhere: not in the dump.",
     ),
+    (
+        "SELECT count(*) FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid"  # noqa: S608 - our own words
+        " WHERE t.relpersistence <> 't'"
+        f" AND NOT ({postgresql_fingerprint.DUMPED_INDEX})",
+        "{} invalid indexes (a CREATE INDEX CONCURRENTLY that failed or still runs) are not in the dump.",
+    ),
 )
-_OUTSIDE = "Not compared: planner statistics, and what belongs to extensions besides their tables."
+_OUTSIDE = (
+    "Not compared: planner statistics; what belongs to extensions besides their tables; the text of views, rules, defaults,"
+    " checks, policies, index expressions and conditions of indexes, triggers and publications (only that they are there);"
+    " and the columns of foreign keys."
+)
 
 
 class PostgreSQLMoment(Moment):

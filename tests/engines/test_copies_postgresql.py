@@ -118,6 +118,46 @@ def test_a_hostile_database_arrives_whole(copier: Copier) -> None:
         assert tenant.execute("SELECT nextval('public.uncalled')").fetchone() == (77,)
 
 
+def test_what_a_dump_leaves_out_or_puts_in_another_order_is_no_difference(copier: Copier) -> None:
+    group, login = (psycopg.sql.Identifier(name) for name in (copier.names.group, copier.names.login))
+    with connect(copier.source, copier.login) as tenant:
+        tenant.execute(
+            "CREATE TABLE b (x int); CREATE TABLE a (x int); CREATE SCHEMA other; CREATE TABLE other.a (x int);"
+            "CREATE PUBLICATION odd FOR TABLE b, other.a, a;"
+            "CREATE TABLE twice (x int); INSERT INTO twice VALUES (1), (1);"
+            "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p_rest PARTITION OF p DEFAULT;"
+            "CREATE TABLE p_z (id int PRIMARY KEY); CREATE TABLE p_0 (id int PRIMARY KEY);"
+            "ALTER TABLE p ATTACH PARTITION p_z FOR VALUES FROM (100) TO (200);"
+            "CREATE TABLE f (id int REFERENCES p, other int REFERENCES p) PARTITION BY RANGE (id);"
+            "CREATE TABLE f_rest PARTITION OF f DEFAULT; CREATE TABLE f_9 PARTITION OF f FOR VALUES FROM (9) TO (10);"
+            "CREATE TABLE f_1 PARTITION OF f FOR VALUES FROM (1) TO (2);"
+            "ALTER TABLE p ATTACH PARTITION p_0 FOR VALUES FROM (0) TO (50);"
+            "CREATE TABLE g (id int REFERENCES p); ALTER TABLE g ADD FOREIGN KEY (id) REFERENCES p_z;"
+            "CREATE INDEX lone ON ONLY f (id); CREATE INDEX f_9_other ON f_9 (id);"
+        )
+        for first, second in ((group, login), (login, group)):
+            policy = psycopg.sql.SQL("CREATE POLICY {} ON a TO {}, {}").format(first, first, second)
+            tenant.execute(policy)
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            tenant.execute("CREATE UNIQUE INDEX CONCURRENTLY failed ON twice (x)")
+        tenant.execute("COMMENT ON INDEX failed IS 'not valid'; CREATE INDEX good ON twice (x, (x + 1))")
+    copier.run()
+    source, copy = copier.fingerprints()
+    assert source.differences(copy) == []
+    assert ("index", "public.good") in source.facts
+    assert "x,()" in source.facts["index", "public.good"]
+    assert ("index", "public.lone") in source.facts
+    assert ("index", "public.failed") not in source.facts
+    assert ("constraint", "public.g.g_id_fkey") in source.facts
+    side = copier.source.side(copier.tool)
+    with ENGINE.moment(copier.source.endpoint, side.place, copier.tool) as moment:
+        assert [note for note in moment.notes if note.startswith("1 invalid indexes ")]
+    with connect(copier.target, copier.login) as tenant:  # the same name on another column is told
+        tenant.execute("ALTER TABLE twice ADD y int; DROP INDEX good; CREATE INDEX good ON twice (y, (x + 1))")
+    source, copy = copier.fingerprints()
+    assert "index public.good differs" in source.differences(copy)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
