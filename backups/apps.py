@@ -17,6 +17,6 @@ class BackupsConfig(AppConfig):
 
         prometheus.collect_also(metrics.collect)
         quotas.count_also(counted.used)
-        creation.backups_by(schedules.for_new_project)
+        creation.backups_by(schedules.for_new_project, schedules.lacks_for_new_project)
         install.also_prepare.append(installing.storage_prepare)
         register_all()

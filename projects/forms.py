@@ -33,6 +33,7 @@ class NewProjectForm(forms.Form):
     tls_required = forms.BooleanField(required=False)
     deletion_protection = forms.BooleanField(required=False)
     bootstrap_schema = forms.BooleanField(required=False)
+    backups = forms.BooleanField(required=False)
 
     def as_request(self) -> dict[str, Any]:
         """The keyword arguments of a `ProjectRequest`; empty means the default."""

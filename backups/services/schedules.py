@@ -10,6 +10,7 @@ from uuid import UUID
 
 from django.db import transaction
 
+from accounts.models import Organization
 from accounts.permissions import Capability, Principal, require
 from accounts.services import audit
 from backups.models import Backup, BackupTrigger, Schedule, StorageTarget
@@ -165,11 +166,22 @@ def retention_apply(*, principal: Principal, schedule: Schedule) -> retaining.Lo
     return found
 
 
+NO_STORAGE = "There is no storage for backups yet; add one first."
+
+
+def lacks_for_new_project(organization: Organization, engine_name: str) -> str:
+    """Why `for_new_project` would refuse, for people; empty: it would not."""
+    engine = registry.engine(engine_name)
+    if domain.Capability.COPY not in engine.capabilities:
+        return f"Backups of {engine.title} are not supported."
+    return "" if storages.default_target(organization.pk) is not None else NO_STORAGE
+
+
 def for_new_project(principal: Principal, project: Project) -> None:
     """“Backups on”: daily, in the zone of who asks. In the transaction that makes the project."""
     refuse_unsupported(project.engine, field="backups")
     if storages.default_target(project.organization_id) is None:
-        raise Invalid.field("backups", "no_storage", "There is no storage for backups yet; add one first.")
+        raise Invalid.field("backups", "no_storage", NO_STORAGE)
     zone = getattr(principal.user, "time_zone", "") or "UTC"
     schedule_create(
         principal=principal, project=project, preset="daily", time_zone=zone if zone in times.zones() else "UTC"

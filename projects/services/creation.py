@@ -71,13 +71,20 @@ class ProjectRequest:
 
 
 BackupsOn = Callable[[Principal, Project], None]
+BackupsLack = Callable[[Organization, str], str]
 _backups_on: list[BackupsOn] = []
+_backups_lack: list[BackupsLack] = []
 
 
-def backups_by(begin: BackupsOn) -> None:
-    """Another app makes a new project's schedule, in the transaction that makes the project; from its
-    `AppConfig.ready()`."""
-    _backups_on[:] = [begin]
+def backups_by(begin: BackupsOn, lack: BackupsLack) -> None:
+    """Another app makes a new project's schedule, in the transaction that makes the project, and says what it lacks for
+    that; from its `AppConfig.ready()`."""
+    _backups_on[:], _backups_lack[:] = [begin], [lack]
+
+
+def backups_lack(organization: Organization, engine_name: str) -> str:
+    """Why a new project of this engine can't have backups from its first day on, for people; empty: it can."""
+    return next((reason for lack in _backups_lack if (reason := lack(organization, engine_name))), "")
 
 
 class PortsUsedUp(Problem):

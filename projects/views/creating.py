@@ -20,7 +20,7 @@ from projects.forms import NewProjectForm
 from projects.models import Placement, Plan, Region
 from projects.operations.catalogue import Versions, everything
 from projects.services import ProjectRequest, project_create, slug_preview, usage_of
-from projects.services.creation import name_is_free, version_for
+from projects.services.creation import backups_lack, name_is_free, version_for
 from projects.services.validation import suggest_identifier
 from projects.views.common import add_problem
 from projects.views.lists import percent
@@ -73,7 +73,7 @@ def _context(form: NewProjectForm, organization: Organization) -> dict[str, Any]
         "others": [region.name for region in enabled if not region.available],
         "plans": plans, "chosen": chosen, "versions": _versions(chosen), **_name(chosen, organization),
         "can_publish": bool(chosen["region"] and chosen["region"].public_address), "usage": usage,
-        "after": _after(usage, chosen["plan"]),
+        "after": _after(usage, chosen["plan"]), "backups_lack": backups_lack(organization, chosen["engine"].name),
         "tls_only": ", ".join(engine.title for engine in registry.engines().values() if engine.tls_only),
     }  # fmt: skip
 
@@ -127,6 +127,8 @@ def _chosen(form: NewProjectForm, regions: list[Region], plans: list[Plan]) -> d
         "tls_required": bool(value("tls_required")),
         "deletion_protection": bool(value("deletion_protection")),
         "bootstrap_schema": bool(value("bootstrap_schema")) or not form.is_bound,
+        # What can't be switched on is not off for good: another engine may have it.
+        "backups": bool(value("backups") or value("no_backups_here")) or not form.is_bound,
         "description": value("description"),
         "database_name": value("database_name"),
         "username": value("username"),
