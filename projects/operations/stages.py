@@ -28,7 +28,8 @@ _FULL = re.compile(
 _LOST = re.compile(
     r"server closed the connection|closed unexpectedly|connection reset|connection to server|could not connect"
     r"|terminating connection|lost connection|can't connect|server has gone away|shutdown in progress"
-    r"|connection refused|shutting down",
+    r"|connection refused|shutting down|unexpected eof|ssl error: |ssl connection has been closed|broken pipe"
+    r"|no connection to the server|connection timed out",
     re.IGNORECASE,
 )
 _CHANGED = re.compile(

@@ -418,7 +418,7 @@ def test_deletion_of_the_project_cuts_it_short(
     backup, operation = begin(project)
 
     def delete() -> None:
-        project_delete(principal=site.alice, project=project)
+        project_delete(principal=site.alice, project=project, final_backup=False)
 
     with beside(when_under_way(backup, delete)):
         ended(site, backup, operation)

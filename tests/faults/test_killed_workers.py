@@ -51,13 +51,15 @@ SEED = os.environ.get("NOVASTACK_FAULTS_SEED", datetime.datetime.now(datetime.UT
 ALL = os.environ.get("NOVASTACK_FAULTS") == "all"
 SAMPLE = int(os.environ.get("NOVASTACK_FAULTS_SAMPLE", "3"))
 PROMISE_SECONDS = 60
-NOT_ASKED = {"copies"}  # steps that these projects have no use for: they never moved
+# Steps that these projects have no use for: they never moved, have no storage for backups, come from no backup.
+NOT_ASKED = {"copies", "restore_names", "restore_data", "prove_data"}
 NAMES = {"claim": "provision from a standby"}
 
 
 def points_of(kind: str) -> list[str]:
     """A claim differs from another provisioning in these two steps; it skips those between them."""
-    steps = [step.name for step in base.latest_definition(KIND_OF.get(kind, kind)).steps if step.name not in NOT_ASKED]
+    known = [step.name for step in base.latest_definition(KIND_OF.get(kind, kind)).steps]
+    steps = [name for name in known if name not in NOT_ASKED and not name.startswith("final_")]
     if kind == "claim":
         steps = ["server", "database"]
     return [f"{kind}:{name}:{when}" for name in steps for when in WHEN + (LONG if name in LONG_STEPS else ())]

@@ -153,7 +153,7 @@ def test_an_image_that_can_not_be_pulled(
     docker_site: Site, impatient: None, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     site = docker_site
-    monkeypatch.setattr(docker_images, "PULL_STALL_SECONDS", 4)
+    monkeypatch.setattr(docker_images, "PULL_STALL_SECONDS", 12)
     server = RegistryServer(IMAGE, mode)
     monkeypatch.setattr(settings, "NOVASTACK_IMAGES", {"postgresql": server.name})
     try:
