@@ -15,7 +15,7 @@ from django.db import IntegrityError
 from backups.models import Restore, RestoreStatus
 from backups.operations import restore_sides as sides
 from novastack.common.clock import now
-from projects.models import Operation, Project, RoleKind, ServerKind
+from projects.models import Operation, OperationStep, Project, RoleKind, ServerKind
 from projects.operations import base, copying, placing, provision, steps, wiring
 from projects.operations.base import RetryPolicy, Step, StepFailed, Wait
 from projects.operations.context import Context
@@ -46,8 +46,16 @@ def _restore(ctx: Context) -> Restore:
     return restore
 
 
+def _proven(ctx: Context) -> bool:
+    """Whether this operation has compared what it restored. When a later step fails, earlier ones are run again: what is
+    proven is not restored again, and its roles may have the project's own names by now."""
+    return OperationStep.objects.filter(operation=ctx.operation, name=PROOF, data__proven=True).exists()
+
+
 def take_names(ctx: Context) -> None:
     """Look at the backup, before anything is made for it, and call the roles as it does."""
+    if _proven(ctx):
+        return
     restore = _restore(ctx)
     backup = sides.backup_of(restore)
     sides.hold(ctx, backup)
@@ -85,6 +93,8 @@ def give_names_back(ctx: Context) -> None:
 
 
 def restore_data(ctx: Context) -> None:
+    if _proven(ctx):
+        return
     backup = sides.backup_of(_restore(ctx))
     sides.fill(ctx, ctx, backup)
 
@@ -185,4 +195,17 @@ def extend_provisioning() -> None:
 
 
 def _run_of(step: Step) -> base.StepFunction:
-    return prove_login if step.run is steps.verify_tenant else step.run
+    if step.run is steps.verify_tenant:
+        return prove_login
+    return _unless_proven(step.run) if step.name == "database" else step.run
+
+
+def _unless_proven(create: base.StepFunction) -> base.StepFunction:
+    """What makes the database does not touch what is proven: its roles may have the project's names, which rows do not
+    say yet."""
+
+    def run(ctx: Context) -> None:
+        if not _proven(ctx):
+            create(ctx)
+
+    return run

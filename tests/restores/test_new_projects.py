@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from backups.models import Backup, Restore, StorageTarget
-from backups.operations import restoring_data
+from backups.operations import restore_new, restoring_data
 from projects.models import Database, DatabaseRole, DatabaseServer, Operation, OperationLock, Project
+from projects.operations import steps
 from projects.operations.base import StepFailed
 from projects.services import operation_cancel, project_action
 from tests.engines.test_copies_postgresql import HOSTILE
@@ -157,6 +158,54 @@ def test_a_failed_one_is_restored_when_it_is_retried(
     assert site.rows_of(project) == 1000
     assert set(DatabaseRole.objects.filter(database__project=project).values_list("name", flat=True)) == names
     assert not OperationLock.objects.exists()
+
+
+class Counted:
+    """How often a backup was filled in and compared; the first logins after that fail, as a server's that went away."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, times: int = 1) -> None:
+        self.filled = self.compared = self.refused = 0
+        fill_in, prove, login = restore_new.sides.fill, restore_new.sides.prove, steps.prove_tenant
+
+        def filled(*args: Any) -> None:
+            self.filled += 1
+            fill_in(*args)
+
+        def compared(*args: Any) -> None:
+            self.compared += 1
+            prove(*args)
+
+        def refused(ctx: Any) -> None:
+            if self.compared and self.refused < times:
+                self.refused += 1
+                raise StepFailed("server_not_ready", "It does not answer.")
+            login(ctx)
+
+        monkeypatch.setattr(restore_new.sides, "fill", filled)
+        monkeypatch.setattr(restore_new.sides, "prove", compared)
+        monkeypatch.setattr(steps, "prove_tenant", refused)
+
+
+@pytest.mark.parametrize("placement", ["dedicated", "pool"])
+def test_what_is_proven_is_not_restored_again(
+    docker_site: Site, target: StorageTarget, monkeypatch: pytest.MonkeyPatch, placement: str
+) -> None:
+    """The last step fails: earlier ones are run again, from the server's or from the first one."""
+    site = docker_site
+    source = site.ready()
+    fill(site, source)
+    backup = take(source)
+    times = 1 if placement == "dedicated" else 3  # on a pool all is run again, after the third
+    counted = Counted(monkeypatch, times=times)
+    made = restore(site, backup, target="new_project", name="Copy", placement=placement)
+    operation = all_done(site, Operation.objects.get(pk=made.operation_id))
+    assert operation.state == "succeeded", told(operation)
+    assert (counted.refused, counted.filled, counted.compared) == (times, 1, 1)
+    project = Project.objects.get(pk=made.project_uuid)
+    assert (project.status, site.rows_of(project)) == ("running", 1000)
+    theirs = set(DatabaseRole.objects.filter(database__project=source).values_list("name", flat=True))
+    with site.client.administrator(project) as session:
+        assert session.execute("SELECT 1 FROM pg_roles WHERE rolname = ANY(%s)", [sorted(theirs)]).fetchall() == []
 
 
 def test_cancelled_in_the_middle_nothing_is_left(
