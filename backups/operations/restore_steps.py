@@ -28,7 +28,7 @@ from projects.models import (
     ServerKind,
 )
 from projects.operations import copying, move_steps, steps, wiring
-from projects.operations.base import StepFailed, Wait
+from projects.operations.base import PLATFORM_CONNECTIONS, StepFailed, Wait
 from projects.operations.context import Context
 from projects.operations.move_sides import Incoming, Target, ensure_up, plan_server, quiet
 
@@ -143,6 +143,7 @@ def compare(ctx: Context) -> None:
 def fence(ctx: Context) -> None:
     """Nobody of the tenant's is in, or gets in (rule 31). What the tenant's password is by now holds for the copy too."""
     ensure_up(ctx)
+    move_steps.note_password(ctx)
     if "fenced_at" not in ctx.row.data:
         ctx.record(fenced_at=now().isoformat())
     ctx.guard()
@@ -249,7 +250,8 @@ def start_kept(ctx: Context) -> None:
             raise Wait("The shared server is down; it is being started.", seconds=5)
     else:
         server.memory_bytes, server.cpus = project.memory_bytes, project.cpus
-        side.save_server("memory_bytes", "cpus")
+        server.max_connections = ctx.role(RoleKind.LOGIN).connection_limit + PLATFORM_CONNECTIONS
+        side.save_server("memory_bytes", "cpus", "max_connections")
         _run_kept(side)
     sides.close(side)
     ctx.explain(f"It runs, closed, on {server.bind_address}:{server.port}")

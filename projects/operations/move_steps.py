@@ -120,6 +120,18 @@ def password_known(ctx: Context) -> bool:
     return False
 
 
+def note_password(ctx: Context) -> None:
+    """`fence`, once and before it locks: tenants may have changed their password since `verify`, hours ago."""
+    if "password_known" not in ctx.row.data:
+        ctx.record(password_known=password_known(ctx))
+
+
+def _knew_password(ctx: Context) -> bool:
+    """Whether the stored password was the login's when clients were shut out."""
+    fenced = row_of(ctx, "fence").data  # begun by an older version it does not say
+    return bool(fenced.get("password_known", row_of(ctx, "verify").data["password_known"]))
+
+
 def find_image(ctx: Context) -> None:
     target = Target.of(ctx.operation)
     if target.on_pool:
@@ -249,6 +261,7 @@ def discard(ctx: Context) -> None:
 def fence(ctx: Context) -> None:
     """Nobody of the tenant's is in, or gets in (rule 31). From here on the clock of the downtime runs."""
     ensure_up(ctx)
+    note_password(ctx)
     if "fenced_at" not in ctx.row.data:
         ctx.record(fenced_at=now().isoformat())
     ctx.guard()
@@ -305,7 +318,7 @@ def copy(ctx: Context) -> None:
         given_back(side, names)
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         around = admin.around(ctx.names)
-        hashes = {} if row_of(ctx, "verify").data["password_known"] else admin.password_hashes(ctx.names)
+        hashes = {} if _knew_password(ctx) else admin.password_hashes(ctx.names)
         hashes = {names.login if login == ctx.names.login else login: kept for login, kept in hashes.items()}
     with target_errors(), wiring.admin_session(ctx.engine, side.server) as admin:
         admin.put_around(names, around)
@@ -529,7 +542,7 @@ def let_in(ctx: Context) -> None:
         _put_result(ctx)
         ctx.explain("It stays stopped")
         return
-    if login.secret is not None and row_of(ctx, "verify").data["password_known"]:
+    if login.secret is not None and _knew_password(ctx):
         credentials = domain.Credentials(ctx.names.login, login.secret.open(), ctx.names.database)
         try:
             ctx.engine.probe(ctx.server.control_endpoint, credentials, timeout_seconds=5)

@@ -348,14 +348,28 @@ def test_a_purge_takes_old_copies_along(docker_site: Site) -> None:
     site.check_exactly()
 
 
-def test_a_password_that_the_tenant_changed_comes_along(docker_site: Site) -> None:
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["before", "meanwhile"])
+def test_a_password_that_the_tenant_changed_comes_along(
+    docker_site: Site, monkeypatch: pytest.MonkeyPatch, meanwhile: bool
+) -> None:
+    """Also one that it set after the move had tried the stored one."""
     site = docker_site
     project = site.ready()
     with site.login(project) as session:
         name = session.execute("SELECT session_user::text").fetchone()[0]
-        session.execute("SET ROLE NONE")
-        session.execute(psycopg.sql.SQL("ALTER ROLE {} PASSWORD 'of-my-own'").format(psycopg.sql.Identifier(name)))
-    done(site, begin(project))
+
+    def change(*_: Any) -> None:
+        with site.login(project) as session:
+            session.execute("SET ROLE NONE")
+            session.execute(psycopg.sql.SQL("ALTER ROLE {} PASSWORD 'of-my-own'").format(psycopg.sql.Identifier(name)))
+
+    secure = move_steps.provision.secure
+    with monkeypatch.context() as patched:
+        if meanwhile:
+            patched.setattr(move_steps.provision, "secure", lambda ctx: (change(), secure(ctx)))
+        else:
+            change()
+        done(site, begin(project))
     endpoint = Endpoint.objects.get(project=project)
     database = Database.objects.get(project=project, slot=DatabaseSlot.CURRENT).name
     with psycopg.connect(

@@ -7,11 +7,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import transaction
 
 from backups.models import Backup, BackupPolicy, Restore, StorageTarget
 from backups.operations import restore_steps, restoring_data, storages
+from backups.services import readings
 from backups.storage.base import StorageError
 from novastack.common.clock import now
 from projects.models import (
@@ -25,7 +27,7 @@ from projects.models import (
     ServerKind,
 )
 from projects.operations import runner
-from projects.operations.base import StepFailed
+from projects.operations.base import PLATFORM_CONNECTIONS, StepFailed
 from projects.operations.moving import move_begin
 from projects.services import project_action
 from tests.factories import api_client
@@ -168,11 +170,47 @@ def test_undo_has_the_password_of_today(docker_site: Site, target: StorageTarget
     rotation = project_action(principal=site.alice, project=project, action="rotate_password")
     assert site.finish(rotation).state == "succeeded"
     assert password_of(role_of(project)) != old
+    role = role_of(project)
+    role.connection_limit += 9  # as a change of plan does
+    role.save()
     made.refresh_from_db()
     back = all_run(site, undo(site, made))
     assert back.state == "succeeded", told(back)
     assert password_of(role_of(project)) != old
     assert ids(site, project) == [1]  # logged in with it
+    most = role.connection_limit + PLATFORM_CONNECTIONS
+    assert DatabaseServer.objects.get(project_uuid=project.pk).max_connections == most
+    with site.client.administrator(project) as session:
+        assert session.execute("SHOW max_connections").fetchone() == (str(most),)
+
+
+def test_a_password_that_was_set_meanwhile_stays(
+    docker_site: Site, target: StorageTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tenant sets its own while the copy is filled, hours after the stored one was tried."""
+    site = docker_site
+    project = site.ready()
+    unproven(project)
+    backup = take(project)
+    where = Endpoint.objects.get(project=project)
+    login = {"host": where.host, "port": where.port, "user": role_of(project).name}
+    login["dbname"] = Database.objects.get(project=project).name
+    real = restore_steps.sides.fill
+
+    def fill_slowly(*args: Any) -> None:
+        with site.login(project) as session:
+            session.execute("SET ROLE NONE")
+            session.execute("ALTER ROLE CURRENT_USER PASSWORD 'of-my-own-choice-42'")
+        real(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(restore_steps.sides, "fill", fill_slowly)
+        _, operation = begin(site, backup, target="in_place", confirm=project.slug)
+        all_run(site, operation)
+    assert operation.state == "succeeded", told(operation)
+    assert operation.steps.get(name="fence").data["password_known"] is False
+    with psycopg.connect(**login, password="of-my-own-choice-42", connect_timeout=5) as session:
+        assert session.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_undo_is_refused_after_another_database_took_its_place(docker_site: Site, target: StorageTarget) -> None:
@@ -184,7 +222,9 @@ def test_undo_is_refused_after_another_database_took_its_place(docker_site: Site
     all_run(site, operation)
     with transaction.atomic():
         move = move_begin(project, created_by_label="test")
+    assert readings.undoable(project) == Restore.objects.get(pk=made.pk)
     assert site.finish(move, 120).state == "succeeded"
+    assert readings.undoable(project) is None
     answer = api_client(site.team.alice).post(f"/api/v1/restores/{made.pk}/undo/", {}, format="json")
     assert (answer.status_code, answer.json()["code"]) == (409, "undo_not_possible")
 
