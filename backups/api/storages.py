@@ -13,8 +13,8 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
 from accounts.api.base import PrincipalMixin
-from accounts.models import Organization
-from accounts.permissions import Capability
+from accounts.models import Organization, Scope
+from accounts.permissions import Capability, require_scope
 from accounts.services import organization_for
 from backups.models import BackupStatus, StorageKind, StorageTarget
 from backups.services.storages import (
@@ -162,7 +162,7 @@ class StorageScoped(PrincipalMixin):
 
 @extend_schema_view(
     get=extend_schema(
-        tags=["storages"], operation_id="storages_list", responses={200: StorageOutput(many=True), **problems(400)}
+        tags=["storages"], operation_id="storages_list", responses={200: StorageOutput(many=True), **problems(400, 403)}
     )
 )
 class StorageListView(StorageScoped, generics.ListAPIView[StorageTarget]):
@@ -177,6 +177,7 @@ class StorageListView(StorageScoped, generics.ListAPIView[StorageTarget]):
     def get_queryset(self) -> QuerySet[StorageTarget]:
         if getattr(self, "swagger_fake_view", False):
             return StorageTarget.objects.none()
+        require_scope(self.principal, Scope.READ)
         return self.rows()
 
     def get_serializer_context(self) -> dict[str, Any]:
@@ -224,9 +225,10 @@ class StorageView(StorageScoped, generics.GenericAPIView[StorageTarget]):
     queryset = StorageTarget.objects.none()
     serializer_class = StorageOutput
 
-    @extend_schema(operation_id="storages_retrieve", responses={200: StorageOutput, **problems(404)})
+    @extend_schema(operation_id="storages_retrieve", responses={200: StorageOutput, **problems(403, 404)})
     def get(self, request: Request, pk: UUID) -> Response:
         """One storage."""
+        require_scope(self.principal, Scope.READ)
         return Response(self.shown(self.storage()))
 
     @extend_schema(

@@ -13,7 +13,7 @@ from django.conf import settings
 from django.db import transaction
 
 from backups.models import Backup, BackupStatus, ProofKind, Restore, RestoreStatus
-from backups.operations import proving, taking
+from backups.operations import proving, safety, taking
 from backups.operations import restore_sides as sides
 from novastack.common.clock import now
 from novastack.common.errors import Problem
@@ -204,6 +204,7 @@ def succeeded(operation: Operation) -> None:
 
 def failed(operation: Operation) -> None:
     sides.ended(operation, operation.params["restore"])
+    safety.let_go(operation.params["restore"])
 
 
 # --- undo ---------------------------------------------------------------------------------------------------------------
@@ -291,10 +292,13 @@ def undone(operation: Operation) -> None:
     Restore.objects.filter(pk=operation.params["restore"]).update(
         status=RestoreStatus.UNDONE, error=None, undone_at=now(), undo_until=None
     )
+    safety.let_go(operation.params["restore"])
 
 
 def not_undone(operation: Operation) -> None:
     """All is as it was: what was restored stays, and may be undone later."""
-    Restore.objects.filter(pk=operation.params["restore"], status=RestoreStatus.UNDOING).update(
-        status=RestoreStatus.SUCCEEDED, error=operation.error
-    )
+    # `keep_as_it_was` may have set it back already.
+    stays = (RestoreStatus.UNDOING, RestoreStatus.SUCCEEDED)
+    Restore.objects.filter(
+        pk=operation.params["restore"], status__in=stays, undo_operation_id=operation.pk
+    ).update(status=RestoreStatus.SUCCEEDED, error=operation.error)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from backups.models import Backup, BackupTrigger, Restore
-from backups.operations import restore_new, restore_steps, taking
+from backups.operations import restore_new, restore_steps, safety, taking
 from backups.operations.queueing import subject_of
 from projects.models import (
     Database,
@@ -35,18 +35,18 @@ TWICE = RetryPolicy(attempts=2, delay_seconds=2)
 def restore_begin(restore: Restore, backup: Backup, project: Project, *, created_by: Any, label: str) -> Operation:
     """Record the restore of a backup into a project that lives. In a transaction, with the project's row locked. Raises
     `OperationInProgress`, about the project or the backup."""
-    safety = safety_row(restore, project, label=label)
+    before = safety_row(restore, project, label=label)
     params = {
-        "restore": str(restore.pk), "backup": str(backup.pk), SAFETY: str(safety.pk), **_here(project),
+        "restore": str(restore.pk), "backup": str(backup.pk), SAFETY: str(before.pk), **_here(project),
     }  # fmt: skip
     operation = operation_create(
         project=project, kind=RESTORE, params=params, created_by=created_by, created_by_label=label
     )
     # The dump tool's login is one per project.
     also_hold(operation, locks.subject_of("dump", project.pk), LockMode.EXCLUSIVE)
-    for held in (backup, safety):
+    for held in (backup, before):
         also_hold(operation, subject_of(held), LockMode.SHARED)
-    Backup.objects.filter(pk=safety.pk).update(operation_id=operation.pk)
+    Backup.objects.filter(pk=before.pk).update(operation_id=operation.pk)
     return operation
 
 
@@ -63,7 +63,7 @@ def safety_row(restore: Restore, project: Project, *, label: str) -> Backup:
     """The backup of what is there now, that the restore takes before anything else. In a transaction. Raises as
     `backup_row`."""
     row = taking.backup_row(project, trigger=BackupTrigger.SAFETY, label="Before a restore", created_by_label=label)
-    row.pinned, row.pinned_reason = True, "Taken before a restore."
+    row.pinned, row.pinned_reason = True, safety.PINNED
     row.save(update_fields=["pinned", "pinned_reason", "updated_at"])
     restore.safety_backup = row
     restore.save(update_fields=["safety_backup", "updated_at"])

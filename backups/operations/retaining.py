@@ -12,8 +12,8 @@ from django.db import transaction
 from django.db.models import Q
 
 from accounts.services import audit
-from backups.models import Backup, BackupStatus, Restore, RestoreStatus, Schedule
-from backups.operations import deleting
+from backups.models import Backup, BackupStatus, BackupTrigger, Restore, RestoreStatus, Schedule
+from backups.operations import deleting, safety
 from backups.retention import Content, Item, Rules, State, Verdict, decide, most_at_once, shrank
 from novastack.common.clock import now
 from novastack.common.errors import OperationInProgress
@@ -220,16 +220,17 @@ def daily() -> int:
             continue
         except Exception as error:  # nobody expected it: it is this schedule's alone
             log.error("retention of a schedule broke", schedule=str(pk), error=type(error).__name__, exc_info=error)
+    safety.let_go()
     return removed + expire()
 
 
 def expire() -> int:
     """Backups of removed projects whose days are over: those due at two daily looks, and at most max(3, 5 %) of all at
-    once, else none, and the note says so (rule 8). Pinned ones stay."""
+    once, else none, and the note says so (rule 8). What a person pinned stays. Then safety backups of living projects."""
     moment = now()
     with transaction.atomic():
         left = Backup.objects.exclude(status=BackupStatus.DELETING)
-        over = left.filter(keep_until__lte=moment, pinned=False).exclude(
+        over = left.filter(_FREE, keep_until__lte=moment).exclude(
             project_uuid__in=Project.objects.values_list("pk", flat=True)
         )
         over = over.defer("manifest").order_by("keep_until")
@@ -248,16 +249,46 @@ def expire() -> int:
             log.error("backups of removed projects not removed", reason=refusal)
             due = []
         Install.merge_notes(backups_expired_refused=refusal)
-    return sum(_expire(row) for row in due)
+    return sum(_expire(row) for row in [*due, *_safety_due(moment)])
+
+
+_FREE = Q(pinned=False) | safety.OURS
+
+
+def _safety_due(moment: datetime) -> list[Backup]:
+    """Safety backups of living projects that were let go, and whose days are over at two daily looks; those that waited
+    longest, few at once. Never a project's last verified one."""
+    let_go = Backup.objects.filter(trigger=BackupTrigger.SAFETY, pinned=False, keep_until__lte=moment)
+    let_go = let_go.filter(project_uuid__in=Project.objects.values_list("pk", flat=True))
+    rows = list(let_go.exclude(status__in=[BackupStatus.DELETING, BackupStatus.CORRUPT]).order_by("keep_until")[:500])
+    if not rows:
+        return []
+    fresh = [row.pk for row in rows if row.due_since is None or row.due_since > moment]
+    Backup.objects.filter(pk__in=fresh).update(due_since=moment)
+    stay = _used({row.pk: row for row in rows}) | _last_verified({row.project_uuid for row in rows})
+    due = [r for r in rows if r.due_since is not None and r.due_since <= moment - TWO_LOOKS and r.pk not in stay]
+    return due[: most_at_once(Backup.objects.exclude(status=BackupStatus.DELETING).count())]
+
+
+def _last_verified(projects: set[UUID]) -> set[UUID]:
+    rows = Backup.objects.filter(project_uuid__in=projects, verified_at__isnull=False, status__in=_PROVEN)
+    newest = rows.order_by("project_uuid", "-created_at", "-id").distinct("project_uuid")
+    return set(newest.values_list("pk", flat=True))
 
 
 def _expire(row: Backup) -> int:
+    """Remove it, if it still may go now that nobody else works on its project's backups."""
     try:
         with transaction.atomic():
             locks.lock_subject(locks.subject_of("project", row.project_uuid))
-            if not Backup.objects.filter(pk=row.pk, pinned=False, keep_until__lte=now()).exists():
+            if not Backup.objects.filter(_FREE, pk=row.pk, keep_until__lte=now()).exists():
                 return 0
-            deleting.delete_begin(row, created_by_label=BY_CLOCK, reason="outlived its project", queue_behind=False)
+            reason = "outlived its project"
+            if Project.objects.filter(pk=row.project_uuid).exists():
+                if row.pk in _last_verified({row.project_uuid}):
+                    return 0
+                reason = "its restore is over"
+            deleting.delete_begin(row, created_by_label=BY_CLOCK, reason=reason, queue_behind=False)
     except (OperationInProgress, Backup.DoesNotExist):
         return 0
     return 1

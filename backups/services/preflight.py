@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
+from django.db.models import F
+
 from accounts.models import Organization
 from backups.models import Backup, BackupStatus
 from backups.operations import restore_sides, restore_steps, restoring_data
@@ -44,6 +46,7 @@ SWAP_SECONDS = 4.0
 ROOM_FACTOR = 1.2  # of the database's size: what sorting for indexes, and the log, take meanwhile
 TABLES_SHOWN = 200
 MIB = 1 << 20
+MOST_COPIES = 3  # databases from before that a project may have: they count for no quota
 
 
 class BackupNotSupported(Conflict):
@@ -72,6 +75,10 @@ class TooSmall(Conflict):
 
 class NoRoomThere(Conflict):
     code, title = "capacity_exhausted", "The region's disk is almost full"
+
+
+class TooManyCopies(Conflict):
+    code, title = "too_many_copies", "Too many databases from before are kept"
 
 
 class ObjectMissing(Conflict):
@@ -251,6 +258,16 @@ def _about_target(backup: Backup, wanted: Wanted, organization: Organization) ->
         found.append(
             ActionNotAllowed(
                 f"Only a project that runs can be restored over; it is {project.get_status_display().lower()}."
+            )
+        )
+    kept = Database.objects.filter(project=project, slot=DatabaseSlot.PREVIOUS, drop_due_at=None)
+    until = list(kept.order_by(F("keep_until").asc(nulls_last=True)).values_list("keep_until", flat=True))
+    if len(until) >= MOST_COPIES:
+        first = f"The oldest goes after {until[0]:%Y-%m-%d %H:%M} UTC" if until[0] else "The oldest has no end yet"
+        found.append(
+            TooManyCopies(
+                f"The project keeps {len(until)} databases of before restores or moves, and at most {MOST_COPIES} may be"
+                f" kept. {first}; then you can restore again. A restore into a new project works now."
             )
         )
     return found  # the safety backup is outside quotas

@@ -12,10 +12,10 @@ from accounts.services import audit
 from backups.models import Backup, Restore, RestoreStatus, RestoreTarget
 from backups.operations import restore_new, restoring
 from backups.operations.queueing import subject_of
-from backups.services.preflight import Preflight, Wanted, look, look_outside
+from backups.services.preflight import Preflight, Wanted, look, look_outside, refuse_unknown_version
 from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, Conflict, Invalid, NotFound
-from projects import registry
+from projects import domain, registry
 from projects.models import LockMode, Operation, Placement, Plan, Project, Region
 from projects.operations import catalogue
 from projects.operations.queue import also_hold
@@ -131,6 +131,12 @@ def _new(
     if placement and placement not in {Placement.DEDICATED, Placement.POOL}:
         raise Invalid.field("placement", "invalid", "Use `dedicated` or `pool`.")
     where = placement or (chosen.placement if chosen is not None else Placement.DEDICATED)
+    engine = registry.engine(backup.engine)
+    if where == Placement.POOL and domain.Capability.POOL not in engine.capabilities:
+        told = f"{engine.title} can't share a server: ask for `dedicated`."
+        raise Invalid.field("placement", "not_available", told)
+    if version:
+        refuse_unknown_version(backup.engine, version)
     return Wanted(
         target=RestoreTarget.NEW_PROJECT, name=clean, region=place or places.first(), plan=chosen, placement=where,
         version=version or _version_for(backup),

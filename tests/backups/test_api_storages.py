@@ -66,6 +66,12 @@ def stored(target: StorageTarget, organization: Organization, **fields: Any) -> 
 URL = "/api/v1/storages/"
 
 
+def test_a_token_that_only_connects_sees_no_storages(team: Team, target: StorageTarget) -> None:
+    client = api_client(team.alice, scopes=["connect"])
+    assert client.get(URL).status_code == client.get(f"{URL}{target.pk}/").status_code == 403
+    assert api_client(team.alice, scopes=["read"]).get(f"{URL}{target.pk}/").status_code == 200
+
+
 def test_an_admin_adds_a_bucket_that_was_tried_and_its_secret_is_never_seen_again(team: Team, body: Any) -> None:
     client = api_client(team.adam)
     response = client.post(URL, body)

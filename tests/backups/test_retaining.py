@@ -11,13 +11,23 @@ import time_machine
 from django.db import transaction
 
 from accounts.models import AuditEvent
-from backups.models import Backup, BackupStatus, Restore, RestoreTarget, Schedule, StorageTarget
-from backups.operations import deleting, retaining, storages
+from backups.models import (
+    Backup,
+    BackupStatus,
+    BackupTrigger,
+    Restore,
+    RestoreStatus,
+    RestoreTarget,
+    Schedule,
+    StorageTarget,
+)
+from backups.operations import deleting, restore_steps, retaining, safety, storages
 from backups.operations.queueing import backup_operation_create
 from backups.retention import Rules
 from novastack.common.models import Install
 from projects.models import Operation, Project
 from tests.backups.keeping import make_backup, make_schedule, store, utc
+from tests.backups.rows import make_restore
 from tests.operations.conftest import drive
 
 NOON = utc("2026-11-20T12:00:00")
@@ -250,3 +260,56 @@ def test_a_read_only_install_keeps_everything(schedule: Schedule) -> None:
     Install.objects.update(read_only=True)
     assert tick(0) == tick(1) == tick(2) == 0
     assert storages.storage_of(StorageTarget.objects.get()) is not None
+
+
+# --- of restores ----------------------------------------------------------------------------------------------------------
+def safety_of(project: Project, target: StorageTarget, days_ago: float = 0, **fields: Any) -> Restore:
+    """A restore with its safety backup, pinned as the restore did it."""
+    pinned = {"trigger": BackupTrigger.SAFETY, "pinned": True, "pinned_reason": safety.PINNED}
+    backup = make_backup(project, target, days_ago=days_ago, **pinned)
+    values = {"operation_id": uuid4(), "undo_until": NOON + timedelta(days=7), **fields}
+    return make_restore(backup, project, safety_backup=backup, **values)
+
+
+def pinned(restore: Restore) -> bool:
+    assert restore.safety_backup is not None
+    return Backup.objects.get(pk=restore.safety_backup.pk).pinned
+
+
+def test_safety_backups_go_a_week_after_the_way_back(idle: Project, storage: StorageTarget) -> None:
+    with time_machine.travel(NOON, tick=False):
+        failed = safety_of(idle, storage, 3, status=RestoreStatus.FAILED, undo_until=None)
+        old = safety_of(idle, storage, 2, undo_until=NOON - timedelta(hours=1))
+        mine = safety_of(idle, storage, 1, status=RestoreStatus.UNDONE, undo_until=None)
+        Backup.objects.filter(pk=mine.safety_backup_id).update(pinned_reason="An auditor wants it.")
+        open_ = safety_of(idle, storage)
+    tick(0)
+    assert [pinned(row) for row in (failed, old, mine, open_)] == [False, False, True, True]
+    assert tick(6) == 0
+    assert tick(7.5) == 0, "due at one look"
+    assert tick(8.5) == 2
+    assert {row.pk for row in Backup.objects.filter(status="deleting")} == {
+        failed.safety_backup_id, old.safety_backup_id,
+    }  # fmt: skip
+    assert not pinned(open_), "its time was over meanwhile"
+    tick(20), tick(21), tick(22)
+    assert Backup.objects.get(pk=open_.safety_backup_id).status == BackupStatus.VERIFIED, "the last verified one"
+
+
+def test_the_end_of_a_restore_lets_its_safety_backup_go(idle: Project, storage: StorageTarget) -> None:
+    with time_machine.travel(NOON, tick=False):
+        failed = safety_of(idle, storage, status=RestoreStatus.RUNNING, undo_until=None)
+        other = safety_of(idle, storage)
+        restore_steps.failed(Operation(state="cancelled", params={"restore": str(failed.pk)}))
+    assert (pinned(failed), pinned(other)) == (False, True)
+    assert Backup.objects.get(pk=failed.safety_backup_id).keep_until == NOON + timedelta(days=7)
+
+
+def test_a_removed_projects_safety_backups_go_too(idle: Project, storage: StorageTarget) -> None:
+    ours = {"trigger": BackupTrigger.SAFETY, "pinned": True, "pinned_reason": safety.PINNED}
+    with time_machine.travel(NOON, tick=False):
+        over = orphaned(idle, storage, 1, **ours)
+        orphaned(idle, storage, 1, **{**ours, "pinned_reason": "An auditor wants it."})
+    assert tick(2) == 0
+    assert tick(3) == 1
+    assert Backup.objects.get(status=BackupStatus.DELETING) == over

@@ -7,15 +7,18 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.test import Client
 
 from accounts.models import Organization
 from accounts.permissions import Principal
 from backups.models import Backup, BackupStatus, Restore, RestoreStatus
+from backups.operations import restore_steps
 from backups.services.preflight import Preflight, Wanted, look, rows_of
 from backups.services.restores import restore_create, restore_preflight, restore_undo
 from novastack.common.clock import now
 from novastack.common.errors import Problem
-from projects.models import Operation, Project, Region, TableSnapshot
+from projects import registry
+from projects.models import Database, DatabaseSlot, Operation, Project, Region, TableSnapshot
 from tests.backups.rows import make_backup, make_restore, make_storage
 from tests.factories import Team, api_client, make_project, make_team
 
@@ -202,3 +205,65 @@ def test_what_can_not_be_undone(team: Team, backup: Backup, project: Project, ch
     with pytest.raises(Problem) as told:
         restore_undo(Principal.of(team.alice), Restore.objects.get(pk=made.pk))
     assert told.value.code == "undo_not_possible"
+
+
+def kept_copy(project: Project, days: int) -> Database:
+    """A database from before, on a server of its own."""
+    current = Database.objects.select_related("server").get(project=project, slot=DatabaseSlot.CURRENT)
+    server, copy = current.server, current
+    server.pk, server.port = uuid4(), None
+    server._state.adding = True
+    server.save()
+    copy.pk, copy.server, copy.slot = uuid4(), server, DatabaseSlot.PREVIOUS
+    copy.keep_until = now() + timedelta(days=days)
+    copy._state.adding = True
+    copy.save()
+    return copy
+
+
+def test_no_more_than_three_databases_from_before(team: Team, backup: Backup, project: Project) -> None:
+    first = [kept_copy(project, days) for days in (3, 1, 2)][1]
+    assert looked(team, backup, project)[1] == ["too_many_copies"]
+    answer = api_client(team.alice).post(
+        f"/api/v1/backups/{backup.pk}/restore/", {"target": "in_place", "confirm": "shop"}, format="json"
+    )
+    assert (answer.status_code, answer.json()["code"]) == (409, "too_many_copies")
+    assert f"{first.keep_until:%Y-%m-%d %H:%M}" in answer.json()["detail"]
+    Database.objects.filter(pk=first.pk).update(drop_due_at=now())
+    assert looked(team, backup, project)[1] == []
+
+
+@pytest.mark.parametrize("before", [RestoreStatus.UNDOING, RestoreStatus.SUCCEEDED])
+def test_a_failed_undo_is_told(team: Team, backup: Backup, project: Project, before: str) -> None:
+    """`SUCCEEDED`: its undo has put the row back already."""
+    operation = Operation.objects.get(project_uuid=project.pk)
+    made = make_restore(backup, project, status=before, operation_id=uuid4(), undo_operation_id=operation.pk)
+    operation.params = {"restore": str(made.pk)}
+    operation.error = {"code": "server_unreachable", "detail": "The old server did not start.", "retryable": True}
+    restore_steps.not_undone(operation)
+    client = api_client(team.alice)
+    shown = client.get(f"/api/v1/restores/{made.pk}/").json()
+    assert (shown["status"], shown["error"]["code"]) == ("succeeded", "server_unreachable")
+    page = Client()
+    page.force_login(team.alice)
+    text = page.get(f"/restores/{made.pk}/").content.decode()
+    assert "It was not undone: The old server did not start." in text
+    assert "is restored" in text and "Undo restore" in text
+
+
+@pytest.mark.parametrize(
+    ("engine", "asked", "field"),
+    [("postgresql", {"version": "3"}, "version"), ("mariadb", {"placement": "pool", "version": None}, "placement")],
+)
+def test_a_dry_run_refuses_what_would_be_refused(
+    team: Team, backup: Backup, engine: str, asked: dict[str, Any], field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Backup.objects.filter(pk=backup.pk).update(engine=engine)
+    backup.refresh_from_db()
+    if field == "placement":
+        monkeypatch.setattr(registry.engine(engine), "capabilities", frozenset())
+    url = f"/api/v1/backups/{backup.pk}/restore/"
+    body = {"target": "new_project", "name": "Copy", **{key: value for key, value in asked.items() if value}}
+    for dry_run in (True, False):
+        answer = api_client(team.alice).post(url, {**body, "dry_run": dry_run}, format="json")
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, field)
