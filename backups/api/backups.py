@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -153,6 +153,18 @@ class BackupScoped(PrincipalMixin):
             raise NotFound
         return Response(render_backups([found], request)[0], status=status, **more)
 
+    def once(self, request: Request, backup: Backup, act: Callable[[], Any]) -> Response:
+        """Do it once per `Idempotency-Key`, and answer 200 with the backup as it is then."""
+
+        def make() -> tuple[int, dict[str, str]]:
+            act()
+            return 200, {"backup": str(backup.pk)}
+
+        return idempotent(
+            request, organization_id=backup.organization_id, effect=make,
+            rebuild=lambda status, made: self.shown(request, made["backup"], status),
+        )  # fmt: skip
+
 
 class _List(BackupScoped, generics.ListAPIView[Backup]):
     queryset = Backup.objects.none()
@@ -247,13 +259,14 @@ class BackupPinView(BackupScoped, generics.GenericAPIView[Backup]):
     serializer_class = BackupSerializer
 
     @extend_schema(
-        operation_id="backups_pin", request=PinInput, responses={200: BackupSerializer, **problems(400, 403, 404, 409)}
-    )
+        operation_id="backups_pin", parameters=[IDEMPOTENCY_KEY], request=PinInput,
+        responses={200: BackupSerializer, **problems(400, 403, 404, 409, 422)},
+    )  # fmt: skip
     def post(self, request: Request, pk: UUID) -> Response:
         """Keep it: no retention removes a pinned backup."""
         backup = self.backup()
-        backup_pin(self.principal, backup, reason=parsed(PinInput, request).validated_data["reason"])
-        return self.shown(request, backup.pk)
+        reason = parsed(PinInput, request).validated_data["reason"]
+        return self.once(request, backup, lambda: backup_pin(self.principal, backup, reason=reason))
 
 
 @extend_schema(tags=["backups"])
@@ -262,13 +275,13 @@ class BackupUnpinView(BackupScoped, generics.GenericAPIView[Backup]):
     serializer_class = BackupSerializer
 
     @extend_schema(
-        operation_id="backups_unpin", request=None, responses={200: BackupSerializer, **problems(403, 404, 409)}
-    )
+        operation_id="backups_unpin", parameters=[IDEMPOTENCY_KEY], request=None,
+        responses={200: BackupSerializer, **problems(400, 403, 404, 409, 422)},
+    )  # fmt: skip
     def post(self, request: Request, pk: UUID) -> Response:
         """Let retention remove it when its time has come."""
         backup = self.backup()
-        backup_unpin(self.principal, backup)
-        return self.shown(request, backup.pk)
+        return self.once(request, backup, lambda: backup_unpin(self.principal, backup))
 
 
 class Bytes(renderers.BaseRenderer):

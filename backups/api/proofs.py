@@ -14,6 +14,7 @@ from rest_framework.reverse import reverse
 
 from accounts.api.base import PrincipalMixin
 from accounts.permissions import Capability, require
+from backups.api.briefs import WithOperations, brief, operations_of
 from backups.models import Backup, Drill, Proof, ProofKind, ProofState
 from backups.services import proofs as services
 from novastack.common.api import idempotent
@@ -24,6 +25,7 @@ from projects.api.base import ProjectScoped, parsed
 from projects.api.fields import Flag, Input, Text, Whole
 from projects.api.inputs import Nothing
 from projects.api.operation_outputs import OperationError
+from projects.api.outputs import OperationBrief
 from projects.models import Project
 
 DRILL_EXAMPLES = [
@@ -52,21 +54,27 @@ class ProofOutput(serializers.ModelSerializer[Proof]):
     drill = serializers.UUIDField(source="drill_id", allow_null=True)
     kind = serializers.ChoiceField(choices=ProofKind.choices)
     state = serializers.ChoiceField(choices=ProofState.choices)
-    operation = serializers.UUIDField(source="operation_id", allow_null=True)
+    operation = serializers.SerializerMethodField(help_text="Null: it is no longer kept.")
     differences = serializers.ListField(child=serializers.CharField(), help_text="At most 20; no values of rows.")
     assertions = AnswerOutput(many=True, help_text="Of a drill.")
     notes = serializers.ListField(
         child=serializers.CharField(), help_text="Under what other circumstances than the source's."
     )
     error = OperationError(allow_null=True)
+    operation_columns = ("operation_id",)
 
     class Meta:
         model = Proof
+        list_serializer_class = WithOperations
         fields = [
             "id", "backup", "drill", "kind", "state", "operation", "created_at", "started_at", "finished_at",
             "restore_seconds", "compare_seconds", "tables", "rows", "differences", "assertions", "notes", "error",
         ]  # fmt: skip
         read_only_fields = fields
+
+    @extend_schema_field(OperationBrief(allow_null=True))
+    def get_operation(self, proof: Proof) -> dict[str, Any] | None:
+        return brief(self.context, proof.operation_id)
 
 
 class AssertionOutput(serializers.Serializer[Any]):
@@ -96,7 +104,7 @@ class DrillOutput(serializers.ModelSerializer[Drill]):
     def get_last_run(self, drill: Drill) -> dict[str, Any] | None:
         runs = self.context.get("last_runs")
         run = runs.get(drill.pk) if runs is not None else drill.runs.first()
-        return None if run is None else dict(ProofOutput(run).data)
+        return None if run is None else dict(ProofOutput(run, context=self.context).data)
 
 
 class ObjectiveBackup(serializers.ModelSerializer[Backup]):
@@ -195,7 +203,7 @@ def accepted(view: Any, request: Request, organization_id: UUID, act: Any) -> Re
         proof = Proof.objects.filter(pk=resource["proof"]).first()
         if proof is None:
             raise NotFound
-        return Response(ProofOutput(proof).data, status=status)
+        return Response(ProofOutput(proof, context={"request": request}).data, status=status)
 
     return idempotent(request, organization_id=organization_id, effect=make, rebuild=rebuild)
 
@@ -234,7 +242,7 @@ class BackupProofsView(BackupProofScoped, generics.GenericAPIView[Proof]):
     def get(self, request: Request, pk: UUID) -> Response:
         """Its proofs and drills, newest first."""
         page = self.paginate_queryset(self.filter_queryset(self.get_queryset())) or []
-        return self.get_paginated_response(ProofOutput(page, many=True).data)
+        return self.get_paginated_response(ProofOutput(page, many=True, context={"request": request}).data)
 
 
 @extend_schema(tags=["backups"])
@@ -277,7 +285,9 @@ class DrillListView(ProjectScoped, generics.GenericAPIView[Drill]):
         page = self.paginate_queryset(self.filter_queryset(self.get_queryset())) or []
         newest = Proof.objects.filter(drill__in=[drill.pk for drill in page])
         newest = newest.order_by("drill_id", "-created_at").distinct("drill_id")
-        context = {"last_runs": {proof.drill_id: proof for proof in newest}}
+        runs = {proof.drill_id: proof for proof in newest}
+        operations = operations_of(runs.values(), "operation_id")
+        context = {"last_runs": runs, "operations": operations, "request": request}
         return self.get_paginated_response(DrillOutput(page, many=True, context=context).data)
 
     @extend_schema(
@@ -298,7 +308,9 @@ class DrillListView(ProjectScoped, generics.GenericAPIView[Drill]):
             if drill is None:
                 raise NotFound
             location = reverse("drill-detail", kwargs={"pk": drill.pk}, request=request)
-            return Response(DrillOutput(drill).data, status=status, headers={"Location": location})
+            return Response(
+                DrillOutput(drill, context={"request": request}).data, status=status, headers={"Location": location}
+            )
 
         return idempotent(request, organization_id=project.organization_id, effect=make, rebuild=rebuild)
 
@@ -325,7 +337,7 @@ class DrillView(DrillScoped, generics.GenericAPIView[Drill]):
     @extend_schema(operation_id="drills_retrieve", responses={200: DrillOutput, **problems(404)})
     def get(self, request: Request, pk: UUID) -> Response:
         """One drill, with its last run."""
-        return Response(DrillOutput(self.drill()).data)
+        return Response(DrillOutput(self.drill(), context={"request": request}).data)
 
     @extend_schema(
         operation_id="drills_update", request=DrillChange,
@@ -335,7 +347,7 @@ class DrillView(DrillScoped, generics.GenericAPIView[Drill]):
         """Change some of it."""
         drill = self.drill(Capability.PROJECT_CHANGE)
         found = services.drill_update(principal=self.principal, drill=drill, changes=body(DrillChange, request))
-        return Response(DrillOutput(found).data)
+        return Response(DrillOutput(found, context={"request": request}).data)
 
     @extend_schema(operation_id="drills_delete", responses={204: None, **problems(403, 404)})
     def delete(self, request: Request, pk: UUID) -> Response:
@@ -377,4 +389,4 @@ class DrillRunsView(DrillScoped, generics.GenericAPIView[Proof]):
     def get(self, request: Request, pk: UUID) -> Response:
         """Its runs, newest first."""
         page = self.paginate_queryset(self.filter_queryset(self.get_queryset())) or []
-        return self.get_paginated_response(ProofOutput(page, many=True).data)
+        return self.get_paginated_response(ProofOutput(page, many=True, context={"request": request}).data)

@@ -17,6 +17,7 @@ from rest_framework.reverse import reverse
 from accounts.api.base import PrincipalMixin
 from accounts.models import Scope
 from accounts.permissions import Capability, require, require_scope
+from backups.api.briefs import WithOperations, brief
 from backups.models import Backup, Restore, RestoreStatus, RestoreTarget
 from backups.services.restores import restore_create, restore_preflight, restore_undo
 from novastack.common.api import idempotent
@@ -26,6 +27,7 @@ from projects.api.base import parsed
 from projects.api.fields import Flag, Input, Text
 from projects.api.filters import FILTERS
 from projects.api.operation_outputs import OperationError
+from projects.api.outputs import OperationBrief
 from projects.models import Project
 
 EXAMPLES = [
@@ -102,23 +104,33 @@ class RestoreSerializer(serializers.ModelSerializer[Restore]):
     organization = serializers.UUIDField(source="organization_id", read_only=True)
     source_project = serializers.UUIDField(source="source_project_uuid", read_only=True)
     project = serializers.UUIDField(source="project_uuid", read_only=True, allow_null=True, help_text="Where it went.")
-    operation = serializers.UUIDField(source="operation_id", read_only=True, allow_null=True)
-    undo_operation = serializers.UUIDField(source="undo_operation_id", read_only=True, allow_null=True)
+    operation = serializers.SerializerMethodField(help_text="That restores. Null: it is no longer kept.")
+    undo_operation = serializers.SerializerMethodField(help_text="That undoes it, or did.")
     safety_backup = serializers.UUIDField(source="safety_backup_id", read_only=True, allow_null=True)
     duration_seconds = serializers.FloatField(read_only=True, allow_null=True)
     preflight = serializers.SerializerMethodField()
     error = serializers.SerializerMethodField()
     created_by = serializers.CharField(source="created_by_label", read_only=True)
     url = serializers.SerializerMethodField()
+    operation_columns = ("operation_id", "undo_operation_id")
 
     class Meta:
         model = Restore
+        list_serializer_class = WithOperations
         fields = [
             "id", "backup", "organization", "target", "source_project", "project", "project_name", "status", "operation",
             "undo_operation", "safety_backup", "preflight", "undo_until", "undone_at", "duration_seconds", "error",
             "created_by", "created_at", "started_at", "finished_at", "url",
         ]  # fmt: skip
         read_only_fields = fields
+
+    @extend_schema_field(OperationBrief(allow_null=True))
+    def get_operation(self, restore: Restore) -> dict[str, Any] | None:
+        return brief(self.context, restore.operation_id)
+
+    @extend_schema_field(OperationBrief(allow_null=True))
+    def get_undo_operation(self, restore: Restore) -> dict[str, Any] | None:
+        return brief(self.context, restore.undo_operation_id)
 
     @extend_schema_field(PreflightSerializer)
     def get_preflight(self, restore: Restore) -> dict[str, Any]:

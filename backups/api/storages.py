@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -255,17 +256,19 @@ class StorageTestView(StorageScoped, generics.GenericAPIView[StorageTarget]):
     serializer_class = StorageTestOutput
 
     @extend_schema(
-        operation_id="storages_test", request=None,
-        responses={200: StorageTestOutput, **problems(403, 404)},
+        operation_id="storages_test", parameters=[IDEMPOTENCY_KEY], request=None,
+        responses={200: StorageTestOutput, **problems(400, 403, 404, 422)},
     )  # fmt: skip
     def post(self, request: Request, pk: UUID) -> Response:
         """Try it now: 200 whatever comes of it, read `ok` and `checks`."""
         target = self.managed()
-        checks = storage_test(principal=self.principal, storage=target)
-        return Response(
-            {
-                "ok": all(check.passed for check in checks),
-                "checks": checks_body(checks),
-                "storage": self.shown(self.storage()),
-            }
-        )
+
+        def make() -> tuple[int, dict[str, str]]:
+            return 200, {"checks": json.dumps(checks_body(storage_test(principal=self.principal, storage=target)))}
+
+        def rebuild(status: int, made: dict[str, str]) -> Response:
+            checks = json.loads(made["checks"])
+            ok = all(check["passed"] for check in checks)
+            return Response({"ok": ok, "checks": checks, "storage": self.shown(self.storage())}, status=status)
+
+        return idempotent(request, organization_id=target.organization_id, effect=make, rebuild=rebuild)

@@ -299,6 +299,6 @@ def not_undone(operation: Operation) -> None:
     """All is as it was: what was restored stays, and may be undone later."""
     # `keep_as_it_was` may have set it back already.
     stays = (RestoreStatus.UNDOING, RestoreStatus.SUCCEEDED)
-    Restore.objects.filter(
-        pk=operation.params["restore"], status__in=stays, undo_operation_id=operation.pk
-    ).update(status=RestoreStatus.SUCCEEDED, error=operation.error)
+    Restore.objects.filter(pk=operation.params["restore"], status__in=stays, undo_operation_id=operation.pk).update(
+        status=RestoreStatus.SUCCEEDED, error=operation.error
+    )

@@ -171,12 +171,16 @@ def test_pinned_and_not(team: Team, project: Project, target: StorageTarget) -> 
     client = api_client(team.bob)
     told = client.post(f"/api/v1/backups/{backup.pk}/pin/", {"reason": "audit"}, format="json").json()
     assert (told["pinned"], told["pinned_reason"]) == (True, "audit")
-    assert client.post(f"/api/v1/backups/{backup.pk}/unpin/").json()["pinned"] is False
+    once = {"HTTP_IDEMPOTENCY_KEY": "once"}
+    assert client.post(f"/api/v1/backups/{backup.pk}/unpin/", **once).json()["pinned"] is False
+    assert client.post(f"/api/v1/backups/{backup.pk}/unpin/", **once)["Idempotency-Replayed"] == "true"
+    assert client.post(f"/api/v1/backups/{backup.pk}/pin/", {"reason": "a"}, format="json", **once).status_code == 200
+    assert client.post(f"/api/v1/backups/{backup.pk}/pin/", {"reason": "b"}, format="json", **once).status_code == 422
     assert api_client(team.vera).post(f"/api/v1/backups/{backup.pk}/pin/").status_code == 403
     assert api_client(team.charlie).post(f"/api/v1/backups/{backup.pk}/pin/").status_code == 404
     Backup.objects.filter(pk=backup.pk).update(status="deleting")
     assert client.post(f"/api/v1/backups/{backup.pk}/pin/").json()["code"] == "action_not_allowed"
-    assert AuditEvent.objects.filter(action="backup.pinned").count() == 1
+    assert AuditEvent.objects.filter(action="backup.pinned").count() == 2
 
 
 def test_a_download_is_the_archive_or_what_is_stored(team: Team, project: Project, target: StorageTarget) -> None:

@@ -51,7 +51,7 @@ def test_a_backup_is_verified_by_hand(bob: APIClient, team: Team, shop: Project)
     answer = bob.post(f"/api/v1/backups/{backup.pk}/verify/", {}, format="json", HTTP_IDEMPOTENCY_KEY="k1")
     assert answer.status_code == 202, answer.content
     found = answer.json()
-    operation = Operation.objects.get(pk=found["operation"])
+    operation = Operation.objects.get(pk=found["operation"]["id"])
     assert (operation.kind, operation.project_uuid, operation.created_by_label) == ("verify", shop.pk, team.bob.email)
     assert (found["state"], found["kind"], found["backup"]) == ("queued", "manual", str(backup.pk))
     again = bob.post(f"/api/v1/backups/{backup.pk}/verify/", {}, format="json", HTTP_IDEMPOTENCY_KEY="k1")
@@ -159,7 +159,7 @@ def test_a_drill_from_its_making_to_its_end(bob: APIClient, team: Team, shop: Pr
     ran = bob.post(f"{one}run/", {}, format="json")
     assert ran.status_code == 202 and ran.json()["kind"] == "drill"
     assert Proof.objects.get().backup.status == "verified"  # rather than a newer one that nobody has proven
-    assert Operation.objects.get(pk=ran.json()["operation"]).kind == "drill"
+    assert Operation.objects.get(pk=ran.json()["operation"]["id"]).kind == "drill"
     shown = bob.get(one).json()
     assert shown["last_run"]["id"] == ran.json()["id"]
     assert [row["id"] for row in bob.get(f"{one}runs/").json()["results"]] == [ran.json()["id"]]

@@ -269,3 +269,13 @@ def test_a_list_costs_the_same_however_long_it_is(team: Team, django_assert_max_
     client.get(URL)
     with django_assert_max_num_queries(6):
         assert client.get(URL).json()["count"] == 6
+
+
+def test_a_test_is_made_once_per_key(team: Team, operator: Any, target: StorageTarget, backup_root: Path) -> None:
+    url, key = f"{URL}{target.pk}/test/", {"HTTP_IDEMPOTENCY_KEY": "once"}
+    first = operator.post(url, **key)
+    assert (first.status_code, first.json()["ok"]) == (200, True)
+    (backup_root / "here").rename(backup_root / "gone")
+    again = operator.post(url, **key)
+    assert (again.json()["ok"], again["Idempotency-Replayed"]) == (True, "true")
+    assert again.json()["checks"] == first.json()["checks"]

@@ -63,7 +63,7 @@ def undo(site: Site, made: Restore) -> Operation:
     answer = api_client(site.team.alice).post(f"/api/v1/restores/{made.pk}/undo/", {}, format="json")
     assert answer.status_code == 202, answer.content
     assert answer.json()["status"] == "undoing"
-    return Operation.objects.get(pk=answer.json()["undo_operation"])
+    return Operation.objects.get(pk=answer.json()["undo_operation"]["id"])
 
 
 def all_run(site: Site, operation: Operation, seconds: float = 200) -> Operation:

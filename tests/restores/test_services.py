@@ -7,7 +7,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from accounts.models import Organization
 from accounts.permissions import Principal
@@ -208,13 +210,9 @@ def test_what_can_not_be_undone(team: Team, backup: Backup, project: Project, ch
 
 
 def kept_copy(project: Project, days: int) -> Database:
-    """A database from before, on a server of its own."""
-    current = Database.objects.select_related("server").get(project=project, slot=DatabaseSlot.CURRENT)
-    server, copy = current.server, current
-    server.pk, server.port = uuid4(), None
-    server._state.adding = True
-    server.save()
-    copy.pk, copy.server, copy.slot = uuid4(), server, DatabaseSlot.PREVIOUS
+    """The row of a database from before."""
+    copy = Database.objects.get(project=project, slot=DatabaseSlot.CURRENT)
+    copy.pk, copy.name, copy.slot = uuid4(), f"before_{days}", DatabaseSlot.PREVIOUS
     copy.keep_until = now() + timedelta(days=days)
     copy._state.adding = True
     copy.save()
@@ -243,6 +241,7 @@ def test_a_failed_undo_is_told(team: Team, backup: Backup, project: Project, bef
     restore_steps.not_undone(operation)
     client = api_client(team.alice)
     shown = client.get(f"/api/v1/restores/{made.pk}/").json()
+    assert set(shown["undo_operation"]) == {"id", "kind", "state", "url"} and shown["operation"] is None
     assert (shown["status"], shown["error"]["code"]) == ("succeeded", "server_unreachable")
     page = Client()
     page.force_login(team.alice)
@@ -267,3 +266,19 @@ def test_a_dry_run_refuses_what_would_be_refused(
     for dry_run in (True, False):
         answer = api_client(team.alice).post(url, {**body, "dry_run": dry_run}, format="json")
         assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, field)
+
+
+def test_a_list_asks_for_all_operations_at_once(
+    team: Team, backup: Backup, project: Project, django_assert_num_queries: Any
+) -> None:
+    operation = Operation.objects.get(project_uuid=project.pk)
+    client, url = api_client(team.alice), "/api/v1/restores/"
+    make_restore(backup, project, operation_id=operation.pk)
+    client.get(url)
+    with CaptureQueriesContext(connection) as one:
+        client.get(url)
+    for _ in range(4):
+        make_restore(backup, project, operation_id=operation.pk)
+    with django_assert_num_queries(len(one)):
+        found = client.get(url).json()["results"]
+    assert [row["operation"]["kind"] for row in found] == [operation.kind] * 5
