@@ -21,7 +21,7 @@ from novastack.common.clock import now
 from novastack.common.errors import Problem
 from projects import registry
 from projects.models import Database, DatabaseSlot, Operation, Project, Region, TableSnapshot
-from tests.backups.rows import make_backup, make_restore, make_storage
+from tests.backups.rows import keep_before, make_backup, make_restore, make_storage
 from tests.factories import Team, api_client, make_project, make_team
 
 pytestmark = pytest.mark.django_db
@@ -236,12 +236,13 @@ def test_a_failed_undo_is_told(team: Team, backup: Backup, project: Project, bef
     """`SUCCEEDED`: its undo has put the row back already."""
     operation = Operation.objects.get(project_uuid=project.pk)
     made = make_restore(backup, project, status=before, operation_id=uuid4(), undo_operation_id=operation.pk)
+    keep_before(made, project)
     operation.params = {"restore": str(made.pk)}
     operation.error = {"code": "server_unreachable", "detail": "The old server did not start.", "retryable": True}
     restore_steps.not_undone(operation)
     client = api_client(team.alice)
     shown = client.get(f"/api/v1/restores/{made.pk}/").json()
-    assert set(shown["undo_operation"]) == {"id", "kind", "state", "url"} and shown["operation"] is None
+    assert set(shown["undo_operation"]) == {"id", "kind", "state", "url"} and shown["operation"]["kind"] == "restore"
     assert (shown["status"], shown["error"]["code"]) == ("succeeded", "server_unreachable")
     page = Client()
     page.force_login(team.alice)
