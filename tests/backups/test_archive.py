@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -259,7 +260,7 @@ def test_memory_does_not_grow_with_the_size(tmp_path: Path) -> None:
     grown = []
     for blocks in (8, 80):
         done = subprocess.run(
-            ["python", "-c", MEASURE, str(tmp_path / "object"), str(blocks)],
+            [sys.executable, "-c", MEASURE, str(tmp_path / "object"), str(blocks)],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         grown.append([int(value) for value in done.stdout.split()])
