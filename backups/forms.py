@@ -287,6 +287,8 @@ class StorageForm(forms.Form):
     )  # fmt: skip
     path_style = forms.BooleanField(required=False, initial=True)
     encrypt = forms.BooleanField(required=False, initial=True)
+    take_over = forms.BooleanField(required=False)
+    owned = False  # somebody else writes there: it may be taken over
     capacity = forms.CharField(
         label="Room", max_length=40, required=False, help_text="As you know it, such as 2 TB; shown only."
     )

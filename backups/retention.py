@@ -123,11 +123,11 @@ def _wanted(whole: Sequence[Item], rules: Rules, now: datetime) -> dict[UUID, tu
         for item in whole:
             want(item, "nothing says that it goes")
     for item in whole[: rules.keep_last or 0]:
-        want(item, f"one of the {rules.keep_last} latest")
+        want(item, "the latest one" if rules.keep_last == 1 else f"one of the {rules.keep_last} latest")
     if rules.keep_days is not None:
         for item in whole:
             if item.at > now - timedelta(days=rules.keep_days):
-                want(item, f"of the last {rules.keep_days} days")
+                want(item, "of the last day" if rules.keep_days == 1 else f"of the last {rules.keep_days} days")
     zone = ZoneInfo(rules.time_zone)
     for count, word, period in (
         (rules.keep_daily, "day", lambda at: at.strftime("%Y-%m-%d")),

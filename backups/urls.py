@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from backups.views import detail, downloads, kit, lists, objectives, restoring, schedules, storages, tab
+from backups.views import detail, downloads, kit, lists, objectives, restoring, retention, schedules, storages, tab
 
 app_name = "backups"
 _project = "projects/<uuid:project_id>/backups/"
@@ -15,6 +15,7 @@ urlpatterns = [
     path(_project + "policy/", objectives.policy, name="policy"),
     path(_project + "schedules/new/", schedules.schedule_new, name="schedule-new"),
     path(_project + "schedules/preview/", schedules.schedule_preview, name="schedule-preview"),
+    path(_project + "schedules/<uuid:schedule_id>/retention/", retention.retention, name="retention"),
     path(_project + "schedules/<uuid:schedule_id>/<slug:action>/", schedules.schedule_act, name="schedule-act"),
     path(_project + "drills/new/", objectives.drill_edit, name="drill-new"),
     path(_project + "drills/<uuid:drill_id>/", objectives.drill_edit, name="drill"),
@@ -31,10 +32,12 @@ urlpatterns = [
     path("backup-storages/", storages.storage_list, name="storages"),
     path("operator/storages/", storages.install_list, name="install-storages"),
     path(_target, storages.storage_edit, name="storage"),
+    path(_target + "take-over/", storages.storage_claim, name="storage-claim"),
     path(_target + "remove/", storages.storage_remove, name="storage-remove"),
     path(_target + "actions/<slug:action>/", storages.storage_act, name="storage-act"),
     path("recovery-kit/", kit.kit, name="kit"),
     path("recovery-kit/download/", kit.kit_download, name="kit-download"),
+    path("recovery-kit/keys/rotate/", kit.rotate, name="key-rotate"),
     path("recovery-kit/recipients/", kit.recipient_new, name="recipient-new"),
     path("recovery-kit/recipients/<uuid:recipient_id>/remove/", kit.recipient_drop, name="recipient-drop"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -16,7 +17,7 @@ from backups.models import Backup, BackupStatus, BackupTrigger, Restore, Restore
 from backups.operations import deleting, safety
 from backups.retention import Content, Item, Rules, State, Verdict, decide, most_at_once, shrank
 from novastack.common.clock import now
-from novastack.common.errors import OperationInProgress
+from novastack.common.errors import Conflict, OperationInProgress
 from novastack.common.models import Install
 from projects.models import OperationLock, Project
 from projects.operations import locks
@@ -49,6 +50,18 @@ class Look:
     @property
     def going(self) -> list[Backup]:
         return [self.rows[v.item.id] for v in self.verdicts if not v.keep]
+
+    @property
+    def digest(self) -> str:
+        """Of what goes: the same as long as it is the same backups."""
+        names = sorted(str(row.pk) for row in self.going)
+        return hashlib.sha256(" ".join(names).encode()).hexdigest()
+
+
+class RetentionChanged(Conflict):
+    """Not what somebody was shown, and agreed to, any more."""
+
+    code, title = "retention_changed", "Other backups would be removed than were shown"
 
 
 def rules_of(schedule: Schedule) -> Rules:
@@ -85,10 +98,11 @@ def _used(rows: dict[UUID, Backup]) -> set[UUID]:
 
 
 @transaction.atomic
-def apply(schedule_id: UUID, *, by_hand: str = "") -> Look:
+def apply(schedule_id: UUID, *, by_hand: str = "", seen: str | None = None) -> Look:
     """Pick and mark in one transaction, under the project's lock, with everything read anew. By the clock only what was
     due at two daily looks, and few at once; else it stops and says so in `retention_paused_reason`. `by_hand` (who) is the
-    answer to that: all that nothing keeps goes now, and the clock goes on."""
+    answer to that: all that nothing keeps goes now, and the clock goes on; with `seen` (a `Look.digest`) only if it is what
+    they were shown, else `RetentionChanged`."""
     project_id = Schedule.objects.values_list("project_id", flat=True).get(pk=schedule_id)
     project = Project.objects.select_for_update(of=("self",), no_key=True).get(pk=project_id)
     locks.lock_subject(locks.subject_of("project", project_id))  # who pins a backup does it under this
@@ -96,6 +110,8 @@ def apply(schedule_id: UUID, *, by_hand: str = "") -> Look:
     compare(project, paused_for=None if by_hand else schedule)
     found, moment = look(schedule), now()
     if by_hand:
+        if seen is not None and seen != found.digest:
+            raise RetentionChanged("It is no longer what you were shown: look again, then decide.")
         picked, schedule.retention_paused_reason = found.going, ""
     else:
         if schedule.retention_paused_reason:

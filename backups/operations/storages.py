@@ -7,6 +7,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -118,6 +119,28 @@ def is_owner(target: StorageTarget, storage: Storage) -> bool:
     return found is not None and secrets.compare_digest(
         str(found.get("epoch", "")).encode(), target.owner_epoch.encode()
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who wrote the owner object. `ours`: this target; `here`: this install, perhaps by another target of it."""
+
+    ours: bool
+    here: bool
+    install: str
+    target: str
+    claimed_at: str
+
+
+def owner_of(target: StorageTarget) -> Owner | None:
+    """Who writes there now, as the place itself says; None: nobody does. `StorageError` when it can't be told."""
+    found = _owner(storage_of(target, quick=True))
+    if found is None:
+        return None
+    told = {name: str(found.get(name, ""))[:64] for name in ("install", "target", "claimed_at", "epoch")}
+    ours = bool(target.owner_epoch) and secrets.compare_digest(told["epoch"].encode(), target.owner_epoch.encode())
+    here = told["install"] == str(Install.load().install_id)
+    return Owner(ours, here, told["install"], told["target"], told["claimed_at"])
 
 
 def disown(target: StorageTarget, storage: Storage) -> None:

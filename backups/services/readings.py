@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from django.db import connection
 from django.db.models import Count, Max, Min, Q, QuerySet, Sum
 
 from accounts.models import Organization
@@ -116,6 +117,18 @@ def kit_confirmed(organization_id: UUID) -> bool:
     return OfflineKey.objects.filter(
         organization_id=organization_id, retired_at=None, confirmed_at__isnull=False
     ).exists()
+
+
+def opened_by(organization_id: UUID) -> dict[str, int]:
+    """Recipient → how many of the organization's stored backups its identity opens. One query."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT recipient, count(*) FROM backups_backup, jsonb_array_elements_text(key_ids) AS recipient"
+            " WHERE organization_id = %s AND encrypted AND size_bytes IS NOT NULL AND status <> 'failed'"
+            " GROUP BY recipient",
+            [organization_id],
+        )
+        return dict(cursor.fetchall())
 
 
 def storages_of(organization: Organization) -> list[dict[str, Any]]:

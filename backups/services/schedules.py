@@ -158,10 +158,11 @@ def retention_preview(
 
 
 @transaction.atomic
-def retention_apply(*, principal: Principal, schedule: Schedule) -> retaining.Look:
-    """Remove now what no rule keeps, however many: the answer when the clock stopped and asked."""
+def retention_apply(*, principal: Principal, schedule: Schedule, seen: str | None = None) -> retaining.Look:
+    """Remove now what no rule keeps, however many: the answer when the clock stopped and asked. `seen`: the digest of the
+    look that somebody agreed to; `RetentionChanged` if it would be others now."""
     require(principal, schedule.organization_id, Capability.PROJECT_DELETE)
-    found = retaining.apply(schedule.pk, by_hand=principal.label)
+    found = retaining.apply(schedule.pk, by_hand=principal.label, seen=seen)
     _audit(principal, "backup.retention_applied", schedule, removed=len(found.removed))
     return found
 

@@ -166,6 +166,15 @@ def storage_take_over(*, principal: Principal, storage: StorageTarget) -> Storag
     return target
 
 
+def storage_owner(*, principal: Principal, storage: StorageTarget) -> storages.Owner | None:
+    """Who writes there now, as the place says; None: nobody. `StorageTestFailed` when it can't be told."""
+    require_manage(principal, storage.organization)
+    try:
+        return storages.owner_of(storage)
+    except StorageError as error:
+        raise StorageTestFailed(error.detail) from None
+
+
 # --- what is given ------------------------------------------------------------------------------------------------
 def _name(value: object) -> str:
     return clean_line("name", value, max_length=63)

@@ -5,6 +5,7 @@ Only what was restored and compared is green: a stored one is grey.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -26,11 +27,12 @@ from backups.models import (
     StorageKind,
     StorageTarget,
 )
+from backups.operations.retaining import TWO_LOOKS
 from backups.services import readings
 from backups.services.proofs import objective
 from backups.services.schedules import describe
 from novastack.common.clock import now
-from novastack.common.templatetags.ui import clock
+from novastack.common.templatetags.ui import clock, size_text
 from projects.models import Project
 from projects.templatetags.projects_ui import badge
 
@@ -100,6 +102,20 @@ def tables_text(tables: int | None) -> str:
 def share(part: int | None, whole: int | None) -> int | None:
     """Percent, 0 to 99 while it runs; None when the whole is not known."""
     return min(99, round(100 * part / whole)) if part is not None and whole else None
+
+
+@register.filter
+def why_words(why: Iterable[str]) -> str:
+    """Why retention keeps it, or why it goes; sizes as people read them."""
+    told = [re.sub(r"\b(\d{4,}) bytes\b", lambda found: size_text(int(found[1])), text) for text in why]
+    text = "; ".join(told)
+    return text[:1].upper() + text[1:]
+
+
+@register.filter
+def goes_at(backup: Backup) -> datetime | None:
+    """The earliest daily look that may remove it; None: no look has seen yet that nothing keeps it."""
+    return backup.due_since + TWO_LOOKS if backup.due_since is not None else None
 
 
 @register.filter

@@ -15,9 +15,11 @@ from django.views.decorators.http import require_http_methods, require_POST
 from accounts.context import current_organization
 from accounts.models import Organization
 from accounts.permissions import Capability, Principal, principal_from, require
-from backups.forms import FingerprintForm, RecipientForm
+from backups.forms import DeleteForm, FingerprintForm, RecipientForm
 from backups.models import BackupKey, OfflineKey
-from backups.services.kits import kit_confirm, kit_export, recipient_add, recipient_remove
+from backups.services import readings
+from backups.services.kits import key_rotate, kit_confirm, kit_export, recipient_add, recipient_remove
+from backups.views.common import question
 from novastack.common.errors import NotFound, PermissionDenied, Problem
 from projects.views.common import add_problem
 
@@ -80,6 +82,27 @@ def recipient_drop(request: HttpRequest, recipient_id: UUID) -> HttpResponse:
 
 
 @login_required
+@require_http_methods(["GET", "POST"])
+def rotate(request: HttpRequest) -> HttpResponse:
+    """Asks, then makes a new key for new backups. The older ones stay, and open what they sealed."""
+    principal, organization = _owner(request)
+    form = DeleteForm(request.POST if request.method == "POST" else None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            key_rotate(principal=principal, organization=organization)
+        except PermissionDenied:
+            raise
+        except Problem as problem:
+            add_problem(form, problem)
+        else:
+            messages.info(
+                request, "New backups are sealed for a new key. Save a new recovery kit: it holds that one too."
+            )
+            return redirect("backups:kit")
+    return question(request, "key_rotate", {"section": "kit", "organization": organization, "form": form})
+
+
+@login_required
 @require_POST
 def kit_download(request: HttpRequest) -> HttpResponse:
     """A new kit as a file, in this one answer, for somebody who has just proven who they are."""
@@ -117,5 +140,6 @@ def _context(
         "held": next((row for row in kits if row.confirmed_at and not row.retired_at), None),
         "waiting": next((row for row in kits if not row.confirmed_at and not row.retired_at), None),
         "keys": list(BackupKey.objects.filter(organization=organization).defer("identity")),
+        "opens": readings.opened_by(organization.pk),
         "own": [row for row in rows if not row.fingerprint], "recipient": recipient or RecipientForm(),
     }  # fmt: skip

@@ -105,16 +105,19 @@ def drill_edit(request: HttpRequest, project_id: UUID, drill_id: UUID | None = N
 @login_required
 @require_POST
 def drill_act(request: HttpRequest, project_id: UUID, drill_id: UUID, action: str) -> HttpResponse:
-    """`run` or `delete`."""
+    """`run`, `pause`, `resume` or `delete`."""
     needed = Capability.PROJECT_ACT if action == "run" else Capability.PROJECT_CHANGE
     principal, project = project_for(request, project_id, needed)
     drill = Drill.objects.filter(pk=drill_id, project=project).first()
-    if drill is None or action not in {"run", "delete"}:
+    if drill is None or action not in {"run", "pause", "resume", "delete"}:
         raise NotFound
     try:
         if action == "run":
             drill_run(principal=principal, drill=drill)
             messages.info(request, f"“{drill.name}” restores the newest backup and asks its questions.")
+        elif action in {"pause", "resume"}:
+            drill_update(principal=principal, drill=drill, changes={"enabled": action == "resume"})
+            messages.info(request, f"“{drill.name}” {'is paused' if action == 'pause' else 'goes on'}.")
         else:
             drill_delete(principal=principal, drill=drill)
             messages.info(request, f"“{drill.name}” is removed.")

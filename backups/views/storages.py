@@ -7,21 +7,26 @@ from uuid import UUID
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
+from django.db.models import Count, Sum
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.utils.dateparse import parse_datetime
 from django.views.decorators.http import require_http_methods, require_POST
 
 from accounts.context import current_organization, show_organization
 from accounts.models import Organization
 from accounts.permissions import Capability, Principal, principal_from, require, require_operator
 from backups.forms import DeleteForm, StorageForm
-from backups.models import StorageTarget
+from backups.models import BackupStatus, StorageTarget
 from backups.services import readings
 from backups.services.storages import (
+    StorageOwned,
     StorageTestFailed,
     storage_create,
     storage_delete,
     storage_make_default,
+    storage_owner,
+    storage_take_over,
     storage_test,
     storage_update,
 )
@@ -32,7 +37,7 @@ from projects.views.common import add_problem
 CHECKS = {  # in the order in which they are tried
     "reach": "It can be reached", "write": "A test object is written", "list": "It is found in the list",
     "read": "It is read back and the same", "range": "A part of it is read", "abort": "A broken upload leaves nothing",
-    "delete": "It is removed",
+    "delete": "It is removed", "owner": "It is this target’s", "object_lock": "It keeps objects from being removed",
 }  # fmt: skip
 
 
@@ -63,9 +68,10 @@ def storage_edit(request: HttpRequest, storage_id: UUID) -> HttpResponse:
     """Other settings; they are tried before they are saved."""
     principal, target = _target_for(request, storage_id)
     form = StorageForm(request.POST if request.method == "POST" else None, initial=StorageForm.values_of(target))
+    checks: list[tuple[bool, str, str]] = []
     if request.method == "POST" and form.is_valid():
         changes = _fields(form)
-        changes.pop("kind")
+        del changes["kind"], changes["take_over"]
         if changes["secret"] is None:
             changes.pop("secret")  # nothing was typed: the stored one stays
         try:
@@ -74,10 +80,13 @@ def storage_edit(request: HttpRequest, storage_id: UUID) -> HttpResponse:
             raise
         except Problem as problem:
             add_problem(form, _renamed(problem, target.kind))
+            checks = _tried(problem)
         else:
             messages.info(request, f"{target.name} is saved; it was tried first.")
             return _back(target)
-    context = _shell(target.organization) | {"form": form, "target": target, "kind": target.kind}
+    context = _shell(target.organization) | {
+        "form": form, "target": target, "kind": target.kind, "checks": checks, "held": _held(target),
+    }  # fmt: skip
     return render(request, "backups/storage.html", context, status=400 if form.errors else 200)
 
 
@@ -104,6 +113,43 @@ def storage_act(request: HttpRequest, storage_id: UUID, action: str) -> HttpResp
 
 @login_required
 @require_http_methods(["GET", "POST"])
+def storage_claim(request: HttpRequest, storage_id: UUID) -> HttpResponse:
+    """Whose place it is, and “take it over”: whoever else writes there finds itself read-only."""
+    principal, target = _target_for(request, storage_id)
+    form = DeleteForm(request.POST if request.method == "POST" else None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            storage_take_over(principal=principal, storage=target)
+        except PermissionDenied:
+            raise
+        except Problem as problem:
+            form.add_error(None, problem.detail)
+        else:
+            messages.info(request, f"{target.name} is this installation’s again. Backups go there from now on.")
+            return _back(target)
+    context: dict[str, Any] = {"target": target, "form": form, "owner": None, "unknown": ""}
+    try:
+        context["owner"] = owner = storage_owner(principal=principal, storage=target)
+        context["claimed_at"] = parse_datetime(owner.claimed_at) if owner else None
+        if owner is not None and owner.here and not owner.ours:
+            other = StorageTarget.objects.for_principal(principal).filter(pk=_uuid(owner.target)).first()
+            context["other"] = other
+    except PermissionDenied:
+        raise
+    except (Problem, ValueError) as problem:  # the place says anything
+        context["unknown"] = problem.detail if isinstance(problem, Problem) else ""
+    return question(request, "storage_claim", _shell(target.organization) | context)
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+@login_required
+@require_http_methods(["GET", "POST"])
 def storage_remove(request: HttpRequest, storage_id: UUID) -> HttpResponse:
     """Asks first. What lies there is not removed; one that holds backups stays."""
     principal, target = _target_for(request, storage_id)
@@ -124,6 +170,14 @@ def storage_remove(request: HttpRequest, storage_id: UUID) -> HttpResponse:
     )
 
 
+def _held(target: StorageTarget) -> dict[str, Any]:
+    """`backups` that lie there and their `size_bytes`; `schedules` that store there."""
+    counted = target.backups.exclude(status=BackupStatus.FAILED).aggregate(
+        backups=Count("id"), size_bytes=Sum("size_bytes", default=0)
+    )
+    return counted | {"schedules": target.schedules.count()}
+
+
 def _page(request: HttpRequest, principal: Principal, organization: Organization | None) -> HttpResponse:
     form = StorageForm(request.POST if request.method == "POST" else None)
     checks: list[tuple[bool, str, str]] = []
@@ -136,6 +190,8 @@ def _page(request: HttpRequest, principal: Principal, organization: Organization
         except Problem as problem:
             add_problem(form, _renamed(problem, fields["kind"]))
             checks = _tried(problem)
+            if isinstance(problem, StorageOwned):
+                form.owned = True
         else:
             messages.info(request, f"{target.name} works and is added.")
             return _back(target)
@@ -191,7 +247,7 @@ def _fields(form: StorageForm) -> dict[str, Any]:
     values = form.cleaned_data
     return {
         "name": values["name"], "kind": values["kind"], "config": form.config(), "secret": form.secret(),
-        "encrypt": values["encrypt"], "capacity_bytes": values["capacity"],
+        "encrypt": values["encrypt"], "capacity_bytes": values["capacity"], "take_over": values["take_over"],
     }  # fmt: skip
 
 

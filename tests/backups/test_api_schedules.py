@@ -163,7 +163,7 @@ def test_retention_is_tried_and_applied(api: APIClient, idle: Project, storage: 
     assert said.json()["remove_bytes"] == 3000 and said.json()["removed"] == []
     first = said.json()["backups"][0]
     assert first["id"] == str(rows[0].pk) and first["keep"]
-    assert first["why"] == ["the last verified one", "one of the 1 latest"]
+    assert first["why"] == ["the last verified one", "the latest one"]
     assert field_of(api.post(one, {"retention": {"keep_last": 1}})) == (400, "retention")
     assert field_of(api.post(one, {"dry_run": True, "retention": {"keep_last": "x"}})) == (400, "retention.keep_last")
     Schedule.objects.update(keep_last=2)
