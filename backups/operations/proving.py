@@ -7,81 +7,37 @@ cleans up. Drills are proofs that also ask the user's own SQL.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import structlog
-from django.conf import settings
 
-from backups.models import (
-    Backup,
-    BackupPolicy,
-    BackupStatus,
-    Drill,
-    Proof,
-    ProofKind,
-    ProofState,
-)
-from backups.operations import asking, comparing, heartbeats, restoring_data, retaining, scratch, storages
+from backups.models import Backup, BackupStatus, Drill, Proof, ProofKind, ProofState
+from backups.operations import proving_steps, scratch
+from backups.operations.proving_steps import DRILL, KINDS, LIVE, PROVABLE, VERIFY
 from backups.operations.queueing import backup_operation_create
-from backups.operations.restoring_data import CORRUPT, BackupCorrupt
-from backups.operations.scratch import Scratch
+from backups.operations.restoring_data import CORRUPT
 from backups.operations.taking import BackupNotSupported, verifies, when_stored
 from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, Conflict, OperationInProgress
 from projects import domain, registry
-from projects.models import (
-    DatabaseServer,
-    LockMode,
-    OnGiveUp,
-    Operation,
-    OperationStep,
-    Project,
-    Region,
-    ServerKind,
-    StepState,
-)
-from projects.operations import locks
-from projects.operations.base import (
-    DATABASE_RETRY,
-    SERVER_RETRY,
-    Definition,
-    RetryPolicy,
-    Step,
-    StepFailed,
-    Wait,
-    register,
-)
-from projects.operations.context import Context
+from projects.models import DatabaseServer, LockMode, OnGiveUp, Operation, OperationStep, Region, StepState
+from projects.operations.base import DATABASE_RETRY, SERVER_RETRY, Definition, RetryPolicy, Step, register
 from projects.operations.queue import hint_on_commit
 
 log = structlog.get_logger(__name__)
-VERIFY, DRILL = "verify", "drill"
-KINDS = (VERIFY, DRILL)
-PROVABLE = (BackupStatus.STORED, BackupStatus.VERIFIED, BackupStatus.CORRUPT)
-DIFFERENCES_KEPT = 20
 RESTORE_SECONDS = 12 * 3600.0  # the most that a proof's restore may take
-GUARD_SECONDS = 2.0
-SIZE_EVERY_SECONDS = 10.0
-TURN_SECONDS = 10.0
-MANUAL_PATIENCE_SECONDS = 60.0
 AGAIN_HOURS = 6  # after a proof that could not run
-REVERIFY_DAYS = 30  # where no policy says anything
-_LIVE = [ProofState.QUEUED, ProofState.RUNNING]
-_SERVER_GONE = {"target_lost", "server_not_ready"}
+READ_RETRY = RetryPolicy(attempts=3, delay_seconds=30)
 
 
-# --- beginning ----------------------------------------------------------------------------------------------------------
 def verify_begin(
     backup: Backup, *, kind: str, drill: Drill | None = None, created_by: Any = None, created_by_label: str = ""
 ) -> Operation:
     """Record a proof of the backup and the operation that runs it. In a transaction. Raises `ActionNotAllowed`,
     `BackupNotSupported` and `OperationInProgress`; what runs by itself after a backup waits for that to end."""
     check(backup)
-    if Proof.objects.filter(backup=backup, state__in=_LIVE).exists():
+    if Proof.objects.filter(backup=backup, state__in=LIVE).exists():
         raise OperationInProgress("This backup is being verified already.")
     proof = Proof.objects.create(backup=backup, kind=kind, drill=drill)
     operation = backup_operation_create(
@@ -120,264 +76,12 @@ def check(backup: Backup) -> None:
         raise BackupNotSupported("It was uploaded: without a manifest of ours there is nothing to compare it with.")
 
 
-# --- what steps see -----------------------------------------------------------------------------------------------------
-def _backup(ctx: Context) -> Backup:
-    return Backup.objects.select_related("storage").get(pk=ctx.operation.params["backup"])
-
-
-def _proof(operation: Operation) -> Proof:
-    return Proof.objects.select_related("drill").get(pk=operation.params["proof"])
-
-
-def _seconds(ctx: Context) -> float:
-    """What the steps took so far that a restore would take as well: server, restore, comparison."""
-    rows = OperationStep.objects.filter(operation=ctx.operation, name__in=[scratch.STEP, "restore", "compare"])
-    return sum(float(row.data.get("seconds", 0)) for row in rows)
-
-
 def region_of(operation: Operation) -> Region | None:
     """Of the scratch server, once there is one."""
     if operation.server_uuid is None:
         return None
     found = DatabaseServer.objects.filter(pk=operation.server_uuid).select_related("region").first()
     return found.region if found else None
-
-
-# --- steps --------------------------------------------------------------------------------------------------------------
-def claim(ctx: Context) -> None:
-    """Backups of the region go first, for so long; then proofs have their turns. From here on it says “verifying”."""
-    backup = _backup(ctx)
-    if ctx.operation.server_uuid is None:
-        region = scratch.region_for(backup)
-        _let_backups_go_first(ctx, region)
-        _take_turn(ctx, backup, region)
-    with ctx.fenced():
-        Proof.objects.filter(pk=ctx.operation.params["proof"]).update(
-            state=ProofState.RUNNING, started_at=now(), updated_at=now()
-        )
-        # A corrupt one stays so until it is seen to be whole: nobody restores it, or counts on it, meanwhile.
-        whole = Backup.objects.filter(pk=backup.pk, status__in=[BackupStatus.STORED, BackupStatus.VERIFIED])
-        whole.update(status=BackupStatus.VERIFYING, updated_at=now())
-
-
-def _let_backups_go_first(ctx: Context, region: Region) -> None:
-    by_hand = ctx.operation.params.get("proof_kind") == ProofKind.MANUAL
-    patience = min(MANUAL_PATIENCE_SECONDS, settings.NOVASTACK_VERIFY_PATIENCE_SECONDS) if by_hand else (
-        settings.NOVASTACK_VERIFY_PATIENCE_SECONDS
-    )  # fmt: skip
-    if (now() - ctx.operation.created_at).total_seconds() > patience:
-        return
-    busy = Backup.objects.filter(
-        status__in=[BackupStatus.QUEUED, BackupStatus.DUMPING],
-        project_uuid__in=Project.objects.filter(region=region).values("pk"),
-    )
-    if busy.exists():
-        raise Wait(f"Backups in {region.name} go first.", seconds=TURN_SECONDS)
-
-
-def _take_turn(ctx: Context, backup: Backup, region: Region) -> None:
-    """A place among the proofs that run in the region at a time, taken with the rows of its server."""
-    with ctx.fenced():
-        locks.lock_subject(locks.subject_of("proofs", region.pk))
-        mine = DatabaseServer.objects.filter(kind=ServerKind.SCRATCH, region=region).values("pk")
-        at_work = Operation.objects.live().filter(kind__in=KINDS, server_uuid__in=mine).exclude(pk=ctx.operation.pk)
-        if at_work.count() < max(1, settings.NOVASTACK_VERIFY_PARALLEL):
-            scratch.plan(ctx, region=region, engine=backup.engine, version=backup.version)
-            return
-    raise Wait(f"Another backup is being verified in {region.name}.", seconds=TURN_SECONDS)
-
-
-def fetch(ctx: Context) -> None:
-    """The signed manifest, and whether the object is as long as it should be: before anything is made for it."""
-    backup = _backup(ctx)
-    with restoring_data.storage_errors():
-        storage = storages.storage_of(backup.storage)
-    manifest = restoring_data.read_manifest(backup, storage)
-    if manifest.contents is None:
-        raise StepFailed("nothing_to_compare", "Its manifest does not say what the dump held.", retryable=False)
-    restoring_data.check_size(backup, manifest, storage)
-    size = int(manifest.database.get("bytes") or backup.database_bytes or 0)
-    side = ctx.seen_as(Scratch)
-    scratch.room_for(side.region, size)
-    scratch.describe(ctx, names={**manifest.names, "database": manifest.database["name"]}, image=manifest.image)
-    ctx.record(database_bytes=size)
-    ctx.explain(f"{len(manifest.contents.tables)} tables, {manifest.contents.rows} rows")
-
-
-def server(ctx: Context) -> None:
-    side = ctx.seen_as(Scratch)
-    began = time.monotonic()
-    scratch.start(side)
-    ctx.record(seconds=round(time.monotonic() - began, 3))
-    notes = []
-    if not scratch.same_image(side):
-        notes.append(f"Verified on {side.server.image}: the image that it was taken from is not there any more.")
-    if domain.RuntimeFeature.ISOLATED not in side.runtime.features:
-        notes.append("The throw-away server could reach the network: this region's runtime can't close it off.")
-    with ctx.fenced():
-        Proof.objects.filter(pk=ctx.operation.params["proof"]).update(notes=notes)
-    ctx.explain(f"{side.server.image or side.engine.title} in {side.region.name}")
-
-
-def restore(ctx: Context) -> None:
-    """Done again, it begins with an empty database."""
-    backup, side = _backup(ctx), ctx.seen_as(Scratch)
-    size = int(OperationStep.objects.get(operation=ctx.operation, name="fetch").data["database_bytes"])
-    began = time.monotonic()
-    with server_lost(side):
-        scratch.make_database(side)
-        done = restoring_data.restore_into(
-            side, side.names, backup, stem=str(ctx.operation.pk), pulse=_watched(side, size)
-        )
-    seconds = time.monotonic() - began
-    ctx.record(seconds=round(seconds, 3), bytes=done.dump_bytes)
-    with ctx.fenced():
-        Proof.objects.filter(pk=ctx.operation.params["proof"]).update(restore_seconds=round(seconds, 3))
-    ctx.explain(f"{done.dump_bytes / (1 << 20):.1f} MiB in {seconds:.1f} s")
-
-
-def _judged(run: Callable[[Context], None]) -> Callable[[Context], None]:
-    """What is corrupt is so at once, whatever becomes of the clean-up."""
-
-    def step(ctx: Context) -> None:
-        try:
-            run(ctx)
-        except BackupCorrupt as verdict:
-            told = {"code": verdict.code, "detail": verdict.detail[:500], "retryable": False}
-            with ctx.fenced():
-                proof = Proof.objects.filter(pk=ctx.operation.params["proof"], state__in=_LIVE)
-                proof.update(state=ProofState.FAILED, error=told, finished_at=now(), updated_at=now())
-                _put_corrupt(ctx.operation, told)
-            raise
-
-    return step
-
-
-def _put_corrupt(operation: Operation, told: dict[str, Any]) -> None:
-    """In the transaction of who may say so."""
-    mine = Backup.objects.filter(pk=operation.params["backup"], status__in=[BackupStatus.VERIFYING, *PROVABLE])
-    mine.update(status=BackupStatus.CORRUPT, error=told, verify_error=None, reverify_at=None, updated_at=now())
-
-
-class server_lost:
-    """The scratch server went away under a step: then another one is made, by going back to where it is started."""
-
-    def __init__(self, side: Scratch) -> None:
-        self._side = side
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        gone = isinstance(error, domain.ServerNotReady | domain.StaleHandle)
-        if isinstance(error, StepFailed) and error.code in {*_SERVER_GONE, "tool_killed", "restore_failed"}:
-            seen = self._side.runtime.observe([self._side.server.handle])[self._side.server.handle]
-            gone = error.code in _SERVER_GONE or seen.state != domain.ServerState.RUNNING
-            if seen.oom_killed:
-                raise StepFailed(
-                    "capacity_exhausted", "The throw-away server ran out of memory (NOVASTACK_SCRATCH_MEMORY_BYTES).",
-                    retryable=False,
-                ) from error  # fmt: skip
-        if gone:
-            raise StepFailed("server_not_ready", f"The throw-away server went away: {error}"[:400]) from error
-
-
-def _watched(side: Scratch, database_bytes: int) -> Callable[[int], None]:
-    """What long work calls: promises are looked at often, the copy's size now and then."""
-    asked = sized = time.monotonic()
-
-    def pulse(moved: int = 0) -> None:
-        nonlocal asked, sized
-        side.pulse()
-        if time.monotonic() - asked > GUARD_SECONDS:
-            asked = time.monotonic()
-            side.guard()
-            side.record(moved=moved)
-        if time.monotonic() - sized > SIZE_EVERY_SECONDS:
-            sized = time.monotonic()
-            scratch.check_growth(side, database_bytes)
-
-    return pulse
-
-
-def compare(ctx: Context) -> None:
-    """All of the copy against all that the signed manifest says; and the verdict."""
-    backup, side = _backup(ctx), ctx.seen_as(Scratch)
-    manifest = restoring_data.read_manifest(backup)
-    size = int(OperationStep.objects.get(operation=ctx.operation, name="fetch").data["database_bytes"])
-    began = time.monotonic()
-    with server_lost(side):
-        found = comparing.differences(side, manifest, stem=str(ctx.operation.pk), pulse=_watched(side, size))
-    seconds = time.monotonic() - began
-    ctx.record(seconds=round(seconds, 3))
-    assert manifest.contents is not None  # noqa: S101 - `fetch` has looked
-    told: dict[str, Any] = {
-        "compare_seconds": round(seconds, 3), "tables": len(manifest.contents.tables), "rows": manifest.contents.rows,
-        "differences": [line[:300] for line in found[:DIFFERENCES_KEPT]],
-    }  # fmt: skip
-    if found:
-        with ctx.fenced():
-            Proof.objects.filter(pk=ctx.operation.params["proof"]).update(**told)
-        for line in found[:DIFFERENCES_KEPT]:
-            ctx.say(line, level="error")
-        shown = "; ".join(found[:5])
-        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        raise BackupCorrupt("content_differs", f"What it restores is not what was dumped: {shown}{more}.")
-    _put_verified(ctx, backup, told)
-    ctx.explain(f"{told['rows']} rows of {told['tables']} tables and {len(manifest.contents.facts)} facts are equal")
-
-
-def _put_verified(ctx: Context, backup: Backup, told: dict[str, Any]) -> None:
-    moment, rto = now(), round(_seconds(ctx), 3)
-    drill = ctx.operation.kind == DRILL
-    with ctx.fenced():
-        proof = Proof.objects.filter(pk=ctx.operation.params["proof"])
-        if drill:  # its own word comes with the assertions
-            proof.update(**told)
-        else:
-            proof.update(state=ProofState.PASSED, finished_at=moment, updated_at=moment, **told)
-        Backup.objects.filter(pk=backup.pk, status__in=[BackupStatus.VERIFYING, BackupStatus.CORRUPT]).update(
-            status=BackupStatus.VERIFIED, verified_at=moment, verify_error=None, error=None, rto_seconds=rto,
-            reverify_at=reverify_at(backup.project_uuid), updated_at=moment,
-        )  # fmt: skip
-        if not drill:
-            ctx.commit(rto=rto)
-
-
-def reverify_at(project_uuid: UUID) -> Any:
-    """When a backup that was proven now is to be proven again; None: never by itself."""
-    days = BackupPolicy.objects.filter(project_id=project_uuid).values_list("reverify_days", flat=True).first()
-    days = REVERIFY_DAYS if days is None else days
-    return now() + timedelta(days=days) if days else None
-
-
-def ask(ctx: Context) -> None:
-    """A drill's own questions, as the tenant; and its verdict."""
-    side, proof = ctx.seen_as(Scratch), _proof(ctx.operation)
-    questions = proof.drill.assertions if proof.drill is not None else []
-    with server_lost(side):
-        answers = asking.ask(side, questions)
-    passed = all(answer["passed"] for answer in answers)
-    wrong = [answer["name"] for answer in answers if not answer["passed"]]
-    error = None
-    if wrong:
-        error = {
-            "code": "assertion_failed", "detail": f"Not as expected: {', '.join(wrong)}."[:500], "retryable": False,
-        }  # fmt: skip
-    with ctx.fenced():
-        Proof.objects.filter(pk=proof.pk).update(
-            state=ProofState.PASSED if passed else ProofState.FAILED, finished_at=now(), updated_at=now(),
-            assertions=answers, error=error,
-        )  # fmt: skip
-        ctx.commit()
-    ctx.explain(f"{len(answers) - len(wrong)} of {len(answers)} as expected")
-
-
-def tell(ctx: Context) -> None:
-    """Whoever has to know: when half of it is gone (rule 33); who waits for the sign of life of the project's backups."""
-    if found := retaining.verified(_backup(ctx)):
-        ctx.say(found, level="warning")
-    ctx.explain(heartbeats.send(_backup(ctx)))
 
 
 # --- ends ---------------------------------------------------------------------------------------------------------------
@@ -391,12 +95,12 @@ def ended(operation: Operation) -> None:
     code = str(error.get("code", ""))
     told = {"code": code, "detail": str(error.get("detail", ""))[:500], "retryable": bool(error.get("retryable"))}
     corrupt, cancelled = code in CORRUPT, code == "cancelled"
-    open_proof = Proof.objects.filter(pk=operation.params.get("proof"), state__in=_LIVE)
+    open_proof = Proof.objects.filter(pk=operation.params.get("proof"), state__in=LIVE)
     state = ProofState.FAILED if corrupt else ProofState.CANCELLED if cancelled else ProofState.ERROR
     open_proof.update(state=state, error=told if code else None, finished_at=moment, updated_at=moment)
     mine = Backup.objects.filter(pk=operation.params["backup"], status__in=[BackupStatus.VERIFYING, *PROVABLE])
     if corrupt:
-        _put_corrupt(operation, told)
+        proving_steps.put_corrupt(operation, told)
     elif code:
         failed = {} if cancelled else {"verify_error": told, "reverify_at": moment + timedelta(hours=AGAIN_HOURS)}
         _back(mine, failed)
@@ -422,27 +126,28 @@ def _wake() -> None:
 
 
 _FIRST = (
-    Step("claim", "Wait for its turn", claim, scratch.remove, RetryPolicy(attempts=3, delay_seconds=30), 60),
-    Step("fetch", "Read the manifest", _judged(fetch), None, RetryPolicy(attempts=3, delay_seconds=30), 120),
-    Step(scratch.STEP, "Start a throw-away server", server, None, SERVER_RETRY, 900),
-    Step("restore", "Restore into it", _judged(restore), None, SERVER_RETRY, RESTORE_SECONDS, scratch.STEP),
-    Step("compare", "Compare with the manifest", _judged(compare), None, DATABASE_RETRY, RESTORE_SECONDS, scratch.STEP),
+    Step("claim", "Wait for its turn", proving_steps.claim, scratch.remove, READ_RETRY, 60),
+    Step("fetch", "Read the manifest", proving_steps.fetch, None, READ_RETRY, 120),
+    Step(scratch.STEP, "Start a throw-away server", proving_steps.server, None, SERVER_RETRY, 900),
+    Step("restore", "Restore into it", proving_steps.restore, None, SERVER_RETRY, RESTORE_SECONDS, scratch.STEP),
+    Step(
+        "compare",
+        "Compare with the manifest",
+        proving_steps.compare,
+        None,
+        DATABASE_RETRY,
+        RESTORE_SECONDS,
+        scratch.STEP,
+    ),
 )
+_ASK = Step("assertions", "Ask the drill's questions", proving_steps.ask, None, DATABASE_RETRY, 1800, scratch.STEP)
 _LAST = (
     Step("clean_up", "Remove the throw-away server", scratch.remove, retry=SERVER_RETRY),
-    Step("tell", "Call the heartbeat", tell, retry=RetryPolicy(attempts=1), deadline_seconds=30),
+    Step("tell", "Call the heartbeat", proving_steps.tell, retry=RetryPolicy(attempts=1), deadline_seconds=30),
 )
 for _kind, _title, _steps in (
     (VERIFY, "Verify a backup", (*_FIRST, *_LAST)),
-    (
-        DRILL,
-        "Drill",
-        (
-            *_FIRST,
-            Step("assertions", "Ask the drill's questions", ask, None, DATABASE_RETRY, 1800, scratch.STEP),
-            *_LAST,
-        ),
-    ),
+    (DRILL, "Drill", (*_FIRST, _ASK, *_LAST)),
 ):
     register(
         Definition(

@@ -27,7 +27,7 @@ from projects.models import (
     RoleKind,
     ServerKind,
 )
-from projects.operations import copying, move_steps, steps, wiring
+from projects.operations import copying, move_copying, move_steps, move_switch, steps, wiring
 from projects.operations.base import PLATFORM_CONNECTIONS, StepFailed, Wait
 from projects.operations.context import Context
 from projects.operations.move_sides import Incoming, Target, ensure_up, plan_server, quiet
@@ -122,7 +122,7 @@ def get_server(ctx: Context) -> None:
 
 def fill(ctx: Context) -> None:
     backup = sides.backup_of(sides.restore_of(ctx.operation))
-    with move_steps.target_errors():
+    with move_copying.target_errors():
         sides.fill(ctx, ctx.seen_as(Incoming), backup)
 
 
@@ -135,7 +135,7 @@ def end_tools(ctx: Context) -> None:
 
 def compare(ctx: Context) -> None:
     backup = sides.backup_of(sides.restore_of(ctx.operation))
-    with move_steps.target_errors():
+    with move_copying.target_errors():
         sides.prove(ctx, ctx.seen_as(Incoming), backup)
 
 
@@ -143,7 +143,7 @@ def compare(ctx: Context) -> None:
 def fence(ctx: Context) -> None:
     """Nobody of the tenant's is in, or gets in (rule 31). What the tenant's password is by now holds for the copy too."""
     ensure_up(ctx)
-    move_steps.note_password(ctx)
+    move_copying.note_password(ctx)
     if "fenced_at" not in ctx.row.data:
         ctx.record(fenced_at=now().isoformat())
     ctx.guard()
@@ -161,7 +161,7 @@ def carry_password(ctx: Context, side: Context) -> None:
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         hashes = admin.password_hashes(ctx.names)
     ctx.guard()
-    with move_steps.target_errors(), wiring.admin_session(side.engine, side.server) as admin:
+    with move_copying.target_errors(), wiring.admin_session(side.engine, side.server) as admin:
         admin.put_password_hashes(side.names, {theirs: hashes[mine]} if mine in hashes else {})
 
 
@@ -186,7 +186,7 @@ def _switch(ctx: Context, *, undo_until: datetime | None) -> None:
     with transaction.atomic():
         Project.objects.select_for_update(of=("self",), no_key=True).get(pk=ctx.project.pk)
         with ctx.fenced():
-            move_steps.switch_rows(ctx, side, Target.of(ctx.operation))
+            move_switch.switch_rows(ctx, side, Target.of(ctx.operation))
             Database.objects.filter(pk=old).update(keep_until=kept)
             Database.objects.filter(pk=side.database.pk).update(keep_until=None)
             Restore.objects.filter(pk=ctx.operation.params["restore"]).update(undo_until=undo_until)
@@ -195,7 +195,7 @@ def _switch(ctx: Context, *, undo_until: datetime | None) -> None:
 
 
 def succeeded(operation: Operation) -> None:
-    move_steps.moved(operation)
+    move_switch.moved(operation)
     project = Project.objects.get(pk=operation.project_key)
     Restore.objects.filter(pk=operation.params["restore"]).update(
         status=RestoreStatus.SUCCEEDED, error=None, finished_at=now(), generation=project.generation
@@ -279,7 +279,7 @@ def carry_over(ctx: Context) -> None:
     side = ctx.seen_as(Incoming)
     mine, theirs = ctx.role(RoleKind.LOGIN), side.role(RoleKind.LOGIN)
     ctx.guard()
-    with move_steps.target_errors(), wiring.admin_session(side.engine, side.server) as admin:
+    with move_copying.target_errors(), wiring.admin_session(side.engine, side.server) as admin:
         admin.limit_connections(theirs.name, mine.connection_limit)
     with ctx.fenced():
         theirs.secret, theirs.rotated_at = mine.secret, mine.rotated_at
@@ -288,7 +288,7 @@ def carry_over(ctx: Context) -> None:
 
 
 def undone(operation: Operation) -> None:
-    move_steps.moved(operation)
+    move_switch.moved(operation)
     Restore.objects.filter(pk=operation.params["restore"]).update(
         status=RestoreStatus.UNDONE, error=None, undone_at=now(), undo_until=None
     )

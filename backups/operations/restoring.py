@@ -21,7 +21,7 @@ from projects.models import (
     RoleKind,
     ServerKind,
 )
-from projects.operations import locks, move_steps
+from projects.operations import locks, move_copying, move_steps, move_switch
 from projects.operations.base import DATABASE_RETRY, SERVER_RETRY, Definition, RetryPolicy, Step, register
 from projects.operations.queue import also_hold, operation_create
 
@@ -127,11 +127,11 @@ RESTORE_DEFINITION = Definition(
         Step("database", "Create database and user", move_steps.make_database, retry=DATABASE_RETRY, deadline_seconds=60),
         Step("copy", "Restore the backup", restore_steps.fill, restore_steps.end_tools, TWICE, 12 * HOURS),
         Step("compare", "Compare with the backup", restore_steps.compare, retry=TWICE, deadline_seconds=6 * HOURS),
-        Step("fence", "Shut clients out", restore_steps.fence, move_steps.unfence, TWICE, 360),
-        Step("address", "Take over the address", move_steps.hand_over, move_steps.hand_back, TWICE, 360),
+        Step("fence", "Shut clients out", restore_steps.fence, move_copying.unfence, TWICE, 360),
+        Step("address", "Take over the address", move_copying.hand_over, move_copying.hand_back, TWICE, 360),
         Step("switch", "Switch", restore_steps.switch, retry=SERVER_RETRY, deadline_seconds=60),
-        Step("open", "Let clients in", move_steps.let_in, retry=DATABASE_RETRY, deadline_seconds=360),
-        Step("keep", "Keep the database from before", move_steps.retire, retry=SERVER_RETRY, deadline_seconds=120),
+        Step("open", "Let clients in", move_switch.let_in, retry=DATABASE_RETRY, deadline_seconds=360),
+        Step("keep", "Keep the database from before", move_switch.retire, retry=SERVER_RETRY, deadline_seconds=120),
     ),
 )  # fmt: skip
 register(RESTORE_DEFINITION)
@@ -143,11 +143,11 @@ UNDO_DEFINITION = Definition(
         Step("verify", "Look for the database from before", restore_steps.verify_undo, restore_steps.keep_as_it_was,
              TWICE, 360),
         Step("ready", "Start it", restore_steps.start_kept, retry=SERVER_RETRY, deadline_seconds=360),
-        Step("fence", "Shut clients out", restore_steps.carry_over, move_steps.unfence, TWICE, 360),
-        Step("address", "Take over the address", move_steps.hand_over, move_steps.hand_back, TWICE, 360),
+        Step("fence", "Shut clients out", restore_steps.carry_over, move_copying.unfence, TWICE, 360),
+        Step("address", "Take over the address", move_copying.hand_over, move_copying.hand_back, TWICE, 360),
         Step("switch", "Switch", restore_steps.switch_back, retry=SERVER_RETRY, deadline_seconds=60),
-        Step("open", "Let clients in", move_steps.let_in, retry=DATABASE_RETRY, deadline_seconds=360),
-        Step("keep", "Keep what was restored", move_steps.retire, retry=SERVER_RETRY, deadline_seconds=120),
+        Step("open", "Let clients in", move_switch.let_in, retry=DATABASE_RETRY, deadline_seconds=360),
+        Step("keep", "Keep what was restored", move_switch.retire, retry=SERVER_RETRY, deadline_seconds=120),
     ),
 )  # fmt: skip
 register(UNDO_DEFINITION)

@@ -40,7 +40,7 @@ from projects.models import (
     ServerKind,
 )
 from projects.models.servers import LEFT_BY_UNDO
-from projects.operations import disks, doctor_pools, fanout, reconciler, wiring
+from projects.operations import disks, doctor_pools, fanout, orphans, wiring
 from projects.operations import doctor_logins as logins
 from projects.operations.doctor_findings import Finding, Report, of
 from projects.runtimes.base import Runtime
@@ -160,7 +160,7 @@ def _looked_at() -> Iterator[tuple[Region, _Rows, _Known, _Facts | domain.NovaSt
     """Each region with the rows from before the look and what its runtime said: all are asked at once."""
     regions = {r.pk: r for r in Region.objects.filter(enabled=True, gone_at=None).exclude(runtime="")}
     rows = {pk: _rows(region) for pk, region in regions.items()}
-    known = {pk: reconciler.known_in(region) for pk, region in regions.items()}
+    known = {pk: orphans.known_in(region) for pk, region in regions.items()}
     questions = {}
     for pk, region in regions.items():
         handles = {row.handle: row.pk for row in rows[pk].values()}
@@ -185,7 +185,7 @@ def _region(
         )  # fmt: skip
         return [*found, away]
     # What was made, moved or removed meanwhile is somebody's work, and looked at the next time.
-    known = known | reconciler.known_in(region)
+    known = known | orphans.known_in(region)
     after = _rows(region)
     rows = {pk: row for pk, row in rows.items() if pk in after and _same(row, after[pk])}
     report.looked["regions"] += 1

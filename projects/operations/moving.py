@@ -34,7 +34,7 @@ from projects.models import (
     RoleKind,
     ServerKind,
 )
-from projects.operations import lifecycle, move_steps, pool_removal, removal, wiring
+from projects.operations import lifecycle, move_copying, move_steps, move_switch, pool_removal, removal, wiring
 from projects.operations.base import (
     DATABASE_RETRY,
     PLATFORM_CONNECTIONS,
@@ -123,7 +123,7 @@ MOVE_DEFINITION = Definition(
     cancellable=True,
     yields=True,
     once=True,
-    on_success=move_steps.moved,
+    on_success=move_switch.moved,
     steps=(
         Step("verify", "Verify the move", move_steps.verify, retry=TWICE, deadline_seconds=360),
         Step("image", "Find the server's image", move_steps.find_image, retry=ONCE, deadline_seconds=900),
@@ -133,13 +133,13 @@ MOVE_DEFINITION = Definition(
         Step(
             "database", "Create database and user", move_steps.make_database, retry=DATABASE_RETRY, deadline_seconds=60
         ),
-        Step("fence", "Shut clients out", move_steps.fence, move_steps.unfence, TWICE, 360),
-        Step("copy", "Copy", move_steps.copy, retry=TWICE, deadline_seconds=12 * HOURS),
-        Step("compare", "Compare source and copy", move_steps.compare, retry=TWICE, deadline_seconds=6 * HOURS),
-        Step("address", "Take over the address", move_steps.hand_over, move_steps.hand_back, TWICE, 360),
-        Step("switch", "Switch", move_steps.switch, retry=SERVER_RETRY, deadline_seconds=60),
-        Step("open", "Let clients in", move_steps.let_in, retry=DATABASE_RETRY, deadline_seconds=360),
-        Step("keep", "Keep the old copy", move_steps.retire, retry=SERVER_RETRY, deadline_seconds=120),
+        Step("fence", "Shut clients out", move_copying.fence, move_copying.unfence, TWICE, 360),
+        Step("copy", "Copy", move_copying.copy, retry=TWICE, deadline_seconds=12 * HOURS),
+        Step("compare", "Compare source and copy", move_copying.compare, retry=TWICE, deadline_seconds=6 * HOURS),
+        Step("address", "Take over the address", move_copying.hand_over, move_copying.hand_back, TWICE, 360),
+        Step("switch", "Switch", move_switch.switch, retry=SERVER_RETRY, deadline_seconds=60),
+        Step("open", "Let clients in", move_switch.let_in, retry=DATABASE_RETRY, deadline_seconds=360),
+        Step("keep", "Keep the old copy", move_switch.retire, retry=SERVER_RETRY, deadline_seconds=120),
     ),
 )
 register(MOVE_DEFINITION)

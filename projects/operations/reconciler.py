@@ -12,37 +12,18 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 import structlog
 from django.db import connection, transaction
-from django.db.models import F, Q
+from django.db.models import Q
 
-from accounts.services import audit
 from novastack.common.clock import DatabaseNow, now
-from novastack.common.errors import Conflict
 from novastack.common.models import Install
 from projects import domain
-from projects.models import (
-    Database,
-    DatabaseServer,
-    DatabaseSlot,
-    DataTombstone,
-    DesiredStatus,
-    Health,
-    ObservedState,
-    Operation,
-    Orphan,
-    Project,
-    ProjectStatus,
-    Region,
-    ServerDesired,
-    ServerKind,
-)
-from projects.models.servers import NOTED_KINDS
-from projects.operations import abilities, fanout, pooled_upkeep, pools, status, wiring
-from projects.operations.queue import hint_health, operation_create, send_hint
+from projects.models import DatabaseServer, Health, ObservedState, Operation, Project, Region, ServerDesired, ServerKind
+from projects.operations import abilities, converging, fanout, orphans, pooled_upkeep, status, wiring
+from projects.operations.queue import hint_health, send_hint
 from projects.runtimes.base import Runtime
 
 log = structlog.get_logger(__name__)
@@ -56,11 +37,7 @@ OTHER_ENGINE = "another engine answers at its address: nothing of this install i
 OBSERVE_SECONDS = 10.0  # after a worker's start every server is inspected once
 OBSERVE_CALLS = 6  # epoch, list, clock, events, and inspecting side by side
 SELDOM_SECONDS = 15.0  # registries are asked
-MAX_NEW_ORPHANS = 3
-MAX_RECOVERY_DELAY_SECONDS = 300
 FAILED_EVERY_SECONDS = 15
-# What a project must want for the reconciler to do so by itself.
-WANTED = {"recover": {DesiredStatus.RUNNING}, "stop": {DesiredStatus.STOPPED, DesiredStatus.RECYCLED}}
 
 OOM_ADVICE = "Raise the memory limit, or look for a large query."
 OBSERVED_FIELDS = (
@@ -182,7 +159,7 @@ def _see(look: _Look) -> _Seen:
             epoch = error
     elsewhere = False
     if epoch == "" and _moved(look.region, look.servers):
-        elsewhere = not _inventory(look.runtime)
+        elsewhere = not orphans.inventory(look.runtime)
     return _Seen(look.runtime.observe([server.handle for server in look.servers]), epoch, elsewhere)
 
 
@@ -207,11 +184,11 @@ def _seldom(looks: dict[UUID, _Look], install: Install, report: Report) -> None:
                 abilities.keep(regions[pk], reasons)
     due = [pk for pk in looks if _due(f"orphans:{pk}", ORPHAN_EVERY_SECONDS)]
     for pk in due:
-        looks[pk].known = known_in(looks[pk].region)
-    inventories = {pk: functools.partial(_inventory, looks[pk].runtime) for pk in due}
+        looks[pk].known = orphans.known_in(looks[pk].region)
+    inventories = {pk: functools.partial(orphans.inventory, looks[pk].runtime) for pk in due}
     for pk, found in fanout.ask("orphans", inventories, fanout.patience(regions, SELDOM_SECONDS)):
         with _broken_alone(regions[pk], report):
-            report.orphans += _report_orphans(regions[pk], looks[pk].known, found, install)
+            report.orphans += orphans.report(regions[pk], looks[pk].known, found, install)
 
 
 def resend_hints(limit: int = 200) -> int:
@@ -255,7 +232,8 @@ def _region(look: _Look, seen: _Seen, install: Install, report: Report) -> bool:
         servers = [server for server in servers if server.pk not in stale]
         report.changed += len(changed) - len(stale)
     if not install.read_only and region.reconcile:
-        report.started += _converge(servers)
+        failed_too = bool(servers) and _due(f"failed:{region.pk}", FAILED_EVERY_SECONDS)
+        report.started += converging.converge(servers, failed_too=failed_too)
         if any(server.kind == ServerKind.POOL for server in servers):
             report.started += pooled_upkeep.converge(region)
     return True
@@ -273,7 +251,7 @@ def _write(changed: list[DatabaseServer], seen_before: dict[UUID, datetime | Non
         DatabaseServer.objects.bulk_update(
             fresh, ["observed_state", "observed_detail", "observed_at", "started_at"], batch_size=500
         )
-    projects = _projects_of(fresh)
+    projects = converging.projects_on(fresh)
     # Seen running after it was seen otherwise: only a login makes it "running" again.
     up = {s.pk for s in fresh if s.observed_state == ObservedState.RUNNING}
     awake = [project for project, server in projects.items() if server in up]
@@ -315,7 +293,7 @@ def _epoch_judged(
     if found == str(install.epoch):
         return True
     _looked.pop(_epoch_name(region, install), None)
-    make_read_only(
+    orphans.make_read_only(
         install,
         f"The runtime of {region.name} was last used by another state of this install (epoch {found[:8]}, "
         f"ours {str(install.epoch)[:8]}). See docs/operations.md.",
@@ -336,18 +314,8 @@ def claim_epochs() -> None:
 
 
 def _claim(runtime: Runtime, epoch: str, moved: bool) -> None:
-    if not runtime.read_epoch() and not (moved and not _inventory(runtime)):
+    if not runtime.read_epoch() and not (moved and not orphans.inventory(runtime)):
         runtime.write_epoch(epoch)
-
-
-def make_read_only(install: Install, reason: str) -> None:
-    """Stop every write to runtimes until an operator decides. Recorded once. What was seen under an older epoch does not
-    count: an operator has decided since (`read_only off`)."""
-    mine = Install.objects.filter(pk=install.pk, epoch=install.epoch, read_only=False)
-    if mine.update(read_only=True, read_only_reason=reason[:500]):
-        audit.record(None, "install.read_only", data={"reason": reason})
-        log.error("install is read-only now", reason=reason)
-    install.read_only, install.read_only_reason = True, reason
 
 
 def _take(server: DatabaseServer, seen: domain.Observation) -> bool:
@@ -379,152 +347,3 @@ def _describe(seen: domain.Observation) -> str:
     if seen.oom_killed:
         return f"{seen.detail[:1].upper()}{seen.detail[1:]}. {OOM_ADVICE}"
     return seen.detail[:500]
-
-
-def _projects_of(servers: list[DatabaseServer]) -> dict[UUID, UUID]:
-    """Project → the one of these servers on which it lives; a pool has many."""
-    rows = Database.objects.filter(server__in=[s.pk for s in servers], slot=DatabaseSlot.CURRENT)
-    return dict(rows.values_list("project_id", "server_id"))
-
-
-def _converge(servers: list[DatabaseServer]) -> int:
-    """Record an operation for each project whose server is not as desired and that nobody works on."""
-    moment = now()
-    started = _recover_pools(servers, moment)
-    apart: dict[UUID, str] = {}
-    for server in servers:
-        if not server.reconcile or server.initialised_at is None or server.kind != ServerKind.DEDICATED:
-            continue
-        down = server.observed_state in {ObservedState.STOPPED, ObservedState.ABSENT}
-        if server.desired_state == ServerDesired.RUNNING and down:
-            if server.recover_after is None or server.recover_after <= moment:
-                apart[server.pk] = "recover"
-        elif server.desired_state == ServerDesired.STOPPED and server.observed_state == ObservedState.RUNNING:
-            apart[server.pk] = "stop"
-    apart.update(dict.fromkeys(_failed_but_up(servers, moment), "recover"))
-    if not apart:
-        return started
-    by_project = _projects_of([s for s in servers if s.pk in apart])
-    busy = set(
-        Operation.objects.live().holding().filter(project_uuid__in=by_project).values_list("project_uuid", flat=True)
-    )
-    for project in Project.objects.filter(pk__in=by_project, ready_at__isnull=False, purging_at=None):
-        server_id = by_project[project.pk]
-        kind = apart[server_id]
-        final = project.failure is not None and not project.failure.get("retryable", True)
-        if project.pk in busy or project.desired_status not in WANTED[kind] or final:
-            continue
-        started += _start_recovery(project, server_id, kind)
-    return started
-
-
-def _recover_pools(servers: list[DatabaseServer], moment: datetime) -> int:
-    """Record an operation for each pool that was seen down and that nobody works on; it starts it on its own data."""
-    started = 0
-    for server in servers:
-        down = server.observed_state in {ObservedState.STOPPED, ObservedState.ABSENT}
-        if server.kind != ServerKind.POOL or not down or server.desired_state != ServerDesired.RUNNING:
-            continue
-        if not server.reconcile or server.initialised_at is None:
-            continue
-        if server.recover_after is not None and server.recover_after > moment:
-            continue
-        why = server.observed_detail or server.observed_state
-        with transaction.atomic():
-            if pools.recover_begin(server, why=why) is not None:
-                started += 1
-                audit.record(None, "pool.recover", target=str(server), data={"reason": why})
-    return started
-
-
-def _failed_but_up(servers: list[DatabaseServer], moment: datetime) -> list[UUID]:
-    """Servers of projects that show a failure which may pass, and that run all the same (somebody else started them, or
-    only the last look at them failed): recovering proves them by a login, and takes the failure away."""
-    up = {
-        s.pk
-        for s in servers
-        if s.desired_state == ServerDesired.RUNNING
-        and s.observed_state == ObservedState.RUNNING
-        and s.reconcile
-        and s.kind == "dedicated"
-        and s.initialised_at is not None
-        and (s.recover_after is None or s.recover_after <= moment)
-    }
-    if not servers or not _due(f"failed:{servers[0].region_id}", FAILED_EVERY_SECONDS):
-        return []
-    rows = Database.objects.filter(
-        project__region_id=servers[0].region_id, project__status=ProjectStatus.FAILED, slot=DatabaseSlot.CURRENT,
-        project__failure__retryable=True,
-    )  # fmt: skip
-    return [pk for pk in rows.values_list("server_id", flat=True) if pk in up]
-
-
-def _start_recovery(project: Project, server_id: UUID, kind: str) -> int:
-    server = DatabaseServer.objects.get(pk=server_id)
-    delay = min(MAX_RECOVERY_DELAY_SECONDS, 10 * 2 ** min(server.recoveries, 5))
-    try:
-        with transaction.atomic():
-            locked = Project.objects.select_for_update(of=("self",), no_key=True).get(pk=project.pk)
-            if locked.desired_status not in WANTED[kind] or locked.generation != project.generation:
-                return 0  # somebody acted since we looked: what they want counts
-            operation_create(project=project, kind=kind, created_by_label="reconciler")
-            if kind == "recover":
-                DatabaseServer.objects.filter(pk=server_id).update(
-                    recoveries=F("recoveries") + 1, recover_after=now() + timedelta(seconds=delay)
-                )
-            audit.record(
-                None, f"project.{kind}", organization_id=project.organization_id, project_id=project.pk,
-                project_name=project.name, data={"reason": server.observed_detail or server.observed_state},
-            )  # fmt: skip
-    except Conflict:
-        return 0
-    return 1
-
-
-def find_orphans(region: Region, runtime: Runtime, install: Install) -> int:
-    """Report servers and volumes that carry our label and that no row knows. Nothing is touched (rule 11)."""
-    known = known_in(region)
-    try:
-        return _report_orphans(region, known, _inventory(runtime), install)
-    except domain.NovaStackRuntimeError as error:
-        return _report_orphans(region, known, error, install)
-
-
-def _inventory(runtime: Runtime) -> list[tuple[str, domain.Handle]]:
-    """Runs in a thread: no ORM here."""
-    return [("server", h) for h in runtime.managed()] + [("data", h) for h in runtime.managed_data()]
-
-
-def _report_orphans(
-    region: Region, known: set[tuple[str, str, int]], found: list[tuple[str, domain.Handle]] | Exception, install: Install
-) -> int:  # fmt: skip
-    """`known`: read before looking. Rows are read again: what is made or removed meanwhile is no orphan."""
-    if isinstance(found, domain.NovaStackRuntimeError):
-        log.warning("orphans not looked for", region=region.slug, error=str(found))
-        return 0
-    if isinstance(found, Exception):
-        raise found
-    known = known | known_in(region)
-    strange = {(kind, h.name) for kind, h in found if (kind, h.server_id, h.incarnation) not in known}
-    noted = Orphan.objects.filter(region=region, resolved_at=None).exclude(kind__in=NOTED_KINDS)  # no runtime's
-    open_rows: dict[Any, Orphan] = {(o.kind, o.name): o for o in noted}
-    new = strange - set(open_rows)
-    for kind, name in sorted(new):
-        Orphan.objects.update_or_create(region=region, kind=kind, name=name, defaults={"resolved_at": None})
-        log.warning("orphan found", region=region.slug, kind=kind, name=name)
-    gone = [row.pk for key, row in open_rows.items() if key not in strange]
-    if gone:
-        Orphan.objects.filter(pk__in=gone).update(resolved_at=now())
-    if len(new) > MAX_NEW_ORPHANS and not install.read_only:
-        make_read_only(install, f"{len(new)} unknown servers or volumes appeared at once in {region.name}.")
-    return len(new)
-
-
-def known_in(region: Region) -> set[tuple[str, str, int]]:
-    """(kind, server, incarnation) of what may exist. Given-up data may until it was seen deleted; its server may not."""
-    rows = list(DatabaseServer.objects.filter(region=region).values_list("pk", "incarnation"))
-    tombs = DataTombstone.objects.filter(region=region, deleted_at=None, forgotten_at=None).values_list(
-        "server_uuid", "incarnation"
-    )
-    known = {(kind, str(pk), number) for pk, number in rows for kind in ("server", "data")}
-    return known | {("data", str(pk), number) for pk, number in tombs}

@@ -18,7 +18,7 @@ from novastack.common.errors import ActionNotAllowed, ConfirmMismatch, ConfirmRe
 from novastack.common.models import Install
 from projects import domain, tasks
 from projects.models import DatabaseServer, Operation, Orphan, Project, Region
-from projects.operations import doctor, locks, reconciler, wiring
+from projects.operations import doctor, locks, orphans, wiring
 from projects.operations.doctor_findings import Finding, Report
 from projects.operations.queue import operation_create, send_hint
 
@@ -168,7 +168,7 @@ def orphan_data_find(name: str) -> tuple[Region, domain.Handle]:
 
 def _orphan_in(region: Region, name: str) -> domain.Handle | None:
     runtime = wiring.runtime_of(region)
-    known = reconciler.known_in(region)
+    known = orphans.known_in(region)
     handle = next((h for h in runtime.managed_data() if h.name == name), None)
     if handle is None:
         return None
@@ -176,7 +176,7 @@ def _orphan_in(region: Region, name: str) -> domain.Handle | None:
         raise ActionNotAllowed(
             f"{region.name} was last used by another state of this install: its data may be known there."
         )
-    known |= reconciler.known_in(region)
+    known |= orphans.known_in(region)
     # By the server's id, whatever the incarnation: of a server that lives nothing is an orphan to remove.
     if any(server_id == handle.server_id for _, server_id, _ in known) or _has_rows(handle):
         raise ActionNotAllowed("A row knows this data: it is no orphan. Deleting and purging projects removes theirs.")

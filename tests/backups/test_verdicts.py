@@ -10,7 +10,7 @@ import pytest
 from django.db import transaction
 
 from backups.models import Backup, Proof, StorageTarget
-from backups.operations import drills, proving, retaining
+from backups.operations import drills, proving, proving_steps, retaining
 from backups.operations.restoring_data import BackupCorrupt
 from projects.models import Project
 from tests.backups.keeping import make_backup, make_schedule
@@ -24,7 +24,7 @@ def begin(backup: Backup) -> SimpleNamespace:
         operation = proving.verify_begin(backup, kind="manual")
     operation.server_uuid = operation.pk  # it has its place
     ctx = SimpleNamespace(operation=operation, fenced=transaction.atomic)
-    proving.claim(ctx)  # type: ignore[arg-type]
+    proving_steps.claim(ctx)  # type: ignore[arg-type]
     return ctx
 
 
@@ -36,7 +36,7 @@ def test_a_verdict_is_written_at_once_and_a_broken_clean_up_leaves_it(idle: Proj
     backup = make_backup(idle, storage)
     ctx = begin(backup)
     with pytest.raises(BackupCorrupt):
-        proving._judged(corrupt)(ctx)
+        proving_steps.judged(corrupt)(ctx)
     backup.refresh_from_db()
     proof = Proof.objects.get()
     assert (backup.status, proof.state) == ("corrupt", "failed")
@@ -50,7 +50,7 @@ def test_a_verdict_is_written_at_once_and_a_broken_clean_up_leaves_it(idle: Proj
 
 def test_every_step_that_judges_writes_its_verdict() -> None:
     judging = {step.name: step.run.__qualname__ for step in proving._FIRST}
-    assert {name for name, run in judging.items() if "_judged" in run} == {"fetch", "restore", "compare"}
+    assert {name for name, run in judging.items() if "judged" in run} == {"fetch", "restore", "compare"}
 
 
 def test_a_corrupt_one_is_not_usable_while_it_is_proven_again(idle: Project, storage: StorageTarget) -> None:
@@ -65,7 +65,7 @@ def test_a_corrupt_one_is_not_usable_while_it_is_proven_again(idle: Project, sto
     assert backup.status == "corrupt" and not backup.usable
     assert [v.item.id for v in retaining.look(schedule).verdicts if "the last verified one" in v.why] == [old.pk]
     ctx.commit, ctx.say = lambda **_: None, lambda *_: None
-    proving._put_verified(ctx, backup, {})  # type: ignore[arg-type]
+    proving_steps._put_verified(ctx, backup, {})  # type: ignore[arg-type]
     backup.refresh_from_db()
     assert (backup.status, backup.error) == ("verified", None)
 

@@ -24,7 +24,7 @@ from accounts.permissions import Principal
 from novastack.common.clock import DatabaseNow, now
 from projects import domain, registry
 from projects.models import DatabaseServer, Operation, Orphan, Project, Region, ServerKind
-from projects.operations import reconciler, runner, wiring
+from projects.operations import orphans, reconciler, runner, wiring
 from projects.runtimes.base import Runtime
 from projects.runtimes.process_binaries import find
 from projects.services import ProjectRequest, project_create
@@ -187,7 +187,7 @@ class Site:
         servers = {DatabaseServer.objects.get(project_uuid=p.pk).handle for p in projects}
         servers |= {server.handle for server in DatabaseServer.objects.filter(kind=ServerKind.STANDBY)}
         names = {h.name for h in servers}
-        reconciler.find_orphans(self.region, self.runtime, reconciler.Install.load())
+        orphans.find(self.region, self.runtime, reconciler.Install.load())
         running, kept = list(self.runtime.managed()), list(self.runtime.managed_data())
         orphans = [h.name for h in (*running, *kept) if h.name not in names]
         orphans += Orphan.objects.filter(resolved_at=None).values_list("name", flat=True)

@@ -10,7 +10,7 @@ from django.db import transaction
 
 from projects import registry
 from projects.models import DatabaseServer, Operation, OperationLock, Orphan
-from projects.operations import pool_removal, pool_upkeep, pools, reconciler, wiring
+from projects.operations import orphans, pool_removal, pool_upkeep, pools, reconciler, wiring
 from tests.faults.conftest import VERSION, Site, everything
 
 POINTS = [
@@ -46,7 +46,7 @@ def gone(server: DatabaseServer) -> bool:
 def check(site: Site, *servers: DatabaseServer) -> None:
     """Those servers with their data run, and nothing else is there."""
     reconciler._looked.clear()
-    reconciler.find_orphans(site.region, site.runtime, reconciler.Install.load())
+    orphans.find(site.region, site.runtime, reconciler.Install.load())
     assert not Orphan.objects.filter(resolved_at=None).exists()
     names = sorted(server.handle.name for server in servers)
     assert sorted(h.name for h in site.runtime.managed()) == names

@@ -10,7 +10,7 @@ from django.db import connection
 
 from projects import domain
 from projects.models import DatabaseServer, Operation, OperationLock, Orphan, Plan, Project, StandbyTarget
-from projects.operations import reconciler, runner, standby_upkeep
+from projects.operations import orphans, reconciler, runner, standby_upkeep
 from tests.faults.conftest import VERSION, Site, everything
 
 POINTS = [
@@ -53,7 +53,7 @@ def check(site: Site) -> None:
     """What exists is what the rows say, and each of it runs."""
     rows = list(DatabaseServer.objects.all())
     reconciler._looked.clear()
-    reconciler.find_orphans(site.region, site.runtime, reconciler.Install.load())
+    orphans.find(site.region, site.runtime, reconciler.Install.load())
     assert not Orphan.objects.filter(resolved_at=None).exists()
     names = sorted(row.handle.name for row in rows)
     assert sorted(h.name for h in site.runtime.managed()) == names

@@ -31,7 +31,7 @@ from projects.models import (
     Region,
     ServerDesired,
 )
-from projects.operations import copying, janitor, move_steps, moving, watch, wiring
+from projects.operations import copying, janitor, move_copying, move_steps, moving, watch, wiring
 from projects.operations.moving import move_begin
 from projects.services import project_action, project_delete, project_purge
 from tests.factories import PlanFactory
@@ -317,7 +317,7 @@ def test_deletion_cuts_a_move_short(docker_site: Site, monkeypatch: pytest.Monke
         return whole(*args, **options)
 
     monkeypatch.setattr(copying, "copy", deleted_meanwhile)
-    monkeypatch.setattr(move_steps, "GUARD_SECONDS", 0.0)
+    monkeypatch.setattr(move_copying, "GUARD_SECONDS", 0.0)
     operation = begin(project)
     with pytest.raises(OperationInProgress):
         begin(project)

@@ -24,7 +24,7 @@ from projects.models import (
     Project,
     RoleKind,
 )
-from projects.operations import janitor, reconciler, removal, runner
+from projects.operations import janitor, orphans, reconciler, removal, runner
 from projects.services import (
     ProjectRequest,
     connection_reveal,
@@ -83,7 +83,7 @@ def exactly_one(runtime, project: Project, state: str | None) -> None:
         assert list(of_it) == [server.handle.name]
         assert of_it[server.handle.name].state == state
         assert of_it[server.handle.name].handle.ref == server.runtime_ref
-    reconciler.find_orphans(project.region, runtime, reconciler.Install.load())
+    orphans.find(project.region, runtime, reconciler.Install.load())
     assert not Orphan.objects.filter(resolved_at=None).exists()
 
 

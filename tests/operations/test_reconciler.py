@@ -14,7 +14,7 @@ from novastack.common.clock import DatabaseNow, now
 from novastack.common.models import Install
 from projects import domain, registry
 from projects.models import DatabaseServer, Operation, Orphan, Project, Region
-from projects.operations import fanout, queue, reconciler, status, watch
+from projects.operations import converging, fanout, orphans, queue, reconciler, status, watch
 from projects.operations.base import Step, Wait
 from projects.runtimes.memory import _Volume
 from projects.services import project_action
@@ -195,13 +195,13 @@ def test_what_can_not_pass_waits_for_a_person(ready, runtime):
 def test_somebody_who_acts_while_it_looks_is_not_overruled(ready, runtime, alice, monkeypatch):
     """It saw the server stopped and wanted to start it; meanwhile its owner stopped it on purpose."""
     runtime.crash(server_of(ready).handle)
-    real = reconciler._start_recovery
+    real = converging._start_recovery
 
     def meanwhile(project, server_id, kind):
         drive(project_action(principal=alice, project=project, action="stop"))
         return real(project, server_id, kind)
 
-    monkeypatch.setattr(reconciler, "_start_recovery", meanwhile)
+    monkeypatch.setattr(converging, "_start_recovery", meanwhile)
     assert reconciler.reconcile().started == 0
     ready.refresh_from_db()
     assert ready.status == "stopped"
@@ -302,7 +302,7 @@ def test_a_server_of_a_project_that_was_purged_is_an_orphan(ready, runtime):
     DataTombstone.objects.create(server_uuid=handle.server_id, incarnation=1, region=ready.region, reason="purged",
                                  due_at=now())  # fmt: skip
     DatabaseServer.objects.filter(project_uuid=ready.pk).update(incarnation=2)
-    reconciler.find_orphans(ready.region, runtime, Install.load())
+    orphans.find(ready.region, runtime, Install.load())
     assert list(Orphan.objects.values_list("kind", "name")) == [("server", handle.name)]
 
 
@@ -326,7 +326,7 @@ def test_what_is_made_or_removed_while_looking_is_no_orphan(team, ready, runtime
         return found
 
     monkeypatch.setattr(runtime, "managed", meanwhile)
-    reconciler.find_orphans(region, runtime, Install.load())
+    orphans.find(region, runtime, Install.load())
     strange = [o.name for o in Orphan.objects.all()]
     assert strange == []
     assert not Install.load().read_only

@@ -33,7 +33,7 @@ from novastack.common.models import Install
 from novastack.common.secrets import Sealed, new_key
 from projects import registry
 from projects.models import Database, DatabaseServer, Operation, Plan, Project, Region
-from projects.operations import reconciler, runner, wiring
+from projects.operations import orphans, reconciler, runner, wiring
 from projects.runtimes.process_binaries import find
 from projects.services import install, key_create
 from projects.services.actions import project_action
@@ -328,9 +328,9 @@ def test_lifting_waits_for_a_runtime_that_is_away() -> None:
 def test_what_an_older_epoch_saw_does_not_count() -> None:
     stale = Install.load()
     Install.objects.update(epoch=uuid.uuid4())
-    reconciler.make_read_only(stale, "seen before")
+    orphans.make_read_only(stale, "seen before")
     assert not Install.load().read_only
-    reconciler.make_read_only(Install.load(), "seen now")
+    orphans.make_read_only(Install.load(), "seen now")
     assert Install.load().read_only
 
 
