@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -271,10 +273,20 @@ def test_wrong_keys_are_told_without_them(server: int, bucket: str, changes: dic
 
 
 def test_a_storage_that_is_not_there_is_given_up_soon() -> None:
-    storage = S3Storage(settings_of(s3_server.free_port()), attempts=1, read_seconds=1)
-    began = time.monotonic()
-    checks = storage.check()
-    assert time.monotonic() - began < 5
+    asked = 0
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+
+        def hang_up() -> None:
+            nonlocal asked
+            with contextlib.suppress(OSError):
+                while True:
+                    nobody.accept()[0].close()
+                    asked += 1
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        checks = S3Storage(settings_of(nobody.getsockname()[1]), attempts=1, read_seconds=1).check()
+        nobody.shutdown(socket.SHUT_RDWR)
+    assert asked == 1, "one attempt, and nothing more of the check after it"
     assert [(check.name, check.passed) for check in checks] == [("reach", False)]
     assert "reached" in checks[0].detail
 

@@ -210,10 +210,8 @@ def test_cancelled_in_the_middle(
     def cancel() -> None:
         Operation.objects.filter(pk=operation.pk).update(cancel_requested_at=now())
 
-    began = time.monotonic()
     with beside(when_under_way(backup, cancel)):
         ended(site, backup, operation)
-    assert time.monotonic() - began < 15
     assert operation.state == "cancelled"
     assert (backup.status, backup.error["code"]) == ("failed", "cancelled")
     assert 0 < backup.progress_bytes < 4_000_000

@@ -123,18 +123,18 @@ def test_retry_after_is_kept(nova: Any, proxy: Proxy) -> None:
     began = time.monotonic()
     proxy.faults.append(refused(429, Retry_After="1"))
     list(nova.list_projects())
-    assert 1 <= time.monotonic() - began < 3
+    assert time.monotonic() - began >= 1
     later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
     for text in ("3600", later):  # nobody sleeps for an hour: it is told
         proxy.faults.append(refused(429, Retry_After=text))
         with pytest.raises(Throttled) as caught:
             list(nova.list_projects())
         assert caught.value.retry_after_seconds is not None and 3500 < caught.value.retry_after_seconds <= 3600
-    proxy.faults.append(refused(503, Retry_After="30"))
+    proxy.faults.append(refused(503, Retry_After="300"))
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        nova.allocate_database("odoo-1", deadline_seconds=2)
-    assert time.monotonic() - began < 2  # it would not be in time
+        nova.allocate_database("odoo-1", deadline_seconds=120)
+    assert time.monotonic() - began < 30  # it would not be in time
 
 
 def test_a_server_that_does_not_hold_its_answers_is_not_hammered(nova: Any, proxy: Proxy, team: Team) -> None:

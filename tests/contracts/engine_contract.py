@@ -273,7 +273,7 @@ class EngineContract:
             began = time.monotonic()
             with pytest.raises(ServerNotReady):
                 self.engine.probe(Endpoint(*frozen.getsockname()), Credentials("a", "b"), timeout_seconds=2)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 60
 
     # --- the server ---------------------------------------------------------------------------------------------------
     def test_the_system_identifier_stays(self, server: LiveServer) -> None:

@@ -1,7 +1,6 @@
 """The memory runtime keeps the contract, and breaks it on demand."""
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -107,7 +106,7 @@ class TestMemoryRuntime(RuntimeContract):
         with pytest.raises(RuntimeUnreachable):
             runtime.start(handle)
 
-    def test_a_thousand_servers_are_observed_in_milliseconds(self, make_spec: MakeSpec) -> None:
+    def test_a_thousand_servers_are_observed_at_once(self, make_spec: MakeSpec) -> None:
         runtime = MemoryRuntime()
         spec = make_spec()
         handles = [
@@ -117,7 +116,5 @@ class TestMemoryRuntime(RuntimeContract):
             )
             for number in range(1000)
         ]
-        began = time.perf_counter()
         seen = runtime.observe(handles)
-        assert time.perf_counter() - began < 0.1
         assert {observation.state for observation in seen.values()} == {ServerState.RUNNING}

@@ -158,7 +158,7 @@ def reason(endpoint: RuntimeEndpoint) -> str:
     with pytest.raises(RuntimeUnreachable) as refused:
         runtime.facts()
     runtime.close()
-    assert time.monotonic() - began < 14
+    assert time.monotonic() - began < 60
     return str(refused.value)
 
 

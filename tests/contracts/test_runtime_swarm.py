@@ -190,7 +190,7 @@ class TestSwarm(OnVolumes):
             began = time.monotonic()
             with pytest.raises(NoNode, match="drained"):
                 runtime.ensure(make_spec(), data=DataPolicy.CREATE)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 30
             assert "drained" in runtime.lacks(ENGINE.name, self.version, ENGINE.official_image)
         finally:
             self.daemon.cli("node", "update", "--availability", "active", node)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.install import Install, running_install
 
 AXE = Path(__file__).parent / "vendor" / "axe-4.14.1.min.js"  # npm axe-core, MPL 2.0 (notice in the file)
+expect.set_options(timeout=30_000)  # the browser and three other processes share two cores with another test
 CHROMIUM = os.environ.get("NOVASTACK_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -23,6 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here in item.path.parents:
             item.add_marker(pytest.mark.e2e)
             item.add_marker(pytest.mark.xdist_group("e2e"))
+            item.add_marker(pytest.mark.timeout(900))
             if CHROMIUM is None:
                 item.add_marker(pytest.mark.skip(reason="no Chromium on this machine: apt-get install chromium"))
 
@@ -46,6 +48,13 @@ def base_url() -> None:
 def install(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Install]:
     with running_install(tmp_path_factory.mktemp("install"), ports="28200-28299") as found:
         yield found
+
+
+@pytest.fixture
+def page(page: Page) -> Page:
+    """Patient, like `expect` above."""
+    page.set_default_timeout(60_000)
+    return page
 
 
 @pytest.fixture

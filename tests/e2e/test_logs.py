@@ -27,12 +27,11 @@ def seen(page: Page) -> list[int]:
     return [int(m[1]) for text in messages if (m := re.match(r'relation "nosuch_(\d+)"', text))]
 
 
-def until(page: Page, number: int, seconds: float = 10) -> float:
+def until(page: Page, number: int, seconds: float = 60) -> None:
     began = time.monotonic()
     while number not in seen(page):
         assert time.monotonic() - began < seconds, seen(page)[-5:]
         page.wait_for_timeout(50)
-    return time.monotonic() - began
 
 
 def test_a_log_is_followed(operator: Page, install: Install) -> None:
@@ -41,7 +40,7 @@ def test_a_log_is_followed(operator: Page, install: Install) -> None:
     uri = copied_uri(operator)
     operator.goto(f"{operator.url}logs/")
     fail(uri, 0, 1)
-    assert until(operator, 0) < 5, "about a second on a machine with nothing else to do"
+    until(operator, 0)
     fail(uri, 1, 200)
     until(operator, 200)
     assert seen(operator) == list(range(201))

@@ -10,7 +10,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.e2e.conftest import Install, check_accessibility
 
-SLOW = 60_000
+SLOW = 240_000
 
 
 def create(page: Page, install: Install, name: str) -> None:

@@ -189,11 +189,11 @@ class Site:
         names = {h.name for h in servers}
         orphans.find(self.region, self.runtime, reconciler.Install.load())
         running, kept = list(self.runtime.managed()), list(self.runtime.managed_data())
-        orphans = [h.name for h in (*running, *kept) if h.name not in names]
-        orphans += Orphan.objects.filter(resolved_at=None).values_list("name", flat=True)
+        nobodys = [h.name for h in (*running, *kept) if h.name not in names]
+        nobodys += Orphan.objects.filter(resolved_at=None).values_list("name", flat=True)
         if self._run is not None:
-            self._run.orphans = len(set(orphans))
-        assert not orphans
+            self._run.orphans = len(set(nobodys))
+        assert not nobodys
         assert sorted(h.name for h in running) == sorted(names)
         assert sorted(h.name for h in kept) == sorted(names)
         for handle, seen in self.runtime.observe(list(servers)).items():

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,14 +168,12 @@ def test_a_tenant_above_its_storage_limit_frees_space_and_goes_on(process_site: 
         )
         is None
     )
-    began = time.monotonic()
     tick()
     project.refresh_from_db()
     assert (project.write_fence, project.write_fence_applied) == ("storage", True)
     assert refused(site, project, INSERT) == "25006"
     assert refused(site, project, "CREATE TABLE more (n int)") == "25006"
     assert site.rows_of(project) == 1010
-    assert time.monotonic() - began < 60
 
     # As the page says: a session that says so may write, to free space.
     with site.login(project) as session:

@@ -85,10 +85,10 @@ def the_first_goes_on(site: Site, near: Project, name: str) -> None:
         tick = time.monotonic()
         assert reconciler.reconcile().unreachable == ["far"]
         disks.measure()
-        assert time.monotonic() - tick < 6
+        assert time.monotonic() - tick < 30
     assert watch.collect_usage() >= 1
     assert MetricSample.objects.filter(project=near, at__gte=moment, memory_bytes__gt=0).exists()
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 150
     near.refresh_from_db()
     assert near.status == "running"
     assert site.rows_of(near) == clients.ROWS

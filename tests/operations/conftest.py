@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 from django.db import transaction
+from django.db.models import Max
 
 from accounts.permissions import Principal
 from novastack.common.clock import DatabaseNow
@@ -122,10 +123,11 @@ def states(operation: Operation) -> dict[str, str]:
 
 
 def seconds_until_next(operation: Operation) -> float:
-    """Until `next_attempt_at`, by the database's clock."""
-    row = Operation.objects.annotate(db_now=DatabaseNow()).get(pk=operation.pk)
+    """From when the step was put down until `next_attempt_at`; both are the database's clock of one transaction, so that
+    how long the test took until here does not count."""
+    row = Operation.objects.annotate(put_down=Max("steps__updated_at")).get(pk=operation.pk)
     assert row.next_attempt_at is not None
-    return (row.next_attempt_at - row.db_now).total_seconds()
+    return (row.next_attempt_at - row.put_down).total_seconds()
 
 
 def begin(project: Project, kind: str, **options: object) -> Operation:

@@ -17,7 +17,7 @@ from projects.operations import fanout
 def hang():
     """A question that hangs until the test is over."""
     release = threading.Event()
-    yield lambda: release.wait(20)
+    yield lambda: release.wait(250)
     release.set()
 
 
@@ -27,10 +27,17 @@ def test_answers_come_as_they_are_there_and_who_hangs_is_given_up(hang):
     def refuse():
         raise ValueError("no")
 
+    others_are_there = threading.Event()
+    questions = {
+        hanging: hang, slow: lambda: others_are_there.wait(60) and "slow", quick: lambda: "quick", broken: refuse,
+    }  # fmt: skip
     began = time.monotonic()
-    questions = {hanging: hang, slow: lambda: time.sleep(0.3) or "slow", quick: lambda: "quick", broken: refuse}
-    answers = list(fanout.ask("x", questions, {hanging: 0.6}))
-    assert time.monotonic() - began < 2
+    answers = []
+    for answer in fanout.ask("x", questions, {hanging: 2.0}):
+        answers.append(answer)
+        if len(answers) == 2:
+            others_are_there.set()
+    assert time.monotonic() - began < 25
     assert {pk for pk, _ in answers[:2]} == {quick, broken}
     assert [pk for pk, _ in answers[2:]] == [slow, hanging]
     told = dict(answers)
@@ -46,11 +53,11 @@ def test_who_still_owes_an_answer_is_not_asked_again_but_may_be_asked_something_
         asked.append(1)
         return hang()
 
-    for _ in range(5):
-        began = time.monotonic()
-        ((_, answer),) = fanout.ask("ping", {pk: question}, {pk: 0.2})
+    began = time.monotonic()
+    for patience in (0.2, 200.0, 200.0):
+        ((_, answer),) = fanout.ask("ping", {pk: question}, {pk: patience})
         assert isinstance(answer, RuntimeUnreachable)
-    assert time.monotonic() - began < 0.1, "known at once"
+    assert time.monotonic() - began < 20, "known at once"
     assert len(asked) == 1
     assert [answer for _, answer in fanout.ask("other", {pk: lambda: "here"}, {})] == ["here"]
 
@@ -68,8 +75,8 @@ def test_nobody_waits_long_for_a_region_that_was_away(hang):
     region = Region(slug="x", name="X", reachable=False)
     began = time.monotonic()
     with pytest.raises(RuntimeUnreachable):
-        fanout.ask_one("a", region, hang, seconds=9)
-    assert time.monotonic() - began < 2
+        fanout.ask_one("a", region, hang, seconds=200)
+    assert time.monotonic() - began < 20
 
 
 def test_who_takes_long_for_one_call_gets_as_long_for_each_of_several():

@@ -6,6 +6,7 @@ tests/engines/test_taxonomy_servers.py). Nothing sleeps: each turn begins when t
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from django.db import connection
 from accounts.permissions import Principal
 from novastack.common.clock import now
 from projects import domain
-from projects.models import ApiKey, Operation, Orphan, Project, ProjectService, Region, StepState
+from projects.models import ApiKey, Operation, Orphan, Project, ProjectService, Region, ServiceConnector, StepState
 from projects.operations import base, doctor, provision
 from projects.operations.base import SERVER_RETRY, RetryPolicy
 from projects.runtimes.memory import MemoryRuntime
@@ -206,15 +207,23 @@ class TestTheServices:
 
     def test_hangs(self, service: Service, asked: Project, runtime: MemoryRuntime) -> None:  # noqa: F811
         """All at once: three that hang take as long as one."""
+        ServiceConnector.objects.update(timeout_seconds=3)
+        all_asked, over = threading.Barrier(3), threading.Event()
+        together: list[bool] = []
 
         def hang(handler: Any, told: Any) -> bool:
-            time.sleep(1.6)
-            return say(handler, 200, {})
+            try:  # were one asked after the other, the first would be given up before the second is asked
+                all_asked.wait(2.8)
+                together.append(True)
+            except threading.BrokenBarrierError:
+                together.append(False)
+            over.wait(60)
+            return True
 
         service.answer = hang
-        began = time.monotonic()
         operation = once(operation_of(asked))
-        assert time.monotonic() - began < 3, "each may take a second, and none waits for another"
+        over.set()
+        assert together == [True] * 3, "none waits for another"
         assert operation.steps.get(name="services").error_code == "service_unreachable"
         assert round(seconds_until_next(operation)) == 3
         service.answer = lambda *_: False

@@ -282,19 +282,19 @@ class TestLogs:
         self, bob: APIClient, project: Project, lines: list[bytes], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(readings_service, "FOLLOW_EVERY_SECONDS", 0.05)
-        first = bob.get(url(project, "logs/?tail=1&follow=true")).json()
+        first = bob.get(url(project, "logs/?tail=1&follow=true&wait=30")).json()
         assert [line["message"] for line in first["results"]] == ["three"]
         assert first["running"] is True
         timer = threading.Timer(0.3, lines.extend, [[b"four", b"five"]])
         timer.start()
         began = time.monotonic()
         second = bob.get(first["next"]).json()
-        assert time.monotonic() - began < 3, "at once when there is a line, not when the time is over"
+        assert time.monotonic() - began < 20, "at once when there is a line, not when the time is over"
         assert [line["message"] for line in second["results"]] == ["five"]
         assert second["gap"] is True, "more than tail"
         began = time.monotonic()
         third = bob.get(url(project, f"logs/?follow=1&wait=1&cursor={second['cursor']}")).json()
-        assert 0.5 < time.monotonic() - began < 3
+        assert 0.5 < time.monotonic() - began < 20
         assert third["results"] == []
         assert third["cursor"] == second["cursor"]
         assert bob.get(url(project, "logs")).json()["next"] is None, "who goes through pages comes to an end"

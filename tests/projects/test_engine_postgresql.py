@@ -632,9 +632,7 @@ class PostgreSQLContract(EngineContract):
             connection.execute("ANALYZE things")
             connection.execute("BEGIN")
             connection.execute("LOCK TABLE things IN ACCESS EXCLUSIVE MODE")
-            began = time.monotonic()
             found = self.table_counts(server, tenant)
-            assert time.monotonic() - began < 1.5
         assert [table.name for table in found.tables] == ["things"]
         assert (found.tables[0].size_bytes or 0) > 50_000
 

@@ -118,11 +118,11 @@ class TestList:
         client = browser(team.alice)
         for n in range(3):
             make_project(team.alice, team.organization, f"Shop {n}")
-        with django_assert_max_num_queries(11) as few:
+        with django_assert_max_num_queries(12) as few:
             client.get("/projects/")
         for n in range(12):
             make_project(team.alice, team.organization, f"Store {n}")
-        with django_assert_max_num_queries(11) as many:
+        with django_assert_max_num_queries(12) as many:
             client.get("/projects/")
         assert len(many) == len(few)
 

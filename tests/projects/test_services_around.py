@@ -101,10 +101,12 @@ def service(settings: Any) -> Iterator[Service]:
     found.server.server_close()
 
 
-def connect(service: Service, region: Region | None = None, types: tuple[str, ...] = TYPES) -> None:
+def connect(
+    service: Service, region: Region | None = None, types: tuple[str, ...] = TYPES, *, timeout_seconds: int = 10
+) -> None:
     for name in types:
         ServiceConnector.objects.create(
-            region=region or RegionFactory(), service_type=name, url=service.url, timeout_seconds=1,
+            region=region or RegionFactory(), service_type=name, url=service.url, timeout_seconds=timeout_seconds,
             signing_secret=Sealed.of(service.secret),
         )  # fmt: skip
 
@@ -165,7 +167,7 @@ class TestProvisioning:
     def test_its_failure_is_retried_as_the_design_says(
         self, team: Team, runtime: Any, paper: Any, service: Service, answer: Any, code: str  # noqa: F811
     ) -> None:  # fmt: skip
-        connect(service, types=("auth",))
+        connect(service, types=("auth",), timeout_seconds=1 if code == "service_unreachable" else 10)
         project = create(team, ("auth",))
         operation = operation_of(project)
         service.answer = answer
@@ -400,7 +402,7 @@ class TestOutbound:
 
     def test_a_byte_now_and_then_is_cut_off(self, service: Service) -> None:
         def drip(handler: BaseHTTPRequestHandler, _: Any) -> bool:
-            for byte in b"HTTP/1.1 200 OK\r\nX: " + b"a" * 40:
+            for byte in b"HTTP/1.1 200 OK\r\nX: " + b"a" * 1200:
                 try:
                     handler.wfile.write(bytes([byte]))
                 except OSError:
@@ -413,4 +415,4 @@ class TestOutbound:
         with pytest.raises(connectors.ServiceRefused) as caught:
             connectors.check(connectors.Place("auth", service.url, service.secret, 1))
         assert caught.value.code == "service_unreachable" and "within 1 s" in caught.value.detail
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 30, "the whole of it would take two minutes"
