@@ -30,7 +30,7 @@ FOREIGN = (
 _A_DISK_WITH_ROOM = (
     "from projects.models import Region\n"
     "for region in Region.objects.filter(runtime='process'):\n"
-    "    region.config['data_root'] = '/dev/shm'\n"
+    "    region.config['data_root'] = '/dev'\n"
     "    region.disk = {}\n"
     "    region.save(update_fields=['config', 'disk'])\n"
 )

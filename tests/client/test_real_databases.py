@@ -58,7 +58,7 @@ def nova(install: Install, token: str) -> Iterator[NovaStack]:
 def log_in(made: Allocation) -> tuple[str, str]:
     """The database and the user that the server says."""
     assert made.connection is not None and made.connection.uri
-    with psycopg.connect(made.connection.uri, connect_timeout=10) as link:
+    with psycopg.connect(made.connection.uri, connect_timeout=60) as link:
         row = link.execute("SELECT current_database(), session_user").fetchone()
     assert row == (made.connection.database, made.connection.username)
     return row
@@ -78,7 +78,7 @@ def test_fifty_instances_at_once_get_fifty_databases(install: Install, token: st
     async def all_of_them() -> list[Allocation]:
         async with AsyncNovaStack(install.url, token) as nova:
             return list(
-                await asyncio.gather(*(nova.allocate_database(f"many-{n}", deadline_seconds=400) for n in range(50)))
+                await asyncio.gather(*(nova.allocate_database(f"many-{n}", deadline_seconds=600) for n in range(50)))
             )
 
     with ThreadPoolExecutor(1) as own:  # Playwright leaves its event loop running in a test process's main thread
