@@ -29,6 +29,7 @@ import requests
 
 from bench import stats
 from bench.engines import PASSWORD, RAW, Raw
+from novastack.embedded.paths import remove_state
 from novastack.embedded.postgres import EmbeddedPostgres
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "12"))
@@ -136,6 +137,7 @@ def instance(runtime: str = "docker", **extra: str) -> Iterator[Install]:
             supervisor.send_signal(signal.SIGINT)
             supervisor.wait(timeout=60)
             log.close()
+            remove_state(Path(folder))
             for network in _networks() - before:  # an install keeps its own; nobody is on this one any more
                 subprocess.run(["docker", "network", "rm", network], capture_output=True)
 

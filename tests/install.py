@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from novastack.embedded.paths import remove_state
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 # Set for the suite's own process; an install has its own.
 FOREIGN = (
@@ -83,6 +85,7 @@ def running_install(home: Path, *, ports: str, **settings: str) -> Iterator[Inst
     finally:
         up.send_signal(signal.SIGINT)
         up.wait(timeout=240)
+        remove_state(home)
 
 
 def free_port() -> int:

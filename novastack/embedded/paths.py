@@ -2,7 +2,7 @@
 
 `NOVASTACK_HOME` holds secrets and files of our own processes. Database servers run as unprivileged accounts: when those
 can't reach the home (root's own folder, say), what they need lives in `/var/lib/novastack/<hash of the home>-…`, and the
-file `state-folder` in the home says so.
+file `state-folder` in the home says so, as does `home` there.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 from projects.runtimes.process_accounts import Account, can_reach, make_passable
@@ -49,7 +50,16 @@ def state_folder(home: Path, account: Account) -> Path:
         write_private(pointer, f"{state}\n")
     make_passable(state)
     state.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    if state.parent == SYSTEM_STATE and not (state / "home").is_file():
+        write_private(state / "home", f"{home}\n")  # whose it is, for who finds it there
     return state
+
+
+def remove_state(home: Path) -> None:
+    """Remove what a throw-away install kept outside of its home: nobody else knows of it once the home is gone."""
+    pointer = home / "state-folder"
+    if pointer.is_file():
+        shutil.rmtree(pointer.read_text().strip(), ignore_errors=True)
 
 
 def _passes(folder: Path, account: Account) -> bool:

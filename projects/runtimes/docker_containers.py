@@ -18,6 +18,7 @@ from projects.runtimes.docker_observe import time_of
 _ACCEPT_SECONDS = 5.0  # how long `start` watches the wrapper; on a slower machine `observe` tells
 _FORCE_SECONDS = 3.0
 _REMOVE_SECONDS = 10.0
+_COMES_BACK = {"Name": "unless-stopped"}
 _MAX_FILES_BYTES = 1 << 20
 _DAEMON_STOP_SECONDS = 60  # what the daemon gives a server when the machine goes down
 _ISOLATED = "com.docker.network.bridge.enable_icc"
@@ -121,7 +122,7 @@ class Containers:
                 tmpfs=dict(spec.tmpfs),
                 shm_size=spec.shm_bytes,
                 init=False,
-                restart_policy={"Name": "unless-stopped"},
+                restart_policy=_COMES_BACK,
                 log_config=LogConfig(type=LogConfig.types.JSON, config={"max-size": "10m", "max-file": "3"}),
             )
             try:
@@ -198,7 +199,8 @@ class Containers:
         return owner
 
     def start(self, container: Container) -> None:
-        """Start, and watch until the wrapper has accepted or refused the data. A refused container stays stopped."""
+        """Start, and watch until the wrapper has accepted or refused the data. A refused container stays stopped, with the
+        refusal's exit code."""
         client, name = self._clients.get(), str(container["Id"])
         with mapped():
             client.start(name)
@@ -209,7 +211,7 @@ class Containers:
                 state = client.inspect_container(name)["State"]
                 code = int(state["ExitCode"])
                 if code in docker_spec.REFUSALS and (not state["Running"] or state["Restarting"]):
-                    client.stop(name, timeout=0)
+                    self._keep_refused(name)
                     raise refusal(code)
                 if state["Status"] == "exited" and code:
                     return  # the server itself failed: `observe` and the logs say how
@@ -217,9 +219,29 @@ class Containers:
                 if since is not None and docker_spec.STARTED_LINE in client.logs(
                     name, stdout=False, stderr=True, since=since.timestamp() - 0.001, tail=100
                 ):
+                    self._comes_back(container)
                     return
             time.sleep(pause)
             pause = min(0.2, pause * 1.5)
+
+    def _keep_refused(self, name: str) -> None:
+        """The engine may be restarting it at this very moment, and a stop would leave that attempt's code (130, of a signal)
+        where `observe` looks for the refusal's: without its policy it is started once more, refuses, and stays."""
+        client = self._clients.get()
+        client.update_container(name, restart_policy={"Name": "no"})
+        client.stop(name, timeout=0)
+        if int(client.inspect_container(name)["State"]["ExitCode"]) in docker_spec.REFUSALS:
+            return
+        client.start(name)
+        deadline = time.monotonic() + _REMOVE_SECONDS
+        while client.inspect_container(name)["State"]["Running"] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        client.stop(name, timeout=0)
+
+    def _comes_back(self, container: Container) -> None:
+        policy = container.get("HostConfig", {}).get("RestartPolicy")
+        if policy and policy.get("Name") != _COMES_BACK["Name"]:  # it was refused once
+            self._clients.get().update_container(container["Id"], restart_policy=_COMES_BACK)
 
     # --- parts: ending ------------------------------------------------------------------------------------------------
     def stop(self, container: Container, grace_seconds: float) -> None:

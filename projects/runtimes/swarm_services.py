@@ -19,6 +19,7 @@ from projects.runtimes.swarm_observe import node_of, node_problem, pending_reaso
 _ACCEPT_SECONDS = 8.0  # how long a start is watched; on a slower machine `observe` tells
 _PENDING_SECONDS = 4.0
 _FORCE_SECONDS = 3.0
+_FORCE_TIMES = 8  # the Swarm tells of an end late when its machine is busy
 _REMOVE_SECONDS = 10.0
 
 
@@ -139,7 +140,7 @@ class Services:
                 reached = any(self._swarm.engine_of(str(t.get("NodeID") or "")) for t in tasks)
                 deadline += _FORCE_SECONDS if reached else max(_FORCE_SECONDS, swarm_spec.STOP_SECONDS - grace_seconds)
                 forced += 1
-            if forced > 2:
+            if forced > _FORCE_TIMES:
                 raise NovaStackRuntimeError("the server does not end, not even by force")
             time.sleep(pause)
             pause = min(0.2, pause * 1.5)

@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from novastack.embedded.paths import make_home, state_folder, write_private
+from novastack.embedded.paths import make_home, remove_state, state_folder, write_private
 from novastack.embedded.postgres import EmbeddedPostgres, EmbeddedPostgresError
 from projects.runtimes import process_accounts
 from projects.runtimes.process_accounts import Account, can_reach, current_account
@@ -33,6 +33,7 @@ def home() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder / "home"
     EmbeddedPostgres(folder / "home").stop()
+    remove_state(folder / "home")
     shutil.rmtree(folder)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from novastack.embedded.paths import remove_state
 from novastack.embedded.supervisor import Supervisor
 from projects.runtimes.process import remove_all_servers
 from projects.runtimes.process_binaries import find
@@ -133,6 +134,7 @@ def home() -> Iterator[Path]:
     subprocess.run([sys.executable, "-m", "novastack.embedded", "postgres", "stop", "--home", str(home)], check=False,
                    cwd=CHECKOUT)  # fmt: skip
     remove_all_servers(Path((home / "state-folder").read_text().strip()) / "servers")
+    remove_state(home)
     shutil.rmtree(folder, ignore_errors=True)
     assert left == []
 
