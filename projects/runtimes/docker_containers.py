@@ -225,13 +225,13 @@ class Containers:
             pause = min(0.2, pause * 1.5)
 
     def _keep_refused(self, name: str) -> None:
-        """The engine may be restarting it at this very moment, and a stop would leave that attempt's code (130, of a signal)
-        where `observe` looks for the refusal's: without its policy it is started once more, refuses, and stays."""
+        """The engine may be restarting it at this very moment, and the stop leaves that attempt's code (130, of a signal)
+        where `observe` looks for the refusal's: then it is started once more without its policy, refuses, and stays."""
         client = self._clients.get()
-        client.update_container(name, restart_policy={"Name": "no"})
         client.stop(name, timeout=0)
         if int(client.inspect_container(name)["State"]["ExitCode"]) in docker_spec.REFUSALS:
             return
+        client.update_container(name, restart_policy={"Name": "no"})
         client.start(name)
         deadline = time.monotonic() + _REMOVE_SECONDS
         while client.inspect_container(name)["State"]["Running"] and time.monotonic() < deadline:

@@ -307,6 +307,30 @@ class TestDocker(DockerContract):
         assert (seen.state, seen.exit_code) == (ServerState.STOPPED, docker_spec.MISSING)
         assert "gone" in seen.detail
 
+    @pytest.mark.parametrize("late", [0.1, 0.12, 0.15])
+    def test_a_refusal_is_said_also_when_the_engine_is_restarting_the_container(
+        self, late: float, runtime: DockerRuntime, make_spec: MakeSpec, password: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Docker starts what failed again after 0.1 s: a stop that comes then meets it in its first milliseconds."""
+        server = self.create(runtime, make_spec(), password)
+        runtime.stop(server.handle)
+        runtime.start(server.handle)
+        self.wait_ready(runtime, server)
+        runtime.stop(server.handle)
+        self.in_volume(server.handle, f"rm -rf /v/{server.spec.data_subdir}")
+        client = runtime._clients.get()
+        stop = client.stop
+
+        def later(*args: Any, **kwargs: Any) -> None:
+            time.sleep(late)
+            stop(*args, **kwargs)
+
+        monkeypatch.setattr(client, "stop", later)
+        with pytest.raises(DataMissing):
+            runtime.start(server.handle)
+        seen = runtime.observe([server.handle])[server.handle]
+        assert (seen.state, seen.exit_code) == (ServerState.STOPPED, docker_spec.MISSING)
+
     def test_a_crashed_server_comes_back_by_itself_a_stopped_one_does_not(
         self, runtime: Runtime, make_spec: MakeSpec, password: str
     ) -> None:
