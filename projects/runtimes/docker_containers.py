@@ -18,7 +18,8 @@ from projects.runtimes.docker_observe import time_of
 _ACCEPT_SECONDS = 5.0  # how long `start` watches the wrapper; on a slower machine `observe` tells
 _FORCE_SECONDS = 3.0
 _REMOVE_SECONDS = 10.0
-_COMES_BACK = {"Name": "unless-stopped"}
+_COMES_BACK: Any = {"Name": "unless-stopped"}  # docker-py's types know two of the four
+_STAYS: Any = {"Name": "no"}
 _MAX_FILES_BYTES = 1 << 20
 _DAEMON_STOP_SECONDS = 60  # what the daemon gives a server when the machine goes down
 _ISOLATED = "com.docker.network.bridge.enable_icc"
@@ -231,7 +232,7 @@ class Containers:
         client.stop(name, timeout=0)
         if int(client.inspect_container(name)["State"]["ExitCode"]) in docker_spec.REFUSALS:
             return
-        client.update_container(name, restart_policy={"Name": "no"})
+        client.update_container(name, restart_policy=_STAYS)
         client.start(name)
         deadline = time.monotonic() + _REMOVE_SECONDS
         while client.inspect_container(name)["State"]["Running"] and time.monotonic() < deadline:
