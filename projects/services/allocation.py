@@ -120,6 +120,19 @@ def allocate(*, principal: Principal, organization: Organization, request: Alloc
 
 def allocation_state(allocation: Allocation) -> Allocated:
     """How it stands, by the rows as they are now. Raises `AllocationRecycled`, `AllocationDeleting`, `ProvisioningFailed`."""
+    for _ in range(3):  # what was at work may have ended, and the next begun, between the two looks
+        project, operation = _looked_at(allocation)
+        if project.ready_at is not None:
+            return Allocated(project)
+        if operation is not None:
+            return Allocated(project, operation, _wait_seconds(operation), _previous_error(operation))
+        if project.failure is not None:
+            break
+    raise _failed(project)
+
+
+def _looked_at(allocation: Allocation) -> tuple[Project, Operation | None]:
+    """Its project, and the operation that is at work on it. Raises for one that is deleted, or being removed."""
     project = Project.objects.for_lists().get(pk=allocation.project_id)
     if project.desired_status == DesiredStatus.ABSENT or project.purging_at is not None:
         raise AllocationDeleting(
@@ -132,11 +145,8 @@ def allocation_state(allocation: Allocation) -> Allocated:
             " instance gets a new database."
         )
     if project.ready_at is not None:
-        return Allocated(project)
-    operation = Operation.objects.live().holding().filter(project_uuid=project.pk).order_by("created_at").first()
-    if operation is None:
-        raise _failed(project)
-    return Allocated(project, operation, _wait_seconds(operation), _previous_error(operation))
+        return project, None
+    return project, Operation.objects.live().holding().filter(project_uuid=project.pk).order_by("created_at").first()
 
 
 def _find(organization: Organization, instance_id: str) -> Allocation | None:

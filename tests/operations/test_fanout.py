@@ -54,10 +54,10 @@ def test_who_still_owes_an_answer_is_not_asked_again_but_may_be_asked_something_
         return hang()
 
     began = time.monotonic()
-    for patience in (0.2, 200.0, 200.0):
-        ((_, answer),) = fanout.ask("ping", {pk: question}, {pk: patience})
+    for _ in range(100):
+        ((_, answer),) = fanout.ask("ping", {pk: question}, {pk: 0.3})
         assert isinstance(answer, RuntimeUnreachable)
-    assert time.monotonic() - began < 20, "known at once"
+    assert time.monotonic() - began < 15, "known at once but for the first time"
     assert len(asked) == 1
     assert [answer for _, answer in fanout.ask("other", {pk: lambda: "here"}, {})] == ["here"]
 

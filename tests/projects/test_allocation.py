@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -17,6 +18,7 @@ from novastack.common.clock import now
 from projects.models import Allocation, DatabaseServer, Operation, Project
 from projects.operations import placing, status
 from projects.operations.removal import remove_rows
+from projects.services import allocation as allocation_service
 from projects.services import project_action
 from tests.factories import (
     PlanFactory,
@@ -81,6 +83,38 @@ def failed(code: str, *, retryable: bool) -> Project:
     project.refresh_from_db()
     assert project.status == "failed"
     return project
+
+
+class TestAtTheSameMoment:
+    """The answer is made of two looks: at the project, and at what works on it."""
+
+    @pytest.fixture
+    def between(self, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+        """What happens once between the two."""
+        events: list[Callable[[], object]] = []
+
+        class Looked:
+            @property
+            def objects(self) -> Any:
+                if events:
+                    events.pop()()
+                return Operation.objects
+
+        monkeypatch.setattr(allocation_service, "Operation", Looked())
+        return events
+
+    def test_it_becomes_ready(self, team: Team, between: list[Callable[[], object]]) -> None:
+        ask(team.bob, DEDICATED)
+        between.append(ready)
+        answer = ask(team.bob, DEDICATED)
+        assert (answer.status_code, answer.json()["project"]["status"]) == (200, "running"), answer.json()
+
+    def test_it_fails_for_good(self, team: Team, between: list[Callable[[], object]]) -> None:
+        ask(team.bob, DEDICATED)
+        between.append(lambda: failed("image_missing", retryable=False))
+        answer = ask(team.bob, DEDICATED)
+        assert (answer.status_code, answer.json()["code"]) == (409, "provisioning_failed")
+        assert answer.json()["errors"][0]["code"] == "image_missing"
 
 
 def test_the_first_call_makes_it_and_says_when_to_ask_again(team: Team) -> None:
