@@ -192,6 +192,27 @@ class BackupProofScoped(PrincipalMixin):
         return found
 
 
+class ProofsView(generics.GenericAPIView[Proof]):
+    """Proofs of something, page by page, newest first."""
+
+    queryset = Proof.objects.none()
+    serializer_class = ProofOutput
+    filter_backends: list[Any] = [Ordering]
+    ordering_fields: ClassVar[list[str]] = ["created_at"]
+
+    def get_queryset(self) -> QuerySet[Proof]:
+        if getattr(self, "swagger_fake_view", False):
+            return Proof.objects.none()
+        return self.whose()
+
+    def whose(self) -> QuerySet[Proof]:
+        raise NotImplementedError
+
+    def page(self, request: Request) -> Response:
+        page = self.paginate_queryset(self.filter_queryset(self.get_queryset())) or []
+        return self.get_paginated_response(ProofOutput(page, many=True, context={"request": request}).data)
+
+
 def accepted(view: Any, request: Request, organization_id: UUID, act: Any) -> Response:
     """Do it once per `Idempotency-Key`, and answer 202 with the proof that was begun."""
     parsed(Nothing, request)
@@ -227,22 +248,14 @@ class BackupVerifyView(BackupProofScoped, generics.GenericAPIView[Proof]):
 
 
 @extend_schema(tags=["backups"])
-class BackupProofsView(BackupProofScoped, generics.GenericAPIView[Proof]):
-    queryset = Proof.objects.none()
-    serializer_class = ProofOutput
-    filter_backends: list[Any] = [Ordering]
-    ordering_fields: ClassVar[list[str]] = ["created_at"]
-
-    def get_queryset(self) -> QuerySet[Proof]:
-        if getattr(self, "swagger_fake_view", False):
-            return Proof.objects.none()
+class BackupProofsView(BackupProofScoped, ProofsView):
+    def whose(self) -> QuerySet[Proof]:
         return Proof.objects.filter(backup=self.backup())
 
     @extend_schema(operation_id="backups_proofs", responses={200: ProofOutput(many=True), **problems(400, 404)})
     def get(self, request: Request, pk: UUID) -> Response:
         """Its proofs and drills, newest first."""
-        page = self.paginate_queryset(self.filter_queryset(self.get_queryset())) or []
-        return self.get_paginated_response(ProofOutput(page, many=True, context={"request": request}).data)
+        return self.page(request)
 
 
 @extend_schema(tags=["backups"])
@@ -374,19 +387,11 @@ class DrillRunView(DrillScoped, generics.GenericAPIView[Proof]):
 
 
 @extend_schema(tags=["drills"])
-class DrillRunsView(DrillScoped, generics.GenericAPIView[Proof]):
-    queryset = Proof.objects.none()
-    serializer_class = ProofOutput
-    filter_backends: list[Any] = [Ordering]
-    ordering_fields: ClassVar[list[str]] = ["created_at"]
-
-    def get_queryset(self) -> QuerySet[Proof]:
-        if getattr(self, "swagger_fake_view", False):
-            return Proof.objects.none()
+class DrillRunsView(DrillScoped, ProofsView):
+    def whose(self) -> QuerySet[Proof]:
         return Proof.objects.filter(drill=self.drill())
 
     @extend_schema(operation_id="drills_runs", responses={200: ProofOutput(many=True), **problems(400, 404)})
     def get(self, request: Request, pk: UUID) -> Response:
         """Its runs, newest first."""
-        page = self.paginate_queryset(self.filter_queryset(self.get_queryset())) or []
-        return self.get_paginated_response(ProofOutput(page, many=True, context={"request": request}).data)
+        return self.page(request)

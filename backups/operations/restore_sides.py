@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +19,10 @@ from projects.models import LockMode, Operation, OperationState, Project, RoleKi
 from projects.operations import locks, wiring
 from projects.operations.base import StepFailed, Wait
 from projects.operations.context import Context
+from projects.operations.move_copying import watched
 from projects.operations.move_sides import quiet
 from projects.operations.queue import also_hold
 
-GUARD_SECONDS = 2.0
 DIFFERENCES_SHOWN = 5
 MIB = 1 << 20
 KINDS = (RoleKind.OWNER, RoleKind.GROUP, RoleKind.LOGIN, RoleKind.CONTROL)
@@ -151,20 +150,6 @@ def tables_of(backup: Backup) -> dict[str, int]:
 
 
 # --- the content --------------------------------------------------------------------------------------------------------
-def watched(ctx: Context, told: Callable[[int], None]) -> Callable[[int], None]:
-    """What a long piece of work calls: promises are looked at often, the rows every few seconds."""
-    asked = [time.monotonic()]
-
-    def pulse(moved: int = 0) -> None:
-        ctx.pulse()
-        if time.monotonic() - asked[0] > GUARD_SECONDS:
-            asked[0] = time.monotonic()
-            ctx.guard()
-            told(moved)
-
-    return pulse
-
-
 def close(side: Context) -> None:
     """Nobody of the tenant's gets in before the copy is proven, and nothing in it works by itself."""
     side.guard()

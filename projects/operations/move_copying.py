@@ -93,9 +93,9 @@ def copy(ctx: Context) -> None:
         taker = admitted_to_restore(side, names)
     giver = admitted(ctx, ctx.names)
     began = time.monotonic()
-    watched = _watched(ctx, lambda so_far: ctx.record(moved=so_far))
+    pulse = watched(ctx, lambda so_far: ctx.record(moved=so_far))
     try:
-        moved = copying.copy(ctx.engine, side_of(ctx, giver), side_of(side, taker), stem=stem_of(ctx), pulse=watched)
+        moved = copying.copy(ctx.engine, side_of(ctx, giver), side_of(side, taker), stem=stem_of(ctx), pulse=pulse)
     except StepFailed as error:
         if error.code == "target_lost" and disks.is_full(side.region):  # a server without room for its log just ends
             detail = f"The disk of {side.region.name} is full."
@@ -136,7 +136,7 @@ def empty_again(ctx: Context, side: Context, names: domain.TenantNames) -> None:
         quiet(side, admin, names, quiet=True)
 
 
-def _watched(ctx: Context, told: Callable[[int], None]) -> Callable[[int], None]:
+def watched(ctx: Context, told: Callable[[int], None]) -> Callable[[int], None]:
     """What a long piece of work calls: promises are looked at often, the rows every few seconds."""
     asked = [time.monotonic()]
 
@@ -168,12 +168,12 @@ def compare(ctx: Context) -> None:
             raise StepFailed("copy_interrupted", "Comparing was interrupted.")
 
     ends = ((ctx.server.control_endpoint, mine), (side.server.control_endpoint, theirs))
-    engine, watched = ctx.engine, _watched(ctx, lambda _: None)
+    engine, looked = ctx.engine, watched(ctx, lambda _: None)
     with ThreadPoolExecutor(2, thread_name_prefix="fingerprint") as pool:
         both = [pool.submit(engine.fingerprint, endpoint, login, pulse=pulse) for endpoint, login in ends]
         try:
             while not all(each.done() for each in both):
-                watched(0)
+                looked(0)
                 time.sleep(0.05)
         except BaseException:
             stop.set()

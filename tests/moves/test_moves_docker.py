@@ -36,6 +36,7 @@ from projects.operations.moving import move_begin
 from projects.services import project_action, project_delete, project_purge
 from tests.factories import PlanFactory
 from tests.faults.conftest import Site
+from tests.moves.conftest import kill_while_copying
 
 pytestmark = pytest.mark.docker
 PGBENCH = "/usr/lib/postgresql/15/bin/pgbench"
@@ -271,21 +272,7 @@ def test_a_server_that_dies_in_the_middle(docker_site: Site, monkeypatch: pytest
     with site.login(project) as session:
         session.execute("CREATE TABLE public.big AS SELECT i, repeat('x', 500) AS t FROM generate_series(1, 60000) i")
     server, address = DatabaseServer.objects.get(project_uuid=project.pk), Endpoint.objects.get(project=project)
-    killed: list[str] = []
-    whole = copying.copy
-
-    def interrupted(*args: Any, **options: Any) -> int:
-        pulse, end = options["pulse"], args[1] if whom == "source" else args[2]
-
-        def pulsing(moved: int) -> None:
-            if not killed and moved:
-                killed.append(end.handle.name)
-                subprocess.run(["docker", "kill", end.handle.name], check=True, capture_output=True)
-            pulse(moved)
-
-        return whole(*args, **{**options, "pulse": pulsing})
-
-    monkeypatch.setattr(copying, "copy", interrupted)
+    killed = kill_while_copying(monkeypatch, whom)
     operation = begin(project)
     site.finish(operation, 240)
     assert killed

@@ -4,7 +4,6 @@ and what is these products' own (who made views and triggers, events, sequences)
 from __future__ import annotations
 
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from typing import Any
 
 import pymysql
 import pytest
-from django.db import transaction
 
 from novastack.common import pki
 from novastack.common.clock import now
@@ -25,16 +23,16 @@ from projects.models import (
     DatabaseServer,
     DatabaseSlot,
     Endpoint,
-    Operation,
     Placement,
     Project,
     ServerKind,
 )
-from projects.operations import copying, pool_removal, pools, reconciler, runner, wiring
+from projects.operations import wiring
 from projects.runtimes.process_binaries import find
 from tests.clients import Access
 from tests.faults.clients import password_of, role_of
 from tests.faults.conftest import Site, make_site, require_docker
+from tests.moves.conftest import drained, kill_while_copying
 from tests.moves.test_moves_docker import begin, done, failed, remove_old_copy
 from tests.moves.test_moves_pools import all_done
 
@@ -195,23 +193,10 @@ def test_a_drained_pool_is_left_by_all(site: Site) -> None:
     all_done(site, Site.operation(project))
     project.refresh_from_db()
     site.client.fill(project)
-    pool = Database.objects.get(project=project).server
-    with transaction.atomic():
-        pool_removal.drain_begin(pool, created_by_label="test")
-    deadline = time.monotonic() + 200
-    while Project.objects.get(pk=project.pk).databases.filter(slot="current", server=pool).exists():
-        assert time.monotonic() < deadline, list(
-            Operation.objects.values_list("kind", "state", "error", "steps__name", "steps__state", "steps__detail")
-        )
-        for pk in Operation.objects.live().order_by("created_at").values_list("pk", flat=True):
-            Operation.objects.filter(pk=pk).update(next_attempt_at=None)
-            runner.run(pk)
-        reconciler.reconcile()
-    all_done(site, Operation.objects.get(kind="move"))
+    all_done(site, drained(site, project))
     project.refresh_from_db()
     assert project.status == "running"
     assert site.rows_of(project) == 1000
-    assert pools.pools().exclude(pk=pool.pk).count() == 1
 
 
 def test_what_can_not_be_copied_stays_where_it_is(site: Site) -> None:
@@ -257,21 +242,7 @@ def test_a_server_that_dies_in_the_middle(site: Site, monkeypatch: pytest.Monkey
         "INSERT INTO big (t) VALUES (REPEAT('x', 2000))", *["INSERT INTO big (t) SELECT t FROM big"] * 14,
     )  # fmt: skip
     server = DatabaseServer.objects.get(project_uuid=project.pk)
-    killed: list[str] = []
-    whole = copying.copy
-
-    def interrupted(*args: Any, **options: Any) -> int:
-        pulse, end = options["pulse"], args[1] if whom == "source" else args[2]
-
-        def pulsing(moved: int) -> None:
-            if not killed and moved:
-                killed.append(end.handle.name)
-                subprocess.run(["docker", "kill", end.handle.name], check=True, capture_output=True)
-            pulse(moved)
-
-        return whole(*args, **{**options, "pulse": pulsing})
-
-    monkeypatch.setattr(copying, "copy", interrupted)
+    killed = kill_while_copying(monkeypatch, whom)
     operation = begin(project)
     site.finish(operation, 240)
     assert killed

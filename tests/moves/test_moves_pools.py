@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
-from django.db import transaction
 
-from projects.models import Database, DatabaseServer, DatabaseSlot, Endpoint, Operation, Placement, Project, ServerKind
-from projects.operations import pool_removal, pools, reconciler, runner
+from projects.models import Database, DatabaseServer, DatabaseSlot, Endpoint, Operation, Placement, ServerKind
+from projects.operations import reconciler, runner
 from tests.faults.conftest import Site
+from tests.moves.conftest import drained
 from tests.moves.test_moves_docker import begin, rows
 
 pytestmark = pytest.mark.docker
@@ -72,20 +72,7 @@ def test_a_drained_pool_is_left_by_all(docker_site: Site) -> None:
     all_done(site, Site.operation(project))
     project.refresh_from_db()
     site.client.fill(project)
-    pool = Database.objects.get(project=project).server
-    with transaction.atomic():
-        pool_removal.drain_begin(pool, created_by_label="test")
-    deadline = time.monotonic() + 150
-    while Project.objects.get(pk=project.pk).databases.filter(slot="current", server=pool).exists():
-        assert time.monotonic() < deadline, list(
-            Operation.objects.values_list("kind", "state", "error", "steps__name", "steps__state", "steps__detail")
-        )
-        for pk in Operation.objects.live().order_by("created_at").values_list("pk", flat=True):
-            Operation.objects.filter(pk=pk).update(next_attempt_at=None)
-            runner.run(pk)
-        reconciler.reconcile()
-    all_done(site, Operation.objects.get(kind="move"))
+    all_done(site, drained(site, project))
     project.refresh_from_db()
     assert project.status == "running"
     assert site.rows_of(project) == 1000
-    assert pools.pools().exclude(pk=pool.pk).count() == 1
