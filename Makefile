@@ -36,7 +36,7 @@ test: ## Everything this machine can test; on real containers when a Docker engi
 	elif [ "$$NOVASTACK_REQUIRE_DOCKER" = 1 ]; then \
 	  echo "make test: NOVASTACK_REQUIRE_DOCKER=1, but no Docker engine answers" >&2; exit 1; \
 	fi
-	@$(python) -m pytest -n $(JOBS) --dist loadscope $(ARGS)
+	@$(python) -m pytest -n $(JOBS) --dist loadscope $(if $(CI),--durations=40 --durations-min=5) $(ARGS)
 
 faults: ## Every fault on every engine and runtime there is, and the table (hours; RESUME=1 goes on; docs/reliability.md)
 	@$(dev-env)

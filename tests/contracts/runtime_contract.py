@@ -555,14 +555,18 @@ class RuntimeContract:
 
     def test_following_ends_and_leaves_nothing(self, runtime: Runtime, server: Server) -> None:
         cursor = runtime.read_log(server.handle, tail=0).cursor
-        began = time.monotonic()
         speaker = threading.Timer(1.0, self.say, (runtime, server, *(f"live-{i}" for i in range(1, 21))))
         speaker.start()
-        seen = list(runtime.follow_log(server.handle, cursor=cursor, seconds=3))
-        assert 2 < time.monotonic() - began < 60
-        assert [n for part in seen for n in numbers(part, b"live-")] == list(range(1, 21))
+        seen: list[int] = []
+        for part in runtime.follow_log(server.handle, cursor=cursor, seconds=120):
+            seen += numbers(part, b"live-")
+            if 20 in seen:
+                break
+        assert seen == list(range(1, 21))
         speaker.join()
+        began = time.monotonic()
         few = list(runtime.follow_log(server.handle, cursor=cursor, seconds=2, lines_per_second=4))
+        assert time.monotonic() - began > 1.5
         assert all(len(part.lines) <= 2 for part in few)
         assert few[0].gap
         assert len(list(runtime.follow_log(server.handle, seconds=5, max_bytes=1))) == 1
