@@ -55,7 +55,7 @@ def take(project: Project, storage: StorageTarget, *, encrypted: bool = True, im
         assert dump.stdout is not None
         while piece := dump.stdout.read(1 << 20):
             sealer.feed(piece)
-        assert dump.wait(20).exit_code == 0
+        assert dump.wait(120).exit_code == 0
     finally:
         dump.kill()
     sealed = sealer.finish()

@@ -62,7 +62,7 @@ def test_many_at_once_make_one() -> None:
     gate = threading.Barrier(6)
 
     def use() -> None:
-        gate.wait(10)
+        gate.wait(60)
         found.append(keys.current_key(organization.pk).recipient + keys.current_signing_key().public_key)
         connection.close()
 

@@ -20,7 +20,7 @@ def test_writers_of_notes_lose_nothing_of_each_other() -> None:
 
     def write(name: str) -> None:
         try:
-            start.wait(timeout=10)
+            start.wait(timeout=60)
             for number in range(25):
                 Install.merge_notes(**{name: number, "nested": {"by": name}})
         finally:

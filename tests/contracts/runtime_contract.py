@@ -636,7 +636,7 @@ class RuntimeContract:
             stdin.close()
             assert tool.stdout is not None
             assert tool.stdout.read() == b"line\n" * 1000
-            result = tool.wait(20)
+            result = tool.wait(120)
             assert (result.exit_code, result.oom_killed) == (3, False)
             assert tool.poll() == result
             assert tool.stderr is not None
@@ -656,7 +656,7 @@ class RuntimeContract:
             runtime.stdin_of(tool).close()
             assert tool.stdout is not None
             assert tool.stdout.read() == b"open sesame"
-            assert tool.wait(20).exit_code == 0
+            assert tool.wait(120).exit_code == 0
         finally:
             tool.kill()
 
@@ -668,7 +668,7 @@ class RuntimeContract:
         with pytest.raises(TimeoutError):
             first.wait(0.2)
         second = runtime.run_tool(name, server.spec.image, Command(("sh", "-c", "exit 0")))
-        assert second.wait(20).exit_code == 0
+        assert second.wait(120).exit_code == 0
         second.kill()
         first.kill()
 
@@ -688,7 +688,7 @@ class RuntimeContract:
         listening = Command(("sh", "-c", f"pg_isready --username=any --host={host} --port={port}"))
         tool = runtime.run_tool(f"nvs-tool-{uuid.uuid4()}", server.spec.image, listening, beside=server.handle)
         try:
-            assert tool.wait(20).exit_code == 0, tool.stderr.read() if tool.stderr else ""
+            assert tool.wait(120).exit_code == 0, tool.stderr.read() if tool.stderr else ""
         finally:
             tool.kill()
 

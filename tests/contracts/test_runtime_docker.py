@@ -190,7 +190,7 @@ class TestDocker(DockerContract):
             beside=server.handle,
         )  # fmt: skip
         try:
-            assert tool.wait(20).exit_code != 0
+            assert tool.wait(120).exit_code != 0
         finally:
             tool.kill()
 
@@ -228,7 +228,7 @@ class TestDocker(DockerContract):
                     beside=one.handle,
                 )  # fmt: skip
                 try:
-                    answers[which] = tool.wait(20).exit_code == 0
+                    answers[which] = tool.wait(120).exit_code == 0
                 finally:
                     tool.kill()
             assert answers == {"open": True, "isolated": False}
@@ -426,7 +426,7 @@ class TestDocker(DockerContract):
         tool = runtime.run_tool(name, server.spec.image, Command(("echo", "data"), secret_files={"word": b"sesame"}))
         made = self.engine.inspect_container(name)
         assert made["HostConfig"]["LogConfig"]["Type"] == "none"
-        assert tool.wait(20).exit_code == 0
+        assert tool.wait(120).exit_code == 0
         tool.kill()
         with pytest.raises(docker.errors.NotFound):
             self.engine.inspect_container(name)
@@ -444,7 +444,7 @@ class TestDocker(DockerContract):
         try:
             assert tool.stdout is not None
             assert tool.stdout.read() == b"42\n"
-            assert tool.wait(20).exit_code == 0
+            assert tool.wait(120).exit_code == 0
         finally:
             tool.kill()
 
@@ -458,7 +458,7 @@ class TestDocker(DockerContract):
             while part := tool.stdout.read(1 << 20):
                 size += len(part)
             assert size == 64 << 20
-            assert tool.wait(20).exit_code == 0
+            assert tool.wait(120).exit_code == 0
         finally:
             tool.kill()
 

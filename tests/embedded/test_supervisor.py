@@ -162,7 +162,7 @@ class TestUp:
                 connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
 
             second = Run(home, free_port())
-            assert second.process.wait(20) == 1
+            assert second.process.wait(120) == 1
             second.wait_for("already runs from")
         finally:
             taken.close()
@@ -236,7 +236,7 @@ class TestUp:
         while sum("child nursery" in line for line in processes_of(home)) < 3 and time.monotonic() < deadline:
             time.sleep(0.002)
         assert run.stop() in {0, -signal.SIGINT}
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 90
         while processes_of(home) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert processes_of(home) == []

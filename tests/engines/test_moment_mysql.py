@@ -54,7 +54,7 @@ def taken(copier: Copier, server: CopyServer) -> tuple[bytes, Fingerprint, tuple
             while piece := stage.tool.stdout.read(random.choice([1, 700, 1 << 20])):
                 moment.hear(piece)
                 pieces.append(piece)
-            assert stage.tool.wait(20).exit_code == 0, stage.words()
+            assert stage.tool.wait(120).exit_code == 0, stage.words()
         finally:
             stage.end()
         return b"".join(pieces), moment.contents(lambda: None), (*moment.notes, moment.tool)

@@ -70,7 +70,7 @@ def taken(
                 while piece := stage.tool.stdout.read(1 << 20):
                     moment.hear(piece)
                     pieces.append(piece)
-                ended = stage.tool.wait(20)
+                ended = stage.tool.wait(120)
                 if ended.exit_code:
                     raise stage.failure(ended)
                 return b"".join(pieces), reading.result(60), stage.last_lines()
@@ -220,7 +220,7 @@ def test_each_end_of_the_tool_s_pipe_is_heard(copier: Copier, failing: str) -> N
         command = Command(tuple(argv), env, moment.command.secret_files)
         stage = Stage("dump", copier.source.runtime.run_tool("nvs-tool-pipe", side.image, command, beside=side.handle))
         stage.listen()
-        ended = stage.tool.wait(20)
+        ended = stage.tool.wait(120)
         failure = stage.failure(ended)
         stage.end()
     assert ended.exit_code not in {0, 141}

@@ -86,7 +86,7 @@ def kill(site: Site, server: DatabaseServer) -> None:
         return
     pid = int(server.runtime_ref.partition(":")[0])
     os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 90
     while site.runtime.observe([server.handle])[server.handle].state is domain.ServerState.RUNNING:
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -96,7 +96,7 @@ class Site:
     def stop_workers(self) -> None:
         for worker in self.workers:
             worker.kill()
-            worker.wait(10)
+            worker.wait(60)
         self.workers.clear()
 
     def die_at(self, fault: str) -> None:

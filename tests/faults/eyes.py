@@ -11,7 +11,7 @@ from projects.models import Operation, Project
 from tests.factories import api_client
 from tests.faults.conftest import Site
 
-ANSWERS_WITHIN_SECONDS = 2.0  # on a machine that is busy with everything else
+ANSWERS_WITHIN_SECONDS = 10.0  # a call to a runtime that hangs takes 12 s; the machine is busy with everything else
 
 
 def project_answer(site: Site, project: Project) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Redis:
     def stop(self) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(60)
             self.process = None
 
     def options(self) -> dict[str, object]:
@@ -171,7 +171,7 @@ class Stack:
         for process in self.processes:
             process.send_signal(signal.SIGCONT)
             process.kill()
-            process.wait(10)
+            process.wait(60)
         self.processes.clear()
 
     def remove(self) -> None:

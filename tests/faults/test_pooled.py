@@ -206,7 +206,7 @@ class Killer:
             while not self._over.wait(random.uniform(*self.every)):
                 victim = self.site.workers.pop(random.randrange(len(self.site.workers)))
                 victim.kill()
-                victim.wait(10)
+                victim.wait(60)
                 self.kills += 1
                 self.site.worker()
         finally:

@@ -47,7 +47,7 @@ def powered_off(daemon: Daemon) -> None:
     for pid in [daemon.process.pid, *sorted(own | children), *sorted(pids)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    daemon.process.wait(10)
+    daemon.process.wait(60)
     daemon.process = None
     wait_for(lambda: not any(Path(f"/proc/{p}").exists() for p in pids), 10, "the end of all containers")
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]

@@ -289,7 +289,7 @@ def test_tools_trust_our_authority_only(site: Site) -> None:
                 sink.flush()
                 assert tool.stdout is not None
                 tool.stdout.read()
-                assert (tool.wait(20).exit_code == 0) is well, (what, ca)
+                assert (tool.wait(120).exit_code == 0) is well, (what, ca)
             finally:
                 tool.kill()
 

@@ -262,7 +262,7 @@ class Hanging(MemoryRuntime):
 
     def ping(self) -> None:
         self.pings += 1
-        self.release.wait(30)
+        self.release.wait(250)
 
 
 def test_a_region_that_hangs_costs_the_others_nothing(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,13 +278,11 @@ def test_a_region_that_hangs_costs_the_others_nothing(team: Team, monkeypatch: p
     try:
         began = now()
         report = reconciler.reconcile()
-        first = (now() - began).total_seconds()
         assert report.unreachable == ["far"]
         assert report.observed == 1
-        began = now()
         for _ in range(3):
             assert reconciler.reconcile().observed == 1
-        assert (now() - began).total_seconds() < max(1.0, first)
+        assert (now() - began).total_seconds() < 60
         assert hanging.pings == 1, "nobody asks again who still owes an answer"
         assert "has not answered for" in Region.objects.get(slug="far").reason
         well.refresh_from_db()
@@ -293,7 +291,7 @@ def test_a_region_that_hangs_costs_the_others_nothing(team: Team, monkeypatch: p
         hanging.release.set()
     for thread in threading.enumerate():
         if thread.name.startswith("ping-"):
-            thread.join(5)
+            thread.join(60)
     assert reconciler.reconcile().unreachable == []
     assert Region.objects.get(slug="far").reachable
 
