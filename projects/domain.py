@@ -5,7 +5,7 @@ Units are in the names: `_bytes`, `_seconds`; CPU is in cores. Secrets never tak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
@@ -475,11 +475,17 @@ class TableContent:
     digest: str
 
 
+# Facts of these kinds are definitions as text, told as two hashes: of the text, and of what a restore can't respell of it.
+TEXT = "text of "
+TEXTS = ("texts", "compared")  # the fact that names the kinds of them that are told; older fingerprints tell none
+EXTENSION_VERSION = "version of extension"
+
+
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """What a database holds, so told that equal databases give equal fingerprints and others don't: every table's rows,
     and everything else by name and state (columns, indexes, constraints, sequences' values, routines, triggers, views,
-    rights …). `facts`: (kind, name) → state."""
+    rights, definitions …). `facts`: (kind, name) → state."""
 
     tables: Mapping[str, TableContent]
     facts: Mapping[tuple[str, str], str]
@@ -499,13 +505,53 @@ class Fingerprint:
                 found.append(f"table {name} has {theirs.rows} rows instead of {mine.rows}")
             elif mine.digest != theirs.digest:
                 found.append(f"table {name} has other values")
-        for kind, name in sorted(self.facts.keys() | copy.facts.keys()):
-            state, other = self.facts.get((kind, name)), copy.facts.get((kind, name))
+        for kind, name, state, other in self._facts_beside(copy):
             if state is None or other is None:
                 found.append(f"{kind} {name} is {'missing' if other is None else 'there only in the copy'}")
-            elif state != other:
+            elif state != other and not _respelled(kind, state, other):
                 found.append(f"{kind} {name} differs")
         return found
+
+    def remarks(self, copy: Fingerprint) -> list[str]:
+        """In what `copy` is not the same without being wrong, and what could not be compared; for people."""
+        found = []
+        if (mine := self._texts) != (theirs := copy._texts):
+            untold = sorted(mine ^ theirs)
+            found.append(f"Not compared, since another version of NovaStack took it: the text of {', '.join(untold)}.")
+        versions = {name: v for (kind, name), v in copy.facts.items() if kind == EXTENSION_VERSION}
+        for (kind, name), version in sorted(self.facts.items()):
+            if kind == EXTENSION_VERSION and versions.get(name, version) != version:
+                found.append(
+                    f"Extension {name} is {versions[name]} in the copy, and was {version}: its own default there."
+                )
+        respelled = [
+            f"{kind.removeprefix(TEXT)} {name}" for kind, name, state, other in self._facts_beside(copy)
+            if state is not None and other is not None and _respelled(kind, state, other)
+        ]  # fmt: skip
+        if respelled:
+            more = f" and {len(respelled) - 5} more" if len(respelled) > 5 else ""
+            found.append(
+                "After a restore the server spells otherwise, with all the same words but for casts, parentheses and"
+                f" aliases: {', '.join(respelled[:5])}{more}."
+            )
+        return found
+
+    @property
+    def _texts(self) -> set[str]:
+        return {kind for kind in self.facts.get(TEXTS, "").split(",") if kind}
+
+    def _facts_beside(self, copy: Fingerprint) -> Iterator[tuple[str, str, str | None, str | None]]:
+        """(kind, name, mine, the copy's) of all that both would tell if they had it."""
+        told = {TEXT + kind for kind in self._texts & copy._texts}
+        for kind, name in sorted(self.facts.keys() | copy.facts.keys()):
+            if kind in (EXTENSION_VERSION, TEXTS[0]) or (kind.startswith(TEXT) and kind not in told):
+                continue
+            yield kind, name, self.facts.get((kind, name)), copy.facts.get((kind, name))
+
+
+def _respelled(kind: str, state: str, other: str) -> bool:
+    """The same definition but for casts and parentheses."""
+    return kind.startswith(TEXT) and state != other and state.partition(" ")[2] == other.partition(" ")[2] != ""
 
 
 @dataclass(slots=True)

@@ -18,14 +18,16 @@ from projects.operations.move_sides import admitted, side_of
 from projects.operations.stages import TOOL_MEMORY_BYTES, Stage
 
 
-def differences(side: Context, manifest: Manifest, *, stem: str, pulse: Callable[[int], None]) -> list[str]:
-    """In what the database on the side's server is not what was dumped, for people; empty: they are equal. It names things,
-    and shows no value of a row."""
+def compared(
+    side: Context, manifest: Manifest, *, stem: str, pulse: Callable[[int], None]
+) -> tuple[list[str], list[str]]:
+    """In what the database on the side's server is not what was dumped, for people, and remarks on the comparison. No
+    differences: they are equal. It names things, and shows no value of a row."""
     if manifest.contents is None:
         raise StepFailed("nothing_to_compare", "Its manifest does not say what the dump held.", retryable=False)
     copy = contents(side, stem=stem, pulse=pulse)
     found = manifest.contents.differences(copy)
-    return [*found, *around_differences(side, manifest)]
+    return [*found, *around_differences(side, manifest)], manifest.contents.remarks(copy)
 
 
 def around_differences(side: Context, manifest: Manifest) -> list[str]:

@@ -25,7 +25,10 @@ from projects.operations.queue import hint_on_commit
 log = structlog.get_logger(__name__)
 KIND = "delete_backup"
 UNDER_WAY = (BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.DELETING)
-# A locked object may stay so for weeks: then every hour is often enough.
+# Of one that stays locked nobody says until when, every hour is often enough; else it is asked for when that is over, or
+# after a day, since locks can be taken off.
+LOOK_AGAIN_SECONDS = 24 * 3600.0
+AFTER_SECONDS = 60.0  # of the storage's clock and ours
 RETRY = RetryPolicy(attempts=5, delay_seconds=10, cap_seconds=3600)
 
 
@@ -87,6 +90,11 @@ def remove_objects(ctx: Context) -> None:
         removed = _remove(ctx, storage, backup)
     except StorageError as error:
         _note(ctx, backup, error)
+        if error.until is not None:
+            left = (error.until - now()).total_seconds() + AFTER_SECONDS
+            raise Wait(
+                f"{backup.storage.name}: {error.detail}", seconds=min(max(left, 1), LOOK_AGAIN_SECONDS)
+            ) from error
         said = f"{backup.storage.name}: {error.detail} It is tried again until it is gone."
         raise StepFailed(error.code, said, retryable=error.retryable) from error
     ctx.explain(f"{removed} object{'' if removed == 1 else 's'} removed" if removed else "Nothing was stored.")

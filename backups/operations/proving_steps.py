@@ -214,7 +214,7 @@ def compare(ctx: Context) -> None:
     size = int(OperationStep.objects.get(operation=ctx.operation, name="fetch").data["database_bytes"])
     began = time.monotonic()
     with server_lost(side):
-        found = comparing.differences(side, manifest, stem=str(ctx.operation.pk), pulse=_watched(side, size))
+        found, remarks = comparing.compared(side, manifest, stem=str(ctx.operation.pk), pulse=_watched(side, size))
     seconds = time.monotonic() - began
     ctx.record(seconds=round(seconds, 3))
     assert manifest.contents is not None  # noqa: S101 - `fetch` has looked
@@ -222,6 +222,11 @@ def compare(ctx: Context) -> None:
         "compare_seconds": round(seconds, 3), "tables": len(manifest.contents.tables), "rows": manifest.contents.rows,
         "differences": [line[:300] for line in found[:DIFFERENCES_KEPT]],
     }  # fmt: skip
+    if remarks:
+        lines = [line[:300] for line in remarks[:DIFFERENCES_KEPT]]
+        if len(remarks) > DIFFERENCES_KEPT:
+            lines.append(f"And {len(remarks) - DIFFERENCES_KEPT} more remarks of these kinds.")
+        told["notes"] = list(dict.fromkeys([*_proof(ctx.operation).notes, *lines]))  # once, also when done again
     if found:
         with ctx.fenced():
             Proof.objects.filter(pk=ctx.operation.params["proof"]).update(**told)

@@ -81,9 +81,11 @@ class Taking:
         ctx.guard()
         ctx.runtime.remove_tool(_tool(backup))
         storage = _storage(backup)
-        _throw_away(backup, storage)
+        backup.notes = [*backup.notes, *_throw_away(backup, storage)]
         key = f"{wiring.install_id()}/{backup.organization_id}/{backup.pk}/{backup.attempt + 1}"
-        _save(ctx, backup, attempt=backup.attempt + 1, object_key=key, upload_id="", progress_bytes=0)
+        _save(
+            ctx, backup, attempt=backup.attempt + 1, object_key=key, upload_id="", progress_bytes=0, notes=backup.notes
+        )
         recipients = keys.recipients_of(backup.organization_id) if backup.storage.encrypt else None
         login = admitted(ctx, ctx.names)
         side = side_of(ctx, login)
@@ -164,11 +166,13 @@ class Taking:
         except (domain.EngineError, StepFailed) as problem:
             ctx.say(f"The dump tool's login could not be removed now: {problem}"[:300], level="warning")
         try:
-            _throw_away(backup, storages.storage_of(backup.storage))
+            kept = _throw_away(backup, storages.storage_of(backup.storage))
         except (StorageError, StepFailed) as problem:
             ctx.say(f"What was stored of it could not be removed now: {problem}"[:300], level="warning")
             return
-        _save(ctx, backup, upload_id="", size_bytes=None)
+        for note in kept:
+            ctx.say(note, level="warning")
+        _save(ctx, backup, upload_id="", size_bytes=None, notes=[*backup.notes, *kept])
 
     def _dismiss(self, ctx: Context) -> None:
         ctx.guard()
@@ -240,10 +244,12 @@ def _watched(ctx: Context, backup: Backup) -> Callable[[int], None]:
     return pulse
 
 
-def _throw_away(backup: Backup, storage: Storage) -> None:
-    """All that an attempt before this one left. One that holds its objects (object lock) keeps what is no backup to us."""
+def _throw_away(backup: Backup, storage: Storage) -> list[str]:
+    """All that an attempt before this one left. What a bucket with object lock keeps of it is no backup to us, and goes
+    with the backup's row: returned are notes on it."""
     if not backup.object_key:
-        return
+        return []
+    kept = []
     with storage_errors():
         if backup.upload_id:
             storage.abort_upload(backup.object_key, backup.upload_id)
@@ -254,6 +260,8 @@ def _throw_away(backup: Backup, storage: Storage) -> None:
                 if error.code != "object_locked":
                     raise
                 log.warning("a part of a backup that failed is locked in its storage", key=key)
+                kept.append(f"Attempt {backup.attempt} failed, and what it left can't be removed yet. {error.detail}")
+    return list(dict.fromkeys(kept))
 
 
 def _commit(storage: Storage, writer: Writer, key: str, size_bytes: int, sha256: str) -> None:

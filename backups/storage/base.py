@@ -12,11 +12,11 @@ from typing import IO
 class StorageError(Exception):
     """`code`: `storage_unreachable`, `storage_refused` (credentials, rights), `storage_full`, `storage_missing` (bucket or
     folder), `object_missing`, `object_locked` (may not be removed), `storage_failed`. The text is for people, without
-    secrets."""
+    secrets. `until` (UTC): of a locked object when that ends, where the storage tells."""
 
-    def __init__(self, code: str, detail: str, *, retryable: bool = True) -> None:
+    def __init__(self, code: str, detail: str, *, retryable: bool = True, until: datetime | None = None) -> None:
         super().__init__(detail)
-        self.code, self.detail, self.retryable = code, detail, retryable
+        self.code, self.detail, self.retryable, self.until = code, detail, retryable, until
 
 
 @dataclass(frozen=True, slots=True)

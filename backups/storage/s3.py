@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -52,8 +52,9 @@ class S3Storage(Storage):
             try:
                 self._client.delete_object(**where, **({"VersionId": version} if version else {}))
             except (ClientError, BotoCoreError) as error:
-                if (until := self._locked(found)) is not None:
-                    raise StorageError("object_locked", f"The bucket keeps it{until}.", retryable=True) from None
+                if (lock := self._locked(found)) is not None:
+                    words, until = lock
+                    raise StorageError("object_locked", f"The bucket keeps it{words}.", until=until) from None
                 raise told(error) from None
             if not version:
                 return
@@ -94,22 +95,41 @@ class S3Storage(Storage):
         return found
 
     def object_lock(self) -> bool:
+        return self._lock_rule() is not None
+
+    def _lock_rule(self) -> dict[str, Any] | None:
+        """The bucket's own rule for new objects (empty: it has none); None where it has no object lock."""
         try:
             answer = self._client.get_object_lock_configuration(Bucket=self._bucket)
         except (ClientError, BotoCoreError) as error:
             if isinstance(error, ClientError) and status_of(error) in {400, 404, 405, 501}:
-                return False
+                return None
             raise told(error) from None
-        return bool(answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled")
-
-    def _locked(self, found: dict[str, Any]) -> str | None:
-        """In words until when, of an object that may not be removed; None where it isn't the lock's doing."""
-        if (until := _locked_until(found)) is not None:
-            return until
-        try:  # not every storage tells it of the object where the bucket's own rule keeps it
-            return " (object lock)" if found.get("VersionId") and self.object_lock() else None
-        except StorageError:
+        found = answer.get("ObjectLockConfiguration", {})
+        if found.get("ObjectLockEnabled") != "Enabled":
             return None
+        return dict(found.get("Rule", {}).get("DefaultRetention", {}))
+
+    def _locked(self, found: dict[str, Any]) -> tuple[str, datetime | None] | None:
+        """In words until when, and when that is, of an object that may not be removed; None where it isn't the lock's
+        doing."""
+        if found.get("ObjectLockLegalHoldStatus") == "ON":
+            return " (legal hold)", None
+        until = found.get("ObjectLockRetainUntilDate")
+        if until is None:  # not every storage tells it of the object where the bucket's own rule keeps it
+            try:
+                rule = self._lock_rule() if found.get("VersionId") else None
+            except StorageError:
+                return None
+            if rule is None:
+                return None
+            days = int(rule.get("Days") or 0) + 365 * int(rule.get("Years") or 0)
+            until = _utc(found["LastModified"]) + timedelta(days=days)
+            if until <= datetime.now(UTC):
+                return " (object lock)", None  # it was told when the object was made, and is another one's by now
+        if _utc(until) <= datetime.now(UTC):
+            return None
+        return f" until {_utc(until):%Y-%m-%d %H:%M} UTC (object lock)", _utc(until)
 
     def _reach(self) -> str:
         try:
@@ -214,16 +234,6 @@ class _Reader(io.RawIOBase):
         )  # fmt: skip
         if self._idle > _RESUMES or not failure.retryable or failure.code == "object_missing":
             raise failure from None
-
-
-def _locked_until(found: dict[str, Any]) -> str | None:
-    """How a locked object says until when; None for one that isn't."""
-    if found.get("ObjectLockLegalHoldStatus") == "ON":
-        return " (legal hold)"
-    until = found.get("ObjectLockRetainUntilDate")
-    if until is not None and _utc(until) > datetime.now(UTC):
-        return f" until {_utc(until):%Y-%m-%d %H:%M} UTC (object lock)"
-    return None
 
 
 def _utc(moment: datetime) -> datetime:

@@ -2,11 +2,10 @@
 
 Rows are hashed in the server, by value or through their types' output functions (`postgresql_rows`); the sum over a table
 does not depend on the order of rows. No cast, operator, view or function of the tenant's takes part (rule 18), and nothing
-is an estimate. Expressions (of defaults, checks, index predicates, views) are told as the server spells them only where
-spelling does not change with a restore; elsewhere what they belong to is compared by name, type and state.
+is an estimate. Definitions (views, defaults, checks, policies, indexes, triggers …) are told as `postgresql_texts` has them.
 
 Not compared: statistics, the contents of materialized views (a restore makes them anew; whether they are filled is
-compared), objects that belong to extensions, and the version of extensions.
+compared), objects that belong to extensions, and the options of user mappings.
 """
 
 from __future__ import annotations
@@ -17,15 +16,18 @@ from collections.abc import Callable
 from psycopg import sql
 
 from projects.domain import Credentials, Endpoint, Fingerprint, TableContent
+from projects.engines import postgresql_texts
 from projects.engines.postgresql_copy import inside
 from projects.engines.postgresql_rows import Column, hashed
 from projects.engines.postgresql_session import BoundedConnection, translated
+from projects.engines.postgresql_texts import DUMPED_INDEX, UNDUMPED_CONSTRAINTS, UNDUMPED_INDEXES, member
 
 _LO_PIECE = 1 << 20
 _OURS = "n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"
 _FORMATS = (
     "SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC'; SET extra_float_digits = 3;"
-    " SET bytea_output = 'hex'; SET jit = off; SET lc_monetary = 'C'; SET xmlbinary = 'base64'; SET row_security = off"
+    " SET bytea_output = 'hex'; SET jit = off; SET lc_monetary = 'C'; SET xmlbinary = 'base64'; SET row_security = off;"
+    " SET quote_all_identifiers = off; SET standard_conforming_strings = on"
 )
 _TABLES = f"""
 SELECT n.nspname, c.relname, format('%I.%I', n.nspname, c.relname),
@@ -47,29 +49,12 @@ SELECT n.nspname, c.relname, format('%I.%I', n.nspname, c.relname)
 """
 
 
-def _member(catalog: str, oid: str) -> str:
-    return (
-        f"EXISTS (SELECT FROM pg_depend e WHERE e.classid = '{catalog}'::regclass AND e.objid = {oid}"
-        " AND e.deptype = 'e')"
-    )
-
-
 def _rights(acl: str, kind: str, owner: str) -> str:
     return (
         f"(SELECT string_agg(x::text, ' ' ORDER BY x::text COLLATE \"C\") FROM"
         f" unnest(coalesce({acl}, acldefault('{kind}', {owner}))) x)"
     )
 
-
-# As pg_dump has it: what a CREATE INDEX CONCURRENTLY that failed or still runs has left is not dumped. On partitioned
-# tables an index stays invalid until each partition has its own, and is.
-DUMPED_INDEX = "(i.indisvalid OR t.relkind = 'p') AND i.indisready"
-_UNDUMPED_INDEXES = (
-    f"SELECT i.indexrelid FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid WHERE NOT ({DUMPED_INDEX})"
-)
-# A partition's part of a foreign key is made with the key, and its name is the server's choice.
-_UNDUMPED_CONSTRAINTS = f"""SELECT u.oid FROM pg_constraint u WHERE u.contype = 'f' AND u.conparentid <> 0
-             OR u.contype IN ('p', 'u', 'x') AND u.conindid IN ({_UNDUMPED_INDEXES})"""
 
 _PRESENT = [
     "pg_cast",
@@ -98,7 +83,7 @@ _PRESENT = [
 _FACTS = [
     f"""SELECT 'schema', quote_ident(n.nspname), concat_ws('|', pg_get_userbyid(n.nspowner),
                {_rights("n.nspacl", "n", "n.nspowner")})
-          FROM pg_namespace n WHERE {_OURS} AND NOT {_member("pg_namespace", "n.oid")}""",
+          FROM pg_namespace n WHERE {_OURS} AND NOT {member("pg_namespace", "n.oid")}""",
     f"""SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
                     WHEN 'S' THEN 'sequence' WHEN 'f' THEN 'foreign table' ELSE 'type' END,
                format('%I.%I', n.nspname, c.relname),
@@ -111,7 +96,7 @@ _FACTS = [
                     WHERE i.inhrelid = c.oid))
           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
          WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND c.relpersistence <> 't' AND {_OURS}
-           AND NOT {_member("pg_class", "c.oid")}""",
+           AND NOT {member("pg_class", "c.oid")}""",
     f"""SELECT 'column', format('%I.%I.%I', n.nspname, c.relname, a.attname),
                concat_ws('|', format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity, a.attgenerated,
                   a.atthasdef, a.attstorage, a.attcompression,
@@ -121,7 +106,7 @@ _FACTS = [
                   CASE WHEN a.attacl IS NULL OR a.attacl = '{{}}' THEN '' ELSE {_rights("a.attacl", "c", "c.relowner")} END)
           FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
          WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'c')
-           AND c.relpersistence <> 't' AND {_OURS} AND NOT {_member("pg_class", "c.oid")}""",
+           AND c.relpersistence <> 't' AND {_OURS} AND NOT {member("pg_class", "c.oid")}""",
     f"""SELECT 'index', format('%I.%I', n.nspname, c.relname),
                concat_ws('|', t.relname, i.indisunique, i.indisprimary, i.indisexclusion,
                   i.indisclustered, i.indisreplident, i.indnatts, i.indnkeyatts, i.indpred IS NULL, m.amname,
@@ -132,8 +117,8 @@ _FACTS = [
                   c.reloptions::text)
           FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
           JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am m ON m.oid = c.relam
-         WHERE t.relpersistence <> 't' AND {DUMPED_INDEX} AND {_OURS} AND NOT {_member("pg_class", "c.oid")}
-           AND NOT {_member("pg_class", "t.oid")}""",
+         WHERE t.relpersistence <> 't' AND {DUMPED_INDEX} AND {_OURS} AND NOT {member("pg_class", "c.oid")}
+           AND NOT {member("pg_class", "t.oid")}""",
     f"""SELECT 'constraint', format('%I.%s.%I', n.nspname, coalesce(quote_ident(t.relname), y.typname), k.conname),
                concat_ws('|', k.contype, k.condeferrable, k.condeferred, k.convalidated, k.confupdtype, k.confdeltype,
                   k.confmatchtype,
@@ -141,8 +126,8 @@ _FACTS = [
                   CASE WHEN k.contype IN ('c', 'n') THEN k.connoinherit END, r.relname)
           FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace LEFT JOIN pg_class t ON t.oid = k.conrelid
           LEFT JOIN pg_type y ON y.oid = k.contypid LEFT JOIN pg_class r ON r.oid = k.confrelid
-         WHERE {_OURS} AND k.oid NOT IN ({_UNDUMPED_CONSTRAINTS})
-           AND NOT {_member("pg_class", "k.conrelid")} AND NOT {_member("pg_type", "k.contypid")}""",
+         WHERE {_OURS} AND k.oid NOT IN ({UNDUMPED_CONSTRAINTS})
+           AND NOT {member("pg_class", "k.conrelid")} AND NOT {member("pg_type", "k.contypid")}""",
     f"""SELECT 'trigger', format('%I.%I.%I', n.nspname, c.relname, g.tgname),
                concat_ws('|', g.tgenabled, g.tgtype, g.tgdeferrable, g.tginitdeferred, p.proname, encode(g.tgargs, 'hex'))
           FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -152,7 +137,7 @@ _FACTS = [
                   md5(p.prosrc), p.prosecdef, p.proleakproof, p.proisstrict, p.proretset, p.provolatile, p.proparallel,
                   p.procost, p.prorows, format_type(p.prorettype, NULL), p.proconfig::text)
           FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
-         WHERE {_OURS} AND NOT {_member("pg_proc", "p.oid")}""",
+         WHERE {_OURS} AND NOT {member("pg_proc", "p.oid")}""",
     f"""SELECT 'policy', format('%I.%I.%I', n.nspname, c.relname, p.polname),
                concat_ws('|', p.polcmd, p.polpermissive, p.polqual IS NULL, p.polwithcheck IS NULL,
                   (SELECT string_agg(role, ',' ORDER BY role COLLATE "C") FROM (SELECT CASE x WHEN 0 THEN 'PUBLIC'
@@ -165,7 +150,7 @@ _FACTS = [
                   (SELECT string_agg(quote_literal(e.enumlabel), ',' ORDER BY e.enumsortorder) FROM pg_enum e
                     WHERE e.enumtypid = t.oid))
           FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-         WHERE t.typtype IN ('d', 'e', 'r', 'm', 'b') AND t.typelem = 0 AND {_OURS} AND NOT {_member("pg_type", "t.oid")}""",
+         WHERE t.typtype IN ('d', 'e', 'r', 'm', 'b') AND t.typelem = 0 AND {_OURS} AND NOT {member("pg_type", "t.oid")}""",
     """SELECT 'extension', quote_ident(x.extname), concat_ws('|', n.nspname, pg_get_userbyid(x.extowner))
          FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace WHERE x.oid >= 16384""",
     f"""SELECT 'sequence settings', format('%I.%I', n.nspname, c.relname),
@@ -190,11 +175,11 @@ _FACTS = [
     """SELECT 'user mapping', concat_ws(' ', m.usename, m.srvname), '' FROM pg_user_mappings m""",
     f"""SELECT 'comment', pg_describe_object(d.classoid, d.objoid, d.objsubid), md5(d.description)
           FROM pg_description d WHERE (d.objoid >= 16384 OR d.objoid = 'public'::regnamespace)
-           AND NOT (d.classoid = 'pg_class'::regclass AND d.objoid IN ({_UNDUMPED_INDEXES}))
-           AND NOT (d.classoid = 'pg_constraint'::regclass AND d.objoid IN ({_UNDUMPED_CONSTRAINTS}))""",
+           AND NOT (d.classoid = 'pg_class'::regclass AND d.objoid IN ({UNDUMPED_INDEXES}))
+           AND NOT (d.classoid = 'pg_constraint'::regclass AND d.objoid IN ({UNDUMPED_CONSTRAINTS}))""",
     *(
         f"SELECT '{catalog.removeprefix('pg_').replace('_', ' ')}', pg_describe_object('{catalog}'::regclass, o.oid, 0), ''"
-        f" FROM {catalog} o WHERE o.oid >= 16384 AND NOT {_member(catalog, 'o.oid')}"
+        f" FROM {catalog} o WHERE o.oid >= 16384 AND NOT {member(catalog, 'o.oid')}"
         for catalog in _PRESENT
     ),
 ]  # fmt: skip
@@ -215,10 +200,14 @@ def prepare(connection: BoundedConnection) -> None:
     connection.execute("SET default_transaction_read_only = on")
 
 
-def contents(connection: BoundedConnection, pulse: Callable[[], None], *, sequences: bool = True) -> Fingerprint:
+def contents(
+    connection: BoundedConnection, pulse: Callable[[], None], *, sequences: bool = True,
+    texts: dict[tuple[str, str], str] | None = None,
+) -> Fingerprint:  # fmt: skip
     """What the transaction of a prepared session sees. Without `sequences` their values are left out: no transaction
-    holds them still."""
-    return Fingerprint(_tables(connection, pulse), _facts(connection, sequences=sequences))
+    holds them still. `texts`: the definitions, read already."""
+    facts = dict(postgresql_texts.told(connection) if texts is None else texts)
+    return Fingerprint(_tables(connection, pulse), facts | _facts(connection, sequences=sequences))
 
 
 def sequence_fact(shown: str, last_value: int, handed_out: bool) -> tuple[tuple[str, str], str]:

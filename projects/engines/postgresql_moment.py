@@ -2,8 +2,9 @@
 
 TRUNCATE and rewrites by ALTER TABLE are not held back by snapshots. So reading begins when pg_dump has locked all tables
 against them (it has, once its table of contents comes), and with the same locks; a table that was emptied or rewritten
-between the snapshot and pg_dump's locks is found out, and the dump begun again. Sequences are in no snapshot: their values
-are those that pg_dump wrote.
+between the snapshot and pg_dump's locks is found out, and the dump begun again. So is a definition that was changed then:
+the server spells it from its newest catalog, for pg_dump as for us, so it is read before and after pg_dump has read it.
+Sequences are in no snapshot: their values are those that pg_dump wrote.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from projects.domain import Command, Credentials, Endpoint, EngineError, Fingerprint, SourceChanged
-from projects.engines import postgresql_copy, postgresql_fingerprint, zipping
+from projects.engines import postgresql_copy, postgresql_fingerprint, postgresql_texts, zipping
 from projects.engines.base import Moment
 from projects.engines.postgresql_archive import Head, sequence_values
 from projects.engines.postgresql_session import BoundedConnection, translated
@@ -26,6 +27,8 @@ _LOCKED_AT_ONCE = 200
 _LOCK_SECONDS = 60
 _WAIT_SECONDS = 0.2
 _TAKEN = "55P03"
+# What asking for a definition gives when something of it was dropped since the snapshot, or is being changed.
+_GONE = frozenset({_TAKEN, "XX000", "42P01", "42704", "42703", "42883"})
 _LOCKABLE = """
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
@@ -57,24 +60,23 @@ _NOTES = (
     (
         "SELECT count(*) FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid"  # noqa: S608 - our own words
         " WHERE t.relpersistence <> 't'"
-        f" AND NOT ({postgresql_fingerprint.DUMPED_INDEX})",
+        f" AND NOT ({postgresql_texts.DUMPED_INDEX})",
         "{} invalid indexes (a CREATE INDEX CONCURRENTLY that failed or still runs) are not in the dump.",
     ),
 )
 _OUTSIDE = (
-    "Not compared: planner statistics; what belongs to extensions besides their tables; the text of views, rules, defaults,"
-    " checks, policies, index expressions and conditions of indexes, triggers and publications (only that they are there);"
-    " and the columns of foreign keys."
+    "Not compared: planner statistics; the contents of materialized views; what belongs to extensions besides their tables;"
+    " options of user mappings; and of definitions casts, parentheses and aliases, which a restore may spell otherwise."
 )
 
 
 class PostgreSQLMoment(Moment):
     def __init__(
         self, command: Command, notes: tuple[str, ...], connection: BoundedConnection,
-        sequences: dict[tuple[str, str], str],
+        sequences: dict[tuple[str, str], str], texts: dict[tuple[str, str], str],
     ) -> None:  # fmt: skip
         self.command, self.notes = command, notes
-        self._connection, self._sequences = connection, sequences
+        self._connection, self._sequences, self._texts = connection, sequences, texts
         self._head = Head(lambda kind: kind == "SEQUENCE SET")
         self._known = threading.Event()
 
@@ -95,7 +97,16 @@ class PostgreSQLMoment(Moment):
         self._connection.pulse = pulse
         with translated():
             _lock(self._connection)
-            found = postgresql_fingerprint.contents(self._connection, pulse, sequences=False)
+            try:
+                texts = postgresql_texts.told(self._connection)
+            except psycopg.Error as error:
+                if error.sqlstate not in _GONE:
+                    raise
+                raise SourceChanged("somebody changes the database's objects while the dump begins") from None
+            for (kind, name), text in texts.items():
+                if self._texts.get((kind, name), text) != text:
+                    raise SourceChanged(f"the {kind} {name} was changed while the dump began")
+            found = postgresql_fingerprint.contents(self._connection, pulse, sequences=False, texts=texts)
         return Fingerprint(found.tables, {**found.facts, **self._values()})
 
     def _values(self) -> dict[tuple[str, str], str]:
@@ -122,6 +133,7 @@ def held(
             if connection.info.server_version >= 170000:
                 connection.execute("SET transaction_timeout = 0")
             postgresql_fingerprint.prepare(connection)
+            texts = postgresql_texts.told(connection)  # by itself: no lock of it is held when pg_dump wants its own
             connection.execute("BEGIN")
             snapshot = connection.execute("SELECT pg_export_snapshot()").fetchone()
             notes = _notes(connection)
@@ -131,7 +143,7 @@ def held(
         argv = (*command.argv, f"--snapshot={snapshot[0]}", f"--lock-wait-timeout={_LOCK_SECONDS}s")
         if compress:
             argv = zipping.zipped(*argv)
-        yield PostgreSQLMoment(replace(command, argv=argv), notes, connection, sequences)
+        yield PostgreSQLMoment(replace(command, argv=argv), notes, connection, sequences, texts)
     finally:
         connection.pulse = None
         connection.pgconn.finish()

@@ -150,6 +150,63 @@ def test_content_that_is_not_what_was_dumped_is_corrupt(place: Place, settings: 
     place.nothing_left()
 
 
+def test_a_definition_that_a_restore_changed_is_corrupt_and_named(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows and objects are there; one view, default or policy says something else."""
+    import dataclasses
+
+    from backups import manifest as manifests
+    from backups.operations import keys, restoring_data
+    from projects.domain import Fingerprint
+
+    with place.site.login(place.project) as session:
+        session.execute(
+            "CREATE TABLE kept (id int DEFAULT 1, v varchar CHECK (v IN ('a', 'b')));"
+            "ALTER TABLE kept ENABLE ROW LEVEL SECURITY;"
+            "CREATE VIEW shown AS SELECT id FROM kept WHERE id > 1; CREATE POLICY some_rows ON kept USING (id > 1)"
+        )
+        session.commit()
+    backup = place.backup()
+    change, real = "", restoring_data.restore_into
+
+    def restored(side: Any, *args: Any, **more: Any) -> Any:
+        done = real(side, *args, **more)
+        if change:
+            from projects.engines.postgresql_copy import inside
+
+            with inside(side.server.control_endpoint, done.tool) as session:
+                session.execute(change)  # type: ignore[arg-type]
+        return done
+
+    monkeypatch.setattr(restoring_data, "restore_into", restored)
+    found, proof, _ = place.verify(backup)
+    assert found.status == "verified"
+    assert "After a restore the server spells otherwise" in proof.notes[-1]
+    assert "constraint public.kept.kept_v_check" in proof.notes[-1]
+    for change, told in (  # noqa: B007 - `restored` reads it
+        ("CREATE OR REPLACE VIEW public.shown AS SELECT id FROM public.kept WHERE id > 2", "text of view public.shown"),
+        ("ALTER TABLE public.kept ALTER id SET DEFAULT 2", "text of default public.kept.id"),
+        ("ALTER POLICY some_rows ON public.kept USING (true)", "text of policy public.kept.some_rows"),
+    ):
+        found, proof, _ = place.verify(backup)
+        assert (found.status, found.error["code"]) == ("corrupt", "content_differs")
+        assert proof.differences == [f"{told} differs"]
+        assert told in found.error["detail"]
+    # One that an older NovaStack took does not say how they were: the rest is compared, and that is told.
+    change = ""
+    new = restoring_data.read_manifest(backup)
+    assert new.contents is not None
+    facts = {key: v for key, v in new.contents.facts.items() if not key[0].startswith(("text", "version of"))}
+    old = dataclasses.replace(new, contents=Fingerprint(new.contents.tables, facts))
+    recipients = keys.recipients_of(backup.organization_id)
+    taken.put(place.storage, backup.manifest_key, manifests.seal(old, recipients, keys.signing_key()))
+    found, proof, operation = place.verify(backup)
+    assert found.status == "verified", operation.error
+    assert "Not compared, since another version of NovaStack took it: the text of" in proof.notes[-1]
+    place.nothing_left()
+
+
 def test_what_could_not_run_says_nothing_about_the_backup(place: Place) -> None:
     backup = place.backup()
     object_path = taken.read(place.storage, backup.object_key)

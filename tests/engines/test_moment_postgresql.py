@@ -181,7 +181,10 @@ def test_settings_that_end_sessions_do_not_end_it(copier: Copier) -> None:
 def test_tables_that_change_as_it_begins(copier: Copier) -> None:
     """Truncated, rewritten or dropped between the snapshot and the dump: a clear failure that is worth another try."""
     with connect(copier.source, copier.login) as tenant:
-        tenant.execute("CREATE TABLE t AS SELECT generate_series(1, 1000) AS i; CREATE TABLE u AS SELECT 1 AS i")
+        tenant.execute(
+            "CREATE TABLE t AS SELECT generate_series(1, 1000) AS i; CREATE TABLE u AS SELECT 1 AS i;"
+            "CREATE VIEW v AS SELECT 1 AS i; CREATE FUNCTION f(a int DEFAULT 1) RETURNS int LANGUAGE sql AS 'SELECT 1'"
+        )
     admit(copier)
 
     def change(statement: str) -> Callable[[], None]:
@@ -191,7 +194,8 @@ def test_tables_that_change_as_it_begins(copier: Copier) -> None:
 
         return act
 
-    for statement in ("TRUNCATE t", "ALTER TABLE u ALTER i TYPE text USING i::text", "DROP TABLE u"):
+    another = "CREATE OR REPLACE FUNCTION f(a int DEFAULT 2) RETURNS int LANGUAGE sql AS 'SELECT 1'"
+    for statement in (another, "TRUNCATE t", "ALTER TABLE u ALTER i TYPE text USING i::text", "DROP TABLE u"):
         with pytest.raises(Exception) as failed:
             taken(copier, begun=change(statement))
         assert failed.value.code == "source_changed", failed.value  # type: ignore[attr-defined]
