@@ -217,11 +217,16 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Data; argv never holds a secret. `{secret:<name>}` in argv and env is the path of that secret file."""
+    """Data; argv never holds a secret. `{secret:<name>}` in argv and env is the path of that secret file. `programs`: what
+    a shell in argv runs and that need not come with the server; where one is missing it ends with `TOOLS_MISSING`."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     secret_files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    programs: tuple[str, ...] = ()
+
+
+TOOLS_MISSING = 69  # exit code of a tool whose program is not there (`sysexits.h`: service unavailable)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from projects.models import (
 from projects.operations import copying, move_copying, move_steps, move_switch, steps, wiring
 from projects.operations.base import PLATFORM_CONNECTIONS, StepFailed, Wait
 from projects.operations.context import Context
-from projects.operations.move_sides import Incoming, Target, ensure_up, plan_server, quiet
+from projects.operations.move_sides import Incoming, Target, ensure_up, plan_server, shut_out
 
 SAFETY_SECONDS = 2.0
 
@@ -146,10 +146,7 @@ def fence(ctx: Context) -> None:
     move_copying.note_password(ctx)
     if "fenced_at" not in ctx.row.data:
         ctx.record(fenced_at=now().isoformat())
-    ctx.guard()
-    with wiring.admin_session(ctx.engine, ctx.server) as admin:
-        quiet(ctx, admin, ctx.names, quiet=True)
-        admin.lock_tenant(ctx.names, locked=True)
+    shut_out(ctx)
     carry_password(ctx, ctx.seen_as(Incoming))
     ctx.explain("No client is connected, none can connect")
     ctx.say("Clients are shut out; the restored database takes over.")

@@ -132,8 +132,9 @@ def restore_into(
     copying.remove_tools(None, side.runtime, stem)
     taker = admitted_to_restore(side, names)
     opener = open_archive(backup, manifest, storage)
-    moved = feed(side, side_of(side, taker), opener, name=copying.tool_names(stem)[1], pulse=pulse)
-    side.engine.finish_copy(side.server.control_endpoint, taker, names)
+    restoring = side.engine.restoring()
+    moved = feed(side, side_of(side, taker), opener, name=copying.tool_names(stem)[1], pulse=pulse, hear=restoring.hear)
+    restoring.finish(side.server.control_endpoint, taker, names)
     given_back(side, names)
     tool = admitted(side, names)
     with wiring.admin_session(side.engine, side.server) as admin:
@@ -154,8 +155,12 @@ def open_archive(backup: Backup, manifest: Manifest, storage: Storage) -> Opener
         raise BackupCorrupt(error.code, str(error)) from error
 
 
-def feed(side: Context, target: copying.Side, opener: Opener, *, name: str, pulse: Callable[[int], None]) -> int:
-    """Run the restore tool on what the opener gives; returns the archive's bytes. The opener is closed in any case."""
+def feed(
+    side: Context, target: copying.Side, opener: Opener, *, name: str, pulse: Callable[[int], None],
+    hear: Callable[[bytes], None],
+) -> int:  # fmt: skip
+    """Run the restore tool on what the opener gives, each piece of which `hear` gets first; returns the archive's bytes. The
+    opener is closed in any case."""
     stage: stages.Stage | None = None
     feeder: _Feeder | None = None
     try:
@@ -166,7 +171,7 @@ def feed(side: Context, target: copying.Side, opener: Opener, *, name: str, puls
         )  # fmt: skip
         stage = stages.Stage("restore", tool)
         stage.listen()
-        feeder = _Feeder(opener, target.runtime.stdin_of(tool), name)
+        feeder = _Feeder(opener, target.runtime.stdin_of(tool), name, hear)
         feeder.start()
         return _watch(stage, feeder, pulse)
     finally:
@@ -204,12 +209,13 @@ def _watch(stage: stages.Stage, feeder: _Feeder, pulse: Callable[[int], None]) -
 class _Feeder(threading.Thread):
     """Moves pieces from the opener into the tool. No ORM here."""
 
-    def __init__(self, opener: Opener, sink: IO[bytes], name: str) -> None:
+    def __init__(self, opener: Opener, sink: IO[bytes], name: str, hear: Callable[[bytes], None]) -> None:
         super().__init__(daemon=True, name=f"feed-{name}")
-        self._opener, self._sink = opener, sink
+        self._opener, self._sink, self._hear = opener, sink, hear
         self.stop, self.refused = threading.Event(), threading.Event()
         self.moved = 0
         self.broken = False
+        self.misheard: domain.EngineError | None = None
         self.error: StepFailed | None = None
 
     def run(self) -> None:
@@ -217,9 +223,12 @@ class _Feeder(threading.Thread):
             for piece in self._opener:
                 if self.stop.is_set():
                     return
+                self._heard(piece)
                 self._put(framing.frame(piece))
                 self.moved += len(piece)
-            if not self.stop.is_set():
+            if self.misheard is not None:
+                self.error = StepFailed("restore_failed", f"This is no dump: {self.misheard}", retryable=False)
+            elif not self.stop.is_set():
                 self._put(framing.END)
                 with contextlib.suppress(OSError, ValueError):
                     self._sink.close()
@@ -231,6 +240,16 @@ class _Feeder(threading.Thread):
             if not self.stop.is_set():
                 log.error("reading a backup broke", error=type(error).__name__, exc_info=error)
                 self.error = StepFailed("storage_failed", f"The stream broke ({type(error).__name__}).")
+
+    def _heard(self, piece: bytes) -> None:
+        """What is no dump is read to its end: its hash may be wrong, which nobody has looked at yet."""
+        if self.misheard is not None:
+            return
+        try:
+            self._hear(piece)
+        except domain.EngineError as error:
+            self.misheard = error
+            self.refused.set()
 
     def _put(self, data: bytes) -> None:
         """To the tool, as long as it takes anything."""

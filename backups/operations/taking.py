@@ -67,6 +67,8 @@ def backup_row(
     engine = registry.engine(project.engine)
     if domain.Capability.COPY not in engine.capabilities:
         raise BackupNotSupported(f"{engine.title} can't be backed up yet.")
+    if reason := project.region.tools_against(engine.name):
+        raise BackupNotSupported(f"{engine.title} can't be backed up in {project.region.name}: {reason}.")
     target = storage or storages.default_target(project.organization_id)
     if target is None:
         raise NoBackupStorage("Add a storage for backups first, and make it the default.")

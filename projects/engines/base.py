@@ -126,6 +126,11 @@ class EngineAdmin(ABC):
     def lock_tenant(self, names: TenantNames, *, locked: bool) -> None:
         """Forbid (or allow again) the tenant's logins and end its sessions (rule 22)."""
 
+    def is_locked(self, names: TenantNames) -> bool:
+        """Whether `lock_tenant` holds for every login of the tenant's. Asked where a session that was open meanwhile may have
+        undone it (`Engine.lock_ends_sessions`); elsewhere nobody could."""
+        return True
+
     @abstractmethod
     def fence_writers(self, names: TenantNames, *, fenced: bool) -> int:
         """Make the tenant's sessions read-only by default (or no longer), over restarts and changed passwords, and end
@@ -245,6 +250,25 @@ class Moment(ABC):
         """
 
 
+class Restoring(ABC):
+    """A dump on its way into a restore tool: hears every piece of it, and does afterwards what the tool does not."""
+
+    def hear(self, piece: bytes) -> None:  # noqa: B027 - most need none of it
+        """A piece of the archive, every one, in order. Raises `EngineError` when it is none."""
+
+    @abstractmethod
+    def finish(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:
+        """The tool has ended well. `credentials` are its login's. May take as long as making indexes does."""
+
+
+class _OnlyFinished(Restoring):
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def finish(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:
+        self._engine.finish_copy(endpoint, credentials, names)
+
+
 class Engine(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
@@ -265,9 +289,11 @@ class Engine(ABC):
         ""  # the same while its sessions are ended in the middle of writing; empty: they aren't
     )
     dump_format: ClassVar[str] = ""  # what `dump` writes, as people know it
+    tool_programs: ClassVar[tuple[str, ...]] = ()  # of `dump` and `restore`, where they need not come with the server
     minimum_memory_bytes: ClassVar[int] = 128 << 20  # below, a server does not start or dies of its first work
     connection_bytes: ClassVar[int] = 1 << 20  # memory that an open connection costs before it does anything
     max_username_length: ClassVar[int] = 63
+    lock_ends_sessions: ClassVar[bool] = True  # `lock_tenant` reaches sessions that are open; else only a restart does
     tls_relaxes_at_start: ClassVar[bool] = False  # plain connections are allowed again only by the next start
     resize_words: ClassVar[str]  # what of new limits waits for a restart
     tables_title: ClassVar[str] = "Tables"
@@ -350,6 +376,10 @@ class Engine(ABC):
 
     def finish_copy(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:  # noqa: B027 - PostgreSQL's
         """Within a restored database, as the tool's login: what a restore by somebody else than the owner leaves behind."""
+
+    def restoring(self) -> Restoring:
+        """For one run of `restore`: who moves the dump lets it hear the pieces, and calls its `finish` for `finish_copy`."""
+        return _OnlyFinished(self)
 
     def fingerprint(
         self, endpoint: Endpoint, credentials: Credentials, *, pulse: Callable[[], None] = lambda: None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import secrets
 import threading
 import time
@@ -19,7 +20,10 @@ from typing import Any, ClassVar
 
 from projects.domain import (
     Capability,
+    Command,
     Counters,
+    Credentials,
+    Endpoint,
     EngineError,
     ProcessProgram,
     ServerRequest,
@@ -29,10 +33,12 @@ from projects.domain import (
     TableCounts,
     TenantNames,
 )
-from projects.engines import trust
-from projects.engines.base import TABLES_MOST, TABLES_SECONDS
+from projects.engines import mongodb_copy, trust
+from projects.engines.base import TABLES_MOST, TABLES_SECONDS, Restoring
 from projects.engines.mongodb import DATA, MIB, SECRET, MongoDB
-from projects.engines.mongodb_admin import MongoDBAdmin
+from projects.engines.mongodb_admin import MongoDBAdmin, some
+from projects.engines.mongodb_moment import IndexedAfterwards
+from projects.engines.mongodb_reading import names_of
 from projects.engines.mongodb_session import ADMIN, Session
 
 MOUNT = "/var/lib/ferretdb"
@@ -114,14 +120,18 @@ class FerretDBAdmin(MongoDBAdmin):
 
     def create_tenant(self, names: TenantNames, *, login_password: str, control_password: str, blank: str = "") -> None:
         for username, password in ((names.login, login_password), (names.control, control_password)):
-            self._session.run(ADMIN, {"update": USERS, "updates": [{
-                "q": {"_id": f"{names.database}.{username}"}, "upsert": True,
-                "u": {
-                    "$set": {"credentials": _verifier(password), "user": username, "db": names.database, "roles": []},
-                    "$unset": {_LOCKED: ""},
-                    "$setOnInsert": {"userId": uuid.uuid4()},
-                },
-            }]})  # fmt: skip
+            self._put(names, username, password)
+
+    def _put(self, names: TenantNames, username: str, password: str) -> None:
+        """A login, at home in the tenant's database; one that is there gets this password, and is not locked."""
+        self._session.run(ADMIN, {"update": USERS, "updates": [{
+            "q": {"_id": f"{names.database}.{username}"}, "upsert": True,
+            "u": {
+                "$set": {"credentials": _verifier(password), "user": username, "db": names.database, "roles": []},
+                "$unset": {_LOCKED: ""},
+                "$setOnInsert": {"userId": uuid.uuid4()},
+            },
+        }]})  # fmt: skip
 
     def drop_tenant(self, names: TenantNames) -> None:
         self._session.run(names.database, {"dropDatabase": 1})
@@ -138,6 +148,48 @@ class FerretDBAdmin(MongoDBAdmin):
                 self._write(user["_id"], {_LOCKED: user["credentials"], "credentials": {}})
             elif not locked and user.get(_LOCKED):
                 self._write(user["_id"], {"credentials": user[_LOCKED], _LOCKED: {}})
+
+    def is_locked(self, names: TenantNames) -> bool:
+        ours = {f"{names.database}.{names.control}", f"{ADMIN}.{self.bootstrap_username}"}
+        users = self._session.find(ADMIN, USERS, {})
+        return all(user["_id"] in ours or (user.get(_LOCKED) and not user["credentials"]) for user in users)
+
+    # --- copies -------------------------------------------------------------------------------------------------------
+    def obstacles(self, names: TenantNames, *, renamed: bool = False) -> list[str]:
+        """Also what a tenant made beside its database: nothing on this product keeps it from doing so."""
+        found = super().obstacles(names, renamed=renamed)
+        if others := [name for name in self.databases() if name != names.database]:
+            found.append(f"other databases on the server, {some(others)}: only {names.database} is taken")
+        if strays := [name for name in names_of(self._session, ADMIN) if name != USERS]:
+            found.append(f"collections in the database admin, {some(strays)}")
+        ours = {names.login, names.control, names.tool, self.bootstrap_username}
+        if logins := sorted(self._logins_of_all() - ours):
+            found.append(f"logins besides {names.login}, {some(logins)}")
+        return found
+
+    def admit_tool(self, names: TenantNames, username: str, password: str) -> None:
+        self._put(names, username, password)
+
+    def admit_restorer(self, names: TenantNames, username: str, password: str) -> str:
+        self._put(names, username, password)
+        return username
+
+    def dismiss_tool(self, names: TenantNames, username: str) -> None:
+        """A session of it would go on; but the tool is gone."""
+        self._session.run(
+            ADMIN, {"delete": USERS, "deletes": [{"q": {"_id": f"{names.database}.{username}"}, "limit": 0}]}
+        )
+
+    def password_hashes(self, names: TenantNames) -> dict[str, str]:
+        found = self._session.find(ADMIN, USERS, {"_id": f"{names.database}.{names.login}"})
+        return {str(user["user"]): json.dumps(user.get(_LOCKED) or user["credentials"]) for user in found}
+
+    def put_password_hashes(self, names: TenantNames, hashes: Mapping[str, str]) -> None:
+        for username, kept in hashes.items():
+            found = self._session.find(ADMIN, USERS, {"_id": f"{names.database}.{username}"})
+            if not found:
+                raise EngineError("the login does not exist")
+            self._write(found[0]["_id"], {_LOCKED if found[0].get(_LOCKED) else "credentials": json.loads(kept)})
 
     def fence_writers(self, names: TenantNames, *, fenced: bool) -> int:
         raise EngineError("this product can't forbid writing")
@@ -208,7 +260,7 @@ class FerretDB(MongoDB):
     oldest_version: ClassVar[str] = "1.24"
     below_version: ClassVar[str] = "2.0"  # from there on it needs a PostgreSQL with extensions of its own
     version_parts: ClassVar[tuple[int, int]] = (2, 3)
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.TLS})
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.TLS, Capability.COPY})
     tls_relaxes_at_start: ClassVar[bool] = False
     official_image: ClassVar[str] = "novastack-ferretdb"
     server_program: ClassVar[str] = "ferretdb"
@@ -219,6 +271,14 @@ class FerretDB(MongoDB):
         "It speaks TLS only, and is restarted once a year for a new certificate, unless it was within the weeks before.",
     )
     admin_class: ClassVar[type[MongoDBAdmin]] = FerretDBAdmin
+    trims_capped: ClassVar[bool] = True
+    lock_ends_sessions: ClassVar[bool] = False
+
+    def restore(self, place: Endpoint, credentials: Credentials) -> Command:
+        return mongodb_copy.restore(place, credentials, arguments=("--noIndexRestore",))
+
+    def restoring(self) -> Restoring:
+        return IndexedAfterwards()
 
     def server_spec(self, request: ServerRequest) -> ServerSpec:
         data = f"{MOUNT}/{DATA}"

@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 from projects.domain import (
     Bootstrapped,
     Capability,
+    Command,
     ConnectionInfo,
     Credentials,
     Endpoint,
     EngineError,
+    Fingerprint,
     ServerRequest,
     ServerSpec,
     TenantNames,
     Tls,
 )
-from projects.engines import mongodb_bootstrap, mongodb_names, mongodb_snippets, mongodb_tls, trust
-from projects.engines.base import Engine, EngineAdmin
+from projects.engines import (
+    mongodb_bootstrap,
+    mongodb_copy,
+    mongodb_moment,
+    mongodb_names,
+    mongodb_reading,
+    mongodb_snippets,
+    mongodb_tls,
+    trust,
+)
+from projects.engines.base import Engine, EngineAdmin, Moment
 from projects.engines.mongodb_admin import PLATFORM, MongoDBAdmin, tenant_roles
 from projects.engines.mongodb_session import Session, connect
 
@@ -48,6 +59,7 @@ class MongoDB(Engine):
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
         {
             Capability.POOL, Capability.WRITE_FENCE, Capability.TLS, Capability.TLS_OPTIONAL, Capability.TLS_RELOAD,
+            Capability.COPY,
         }
     )  # fmt: skip
     tls_relaxes_at_start: ClassVar[bool] = True  # `tlsMode` of a running server can only become stricter
@@ -60,6 +72,13 @@ class MongoDB(Engine):
     shrink_words: ClassVar[str] = "drop, or deleteMany followed by compact"
     minimum_memory_bytes: ClassVar[int] = 512 << 20
     admin_class: ClassVar[type[MongoDBAdmin]] = MongoDBAdmin
+    dump_format: ClassVar[str] = "mongodump archive"
+    dump_program: ClassVar[str] = mongodb_copy.DUMP
+    tool_programs: ClassVar[tuple[str, ...]] = (mongodb_copy.DUMP, mongodb_copy.RESTORE)
+    dumps_name_roles: ClassVar[bool] = False
+    trims_capped: ClassVar[bool] = (
+        False  # capped collections lose their oldest documents some time after a write, not by it
+    )
 
     def server_spec(self, request: ServerRequest) -> ServerSpec:
         data = f"{MOUNT}/{DATA}"
@@ -134,6 +153,26 @@ class MongoDB(Engine):
 
     def accepts_plain(self, endpoint: Endpoint, credentials: Credentials, *, timeout_seconds: float = 5) -> bool:
         return mongodb_tls.accepts_plain(endpoint, timeout_seconds=timeout_seconds)
+
+    def dump(self, place: Endpoint, credentials: Credentials) -> Command:
+        """Collections with their options and indexes, one after the other; no login. Collections of the server's own
+        (`system.…`), and those with a line break in their name, are not in it."""
+        return mongodb_copy.dump(place, credentials, self.dump_program)
+
+    def moment(
+        self, endpoint: Endpoint, place: Endpoint, credentials: Credentials, *, compress: bool = False
+    ) -> contextlib.AbstractContextManager[Moment]:
+        return mongodb_moment.held(
+            endpoint, place, credentials, program=self.dump_program, trims_capped=self.trims_capped
+        )
+
+    def restore(self, place: Endpoint, credentials: Credentials) -> Command:
+        return mongodb_copy.restore(place, credentials)
+
+    def fingerprint(
+        self, endpoint: Endpoint, credentials: Credentials, *, pulse: Callable[[], None] = lambda: None
+    ) -> Fingerprint:
+        return mongodb_reading.read(endpoint, credentials, pulse, trims_capped=self.trims_capped)
 
     def validate_identifier(self, value: str) -> str:
         return mongodb_names.validate(value, self.title)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from projects.domain import Counters, EngineError, ServerStats, TableCount, TableCounts, TenantNames
 from projects.engines.base import TABLES_MOST, TABLES_SECONDS, EngineAdmin
+from projects.engines.mongodb_moment import unspeakable
+from projects.engines.mongodb_reading import names_of
 from projects.engines.mongodb_session import ADMIN, NOT_FOUND, CommandFailed, Session
 
 PLATFORM = "novastack"
@@ -21,6 +24,7 @@ CONTROL = "nvs_control"  # the same, in the tenant's database
 FENCED = "nvs_fenced"  # what a fenced tenant may still do
 _NOWHERE = ["240.0.0.1"]  # an address that no client has
 _ROLE_NOT_FOUND = 31
+_TAKEN_ALONG = frozenset({"system.js"})
 _OPERATIONS = ("insert", "query", "update", "delete", "getmore", "command")
 
 
@@ -165,6 +169,46 @@ class MongoDBAdmin(EngineAdmin):
         figures = self._session.run(database, {"collStats": name, "maxTimeMS": 1000})
         return TableCount(name, int(figures["count"]), int(figures["storageSize"]) + int(figures["totalIndexSize"]))
 
+    # --- copies -------------------------------------------------------------------------------------------------------
+    def obstacles(self, names: TenantNames, *, renamed: bool = False) -> list[str]:
+        """Collections that the tools pass over."""
+        found = []
+        listed = names_of(self._session, names.database)
+        if own := [name for name in listed if name.startswith("system.") and name not in _TAKEN_ALONG]:
+            found.append(f"collections with a name of the server's own, {some(own)}: rename them")
+        if broken := unspeakable(listed):
+            found.append(f"collections with a line break in their name, {some(broken)}: rename them")
+        return found
+
+    def admit_tool(self, names: TenantNames, username: str, password: str) -> None:
+        self._user(names.database, username, password, [{"role": "read", "db": names.database}])
+
+    def admit_restorer(self, names: TenantNames, username: str, password: str) -> str:
+        self._user(names.database, username, password, tenant_roles(names.database, fenced=False))
+        return username
+
+    def dismiss_tool(self, names: TenantNames, username: str) -> None:
+        try:
+            self._session.run(names.database, {"dropUser": username})
+        except CommandFailed as error:
+            if error.number != NOT_FOUND:
+                raise
+
+    def around(self, names: TenantNames) -> dict[str, Any]:
+        """Nothing: what is said of a database stands with its collections, which are in a dump."""
+        return {}
+
+    def put_around(self, names: TenantNames, around: dict[str, Any]) -> None:
+        """There is nothing to put."""
+
+    def password_hashes(self, names: TenantNames) -> dict[str, str]:
+        """None: the product gives them to nobody, and a tenant can't change its password by itself."""
+        return {}
+
+    def put_password_hashes(self, names: TenantNames, hashes: Mapping[str, str]) -> None:
+        if hashes:
+            raise EngineError("this product takes no password but in clear text")
+
     # --- parts --------------------------------------------------------------------------------------------------------
     def _connections(self, database: str, logins: set[str]) -> int:
         """Those that have logged in as one of `logins`."""
@@ -209,6 +253,11 @@ class MongoDBAdmin(EngineAdmin):
             if error.number != _ROLE_NOT_FOUND:
                 raise
             self._session.run(database, {"createRole": name, "privileges": privileges, "roles": []})
+
+
+def some(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name)[1:-1][:60] for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def _counters(server: dict[str, Any]) -> Counters:

@@ -7,11 +7,12 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import bson
 import pymongo
+from bson import Int64
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 from pymongo import MongoClient
@@ -89,6 +90,28 @@ class Session:
     def find(self, database: str, collection: str, query: Mapping[str, Any]) -> list[Document]:
         with translated():
             return list(self._client[database][collection].find(query))
+
+    def whole(self, database: str, answer: Document) -> list[Document]:
+        """All rows of a cursor, of which a command answered the first."""
+        cursor = answer["cursor"]
+        rows = list(cursor["firstBatch"])
+        while cursor["id"]:
+            name = str(cursor["ns"]).partition(".")[2]
+            cursor = self.run(database, {"getMore": Int64(cursor["id"]), "collection": name})["cursor"]
+            rows += cursor["nextBatch"]
+        return rows
+
+    def raw(self, database: str, collection: str, pulse: Callable[[], None]) -> Iterator[bytes]:
+        """Every document, as it came. `pulse` is called with every batch and ends it by raising."""
+        with translated():
+            batches: Any = self._client[database][collection].find_raw_batches({}, batch_size=1000)
+            for batch in batches:
+                pulse()
+                at = 0
+                while at < len(batch):
+                    size = int.from_bytes(batch[at : at + 4], "little")
+                    yield batch[at : at + size]
+                    at += size
 
     def drop_database(self, database: str) -> None:
         self.run(database, {"dropDatabase": 1})

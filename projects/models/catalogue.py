@@ -99,6 +99,10 @@ class Region(BaseModel):
         """Why that engine's version can't run here; empty when it can."""
         return str(self.lacks.get(engine, {}).get(version, ""))
 
+    def tools_against(self, engine: str) -> str:
+        """Why that engine's databases can't be dumped or restored here, as far as a worker has seen; empty: nothing known."""
+        return str(self.lacks.get(engine, {}).get("tools", ""))
+
     @property
     def disk_used_percent(self) -> float | None:
         """Of the disk that holds the data; None where no worker can see it."""

@@ -33,7 +33,8 @@ def asked() -> list[Asked]:
 
 
 def reasons(runtime: Runtime, what: list[Asked]) -> dict[str, dict[str, str]]:
-    """Engine → version → why it can't run there. Runs in any thread: no ORM here. Raises `RuntimeUnreachable`."""
+    """Engine → version → why it can't run there; under `tools`, why it can't be dumped and restored there. Runs in any
+    thread: no ORM here. Raises `RuntimeUnreachable`."""
 
     def reason(one: Asked) -> str:
         return runtime.lacks(one.engine.name, one.version, one.engine.official_image, one.image)
@@ -44,6 +45,9 @@ def reasons(runtime: Runtime, what: list[Asked]) -> dict[str, dict[str, str]]:
         for one, why in zip(what, pool.map(reason, what), strict=True):
             if why:
                 found.setdefault(one.engine.name, {})[one.version] = why
+        for engine in {one.engine.name: one.engine for one in what}.values():
+            if engine.tool_programs and (why := runtime.lacks_programs(engine.tool_programs)):
+                found.setdefault(engine.name, {})["tools"] = why
         return found
 
 

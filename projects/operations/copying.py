@@ -15,7 +15,7 @@ from typing import IO
 
 from projects import domain
 from projects.engines import framing
-from projects.engines.base import Engine
+from projects.engines.base import Engine, Restoring
 from projects.operations.base import StepFailed
 from projects.operations.stages import END_SECONDS, LOOK_SECONDS, TOOL_MEMORY_BYTES, Stage
 from projects.runtimes.base import Runtime
@@ -46,8 +46,17 @@ def remove_tools(source: Runtime | None, target: Runtime | None, stem: str) -> N
         target.remove_tool(restore)
 
 
-def copy(engine: Engine, source: Side, target: Side, *, stem: str, pulse: Callable[[int], None]) -> int:
-    """Fill the target's empty database with the source's content; returns the bytes of the dump.
+def copy(
+    engine: Engine,
+    source: Side,
+    target: Side,
+    *,
+    stem: str,
+    pulse: Callable[[int], None],
+    restoring: Restoring | None = None,
+) -> int:
+    """Fill the target's empty database with the source's content; returns the bytes of the dump. `restoring` hears them, and
+    is finished by who calls.
 
     `pulse` gets the bytes so far twice a second and ends the copy by raising. Raises `StepFailed` with `dump_failed`,
     `restore_failed`, `source_lost`, `target_lost`, `target_full`, `tool_out_of_memory`, and what runtimes raise. In no
@@ -71,14 +80,14 @@ def copy(engine: Engine, source: Side, target: Side, *, stem: str, pulse: Callab
         if well.stdin is not None:
             with contextlib.suppress(OSError):
                 well.stdin.close()
-        return _run(stages[1], stages[0], target.runtime.stdin_of(sink), pulse)
+        hear = restoring.hear if restoring is not None else None
+        return _run(_Pump(stages[1], target.runtime.stdin_of(sink), hear), stages[1], stages[0], pulse)
     finally:
         for stage in stages:
             stage.end()
 
 
-def _run(dump: Stage, restore: Stage, sink: IO[bytes], pulse: Callable[[int], None]) -> int:
-    pump = _Pump(dump, sink)
+def _run(pump: _Pump, dump: Stage, restore: Stage, pulse: Callable[[int], None]) -> int:
     pump.start()
     while pump.is_alive():
         pump.join(LOOK_SECONDS)
@@ -100,9 +109,9 @@ def _run(dump: Stage, restore: Stage, sink: IO[bytes], pulse: Callable[[int], No
 class _Pump(threading.Thread):
     """Moves pieces. The last word, that the dump is whole, is said only when the dump tool has ended well."""
 
-    def __init__(self, dump: Stage, sink: IO[bytes]) -> None:
+    def __init__(self, dump: Stage, sink: IO[bytes], hear: Callable[[bytes], None] | None) -> None:
         super().__init__(daemon=True, name=f"pump-{dump.tool.name}")
-        self._dump, self._sink = dump, sink
+        self._dump, self._sink, self._hear = dump, sink, hear
         self.moved = 0
         self.dumped: domain.ExitResult | None = None
         self.error: Exception | None = None
@@ -112,6 +121,8 @@ class _Pump(threading.Thread):
         assert source is not None  # noqa: S101 - every tool has one
         try:
             while piece := source.read(framing.PIECE_BYTES):
+                if self._hear is not None:
+                    self._hear(piece)
                 self._sink.write(framing.frame(piece))
                 self._sink.flush()
                 self.moved += len(piece)
@@ -121,6 +132,8 @@ class _Pump(threading.Thread):
                 self._sink.flush()
                 with contextlib.suppress(OSError):
                     self._sink.close()
+        except domain.EngineError as error:
+            self.error = StepFailed("dump_failed", f"The dump tool wrote something else than a dump: {error}")
         except (OSError, ValueError) as error:
             # Either the tool that takes has ended, which its exit code says, or a connection broke.
             self.error = StepFailed("copy_interrupted", f"The stream between the tools broke ({type(error).__name__}).")

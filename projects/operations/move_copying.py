@@ -24,6 +24,7 @@ from projects.operations.move_sides import (
     given_back,
     keeps_port,
     quiet,
+    shut_out,
     side_of,
     take_final_names,
 )
@@ -52,10 +53,8 @@ def fence(ctx: Context) -> None:
     note_password(ctx)
     if "fenced_at" not in ctx.row.data:
         ctx.record(fenced_at=now().isoformat())
-    ctx.guard()
+    shut_out(ctx)
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
-        quiet(ctx, admin, ctx.names, quiet=True)
-        admin.lock_tenant(ctx.names, locked=True)
         obstacles = admin.obstacles(ctx.names, renamed=Target.of(ctx.operation).on_pool)
     if obstacles:
         raise StepFailed("not_movable", f"A copy would lose: {'; '.join(obstacles)}.", retryable=False)
@@ -94,15 +93,18 @@ def copy(ctx: Context) -> None:
     giver = admitted(ctx, ctx.names)
     began = time.monotonic()
     pulse = watched(ctx, lambda so_far: ctx.record(moved=so_far))
+    restoring = ctx.engine.restoring()
     try:
-        moved = copying.copy(ctx.engine, side_of(ctx, giver), side_of(side, taker), stem=stem_of(ctx), pulse=pulse)
+        moved = copying.copy(
+            ctx.engine, side_of(ctx, giver), side_of(side, taker), stem=stem_of(ctx), pulse=pulse, restoring=restoring
+        )
     except StepFailed as error:
         if error.code == "target_lost" and disks.is_full(side.region):  # a server without room for its log just ends
             detail = f"The disk of {side.region.name} is full."
             raise StepFailed("target_full", detail, retryable=False) from error
         raise
     with target_errors():
-        ctx.engine.finish_copy(side.server.control_endpoint, taker, names)
+        restoring.finish(side.server.control_endpoint, taker, names)
         given_back(side, names)
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         around = admin.around(ctx.names)

@@ -33,9 +33,10 @@ from projects.models import (
     ServerKind,
 )
 from projects.operations import copying, locks, placing, steps, wiring
-from projects.operations.base import PLATFORM_CONNECTIONS, Wait
+from projects.operations.base import PLATFORM_CONNECTIONS, StepFailed, Wait
 from projects.operations.context import Context
 
+FENCE_TRIES = 3
 NAMING = ("provision", "move", "restore")  # kinds that make a place on a pool: names there are never used twice
 
 
@@ -265,6 +266,28 @@ def ensure_up(ctx: Context) -> None:
     request = wiring.server_request(server, required=ctx.tls_required)
     steps.ensure(ctx, request, domain.DataPolicy.MUST_EXIST, "desired_state")
     steps.await_login(ctx)
+
+
+def shut_out(ctx: Context) -> None:
+    """Lock the tenant's logins, and end what is open: by a restart where a lock does not reach that, and again where a
+    session let somebody in meanwhile. Raises `StepFailed` (`not_fenced`)."""
+    for _ in range(1 if ctx.engine.lock_ends_sessions else FENCE_TRIES):
+        ctx.guard()
+        with wiring.admin_session(ctx.engine, ctx.server) as admin:
+            quiet(ctx, admin, ctx.names, quiet=True)
+            admin.lock_tenant(ctx.names, locked=True)
+        if ctx.engine.lock_ends_sessions:
+            return
+        ctx.adopt()
+        ctx.guard()
+        ctx.runtime.stop(ctx.server.handle, grace_seconds=15)
+        request = wiring.server_request(ctx.server, required=ctx.tls_required)
+        steps.ensure(ctx, request, domain.DataPolicy.MUST_EXIST, "desired_state")
+        steps.await_login(ctx)
+        with wiring.admin_session(ctx.engine, ctx.server) as admin:
+            if admin.is_locked(ctx.names):
+                return
+    raise StepFailed("not_fenced", "Sessions that were open let others in again, and again.")
 
 
 def keep_until(moment: datetime) -> datetime:

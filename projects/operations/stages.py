@@ -29,7 +29,7 @@ _LOST = re.compile(
     r"server closed the connection|closed unexpectedly|connection reset|connection to server|could not connect"
     r"|terminating connection|lost connection|can't connect|server has gone away|shutdown in progress"
     r"|connection refused|shutting down|unexpected eof|ssl error: |ssl connection has been closed|broken pipe"
-    r"|no connection to the server|connection timed out",
+    r"|no connection to the server|connection timed out|socket was unexpectedly|incomplete read of|server selection error",
     re.IGNORECASE,
 )
 _CHANGED = re.compile(
@@ -107,7 +107,7 @@ class Stage:
 
     def failure(self, ended: domain.ExitResult) -> StepFailed:
         """Which failure this end is. `dump_failed`, `restore_failed`, `source_lost`, `source_changed`, `target_lost`,
-        `target_full`, `tool_out_of_memory`, `tool_killed`."""
+        `target_full`, `tool_out_of_memory`, `tool_killed`, `tools_missing`."""
         words = self.words()
         log.warning("copy tool failed", stage=self.what, exit_code=ended.exit_code, oom=ended.oom_killed, said=words)
         if ended.oom_killed:
@@ -116,6 +116,8 @@ class Stage:
             return StepFailed("target_full", f"There is not enough room at the target: {words}", retryable=False)
         if ended.exit_code == framing.CUT_OFF:
             return StepFailed("restore_failed", "The dump did not come whole; what was restored is thrown away.")
+        if ended.exit_code == domain.TOOLS_MISSING:
+            return StepFailed("tools_missing", f"The {self.what} tool is not there: {words}", retryable=False)
         if ended.exit_code in {137, 143, -9, -15}:
             return StepFailed("tool_killed", f"The {self.what} tool was killed.")
         dumps = self.what == "dump"

@@ -164,10 +164,19 @@ CODES: Mapping[str, Code] = {
         "`detail` says what; remove it first.",
         False,
     ),
+    "not_fenced": Code(
+        "Clients could not be shut out: sessions that were open let others in again.",
+        f"{WAIT} Close those clients; nothing was changed.",
+    ),
     "move_not_supported": Code("This engine can't be moved yet.", "Nothing was changed.", False),
     "no_pool": Code("No shared server with room came up in time.", "For the operator. Ask for it again.", False),
     "target_full": Code(
         "The copy does not fit where it is to go.", "Choose a larger plan; the source is as it was.", False
+    ),
+    "tools_missing": Code(
+        "The engine's dump and restore tools are not where its server runs.",
+        "Docker: build or pull an image that has them, then restart or move to it. Processes: put them on PATH.",
+        False,
     ),
     "tool_killed": Code("A tool was ended from outside.", WAIT),
     "tool_out_of_memory": Code("A tool needed more memory than it may.", OPERATOR),

@@ -63,6 +63,10 @@ class Runtime(ABC):
         pulling an image. May ask a registry, which takes seconds."""
         return ""
 
+    def lacks_programs(self, programs: Sequence[str]) -> str:
+        """Why tools can't run these programs here, for people; empty: they can, or their server's image says."""
+        return ""
+
     def can_pull(self, official: str, version: str, override: str = "") -> bool:
         """Whether the image that is not here could be pulled now; asks the registry, pulls nothing, takes seconds."""
         return False

@@ -31,8 +31,8 @@ from projects.domain import (
 )
 from projects.runtimes import process_start
 from projects.runtimes.process_accounts import Account, ensure_account, remove_account
-from projects.runtimes.process_asking import ProcessAsking, honest
-from projects.runtimes.process_binaries import prints, reachable
+from projects.runtimes.process_asking import SYSTEM, ProcessAsking, honest
+from projects.runtimes.process_binaries import Found, prints, reachable
 from projects.runtimes.process_tools import ToolPlace, remove_tool, start_tool
 from projects.runtimes.process_volume import Volume, handle_of
 
@@ -167,6 +167,7 @@ class ProcessRuntime(ProcessAsking):
         memory_bytes: int = 256 << 20,
     ) -> ToolHandle:
         folder, program = self._tool_program(image, command.argv[0], beside)
+        folder = ":".join([folder or str(program.parent), *self._more_programs(command, folder)])
         place = self._tool_place()
         self._make_root()
         place.root.mkdir(exist_ok=True)
@@ -207,6 +208,19 @@ class ProcessRuntime(ProcessAsking):
         if path is None:
             raise ImageMissing(f"this machine has no {Path(name).name}")
         return folder, Path(path)
+
+    def _more_programs(self, command: Command, folder: str) -> list[str]:
+        """Folders of what the tool runs besides, where that is neither with the server nor a program of the system. What is
+        nowhere is left out: the tool says so."""
+        found = []
+        for name in command.programs:
+            if shutil.which(name, path=f"{folder}:{SYSTEM}" if folder else SYSTEM):
+                continue
+            if (place := self._place_of(name)) is not None:
+                # Copied where others can't reach it, and again when what is in it changed.
+                more = Found(place, f"tools-{place.bin.stat().st_mtime_ns}")
+                found.append(str(reachable(more, self._tool_account()).place.bin))
+        return list(dict.fromkeys(found))
 
     def _must_match(self, volume: Volume, handle: Handle) -> dict[str, Any]:
         """The server's plan. `StaleHandle` if nothing, or another process than the recorded one, is behind the name."""

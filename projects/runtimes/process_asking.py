@@ -7,6 +7,7 @@ import errno
 import functools
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -30,13 +31,14 @@ from projects.domain import (
 )
 from projects.runtimes.base import Runtime
 from projects.runtimes.process_accounts import can_make_accounts, make_passable
-from projects.runtimes.process_binaries import Found, SearchPath, find, installed, standard_search_path
+from projects.runtimes.process_binaries import Found, Place, SearchPath, find, installed, standard_search_path
 from projects.runtimes.process_limits import ControlGroups, find_control_groups
 from projects.runtimes.process_logs import cut_log, files_of, read_part, tail_lines
 from projects.runtimes.process_table import ProcessRef, listens
 from projects.runtimes.process_usage import UsageMeter
 from projects.runtimes.process_volume import Volume, handle_of
 
+SYSTEM = "/usr/bin:/bin"  # where every tool looks (`process_tools`)
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -119,6 +121,15 @@ class ProcessAsking(Runtime):
         except ImageMissing as error:
             return str(error)
         return ""
+
+    def lacks_programs(self, programs: Sequence[str]) -> str:
+        missing = [name for name in programs if not shutil.which(name, path=SYSTEM) and self._place_of(name) is None]
+        return f"this machine has no {' and no '.join(missing)}" if missing else ""
+
+    def _place_of(self, name: str) -> Place | None:
+        """The first folder with a program of that name."""
+        folders = (place for place in self._search("*") if os.access(place.bin / name, os.X_OK))
+        return next((Place(place.bin, place.base, (place.bin.name,)) for place in folders), None)
 
     def observe(self, handles: Sequence[Handle]) -> Mapping[Handle, Observation]:
         return {handle: self._observe_one(handle) for handle in handles}

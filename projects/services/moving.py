@@ -173,6 +173,11 @@ def _problems(project: Project, wanted: _Wanted, engine: Engine, kind: str, more
     if kind == "move":
         if domain.Capability.COPY not in engine.capabilities:
             found.append(MoveNotSupported(f"{engine.title} can't be moved yet."))
+        found.extend(
+            MoveNotSupported(f"{engine.title} can't be copied in {region.name}: {reason}.")
+            for region in dict.fromkeys((project.region, wanted.region))
+            if (reason := region.tools_against(engine.name))
+        )
         if reason := wanted.region.reason_against(engine.name, project.version):
             found.append(RegionUnavailable(f"{wanted.region.name} can't run it: {reason}."))
         if not wanted.region.has_room:

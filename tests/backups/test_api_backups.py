@@ -15,7 +15,8 @@ from backups.archive import Sealer
 from backups.models import Backup, StorageTarget
 from backups.operations import keys, storages
 from backups.services import downloads
-from projects.models import Operation, OperationLock, Project
+from projects.engines.ferretdb import FerretDB
+from projects.models import Operation, OperationLock, Project, Region
 from tests.factories import Team, api_client, make_project
 
 pytestmark = pytest.mark.django_db
@@ -85,7 +86,9 @@ def test_a_bad_body_makes_nothing(team: Team, project: Project, body: Any, statu
     assert not Backup.objects.exists()
 
 
-def test_refusals_say_what_to_do(team: Team, project: Project, target: StorageTarget, settings: Any) -> None:
+def test_refusals_say_what_to_do(
+    team: Team, project: Project, target: StorageTarget, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client, url = api_client(team.bob), f"/api/v1/projects/{project.pk}/backups/"
 
     def refused() -> tuple[str, str]:
@@ -116,8 +119,14 @@ def test_refusals_say_what_to_do(team: Team, project: Project, target: StorageTa
     kept.delete()
     StorageTarget.objects.update(is_default=False)
     assert refused()[0] == "no_backup_storage"
-    Project.objects.filter(pk=project.pk).update(engine="mongodb")
-    assert refused()[0] == "backup_not_supported"
+    Project.objects.filter(pk=project.pk).update(engine="ferretdb")
+    with monkeypatch.context() as patched:
+        patched.setattr(FerretDB, "capabilities", frozenset())
+        assert refused()[0] == "backup_not_supported"
+    Region.objects.update(lacks={"ferretdb": {"tools": "this machine has no mongodump"}})
+    assert refused() == (
+        "backup_not_supported", f"FerretDB can't be backed up in {project.region.name}: this machine has no mongodump.",
+    )  # fmt: skip
     assert not Operation.objects.filter(kind="backup").exists()
 
 

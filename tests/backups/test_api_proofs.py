@@ -11,6 +11,7 @@ from rest_framework.test import APIClient
 from backups.models import Backup, BackupPolicy, Drill, Proof, Schedule, ScheduleRun, StorageTarget
 from backups.operations import drills
 from novastack.common.clock import now
+from projects.engines.ferretdb import FerretDB
 from projects.models import Operation, Project
 from tests.factories import Team, api_client, make_project, make_team
 
@@ -77,7 +78,10 @@ def test_a_backup_is_verified_by_hand(bob: APIClient, team: Team, shop: Project)
         ({"engine": "nosuch"}, "backup_not_supported"),
     ],
 )
-def test_what_can_not_be_verified_says_so(bob: APIClient, shop: Project, fields: dict[str, Any], code: str) -> None:
+def test_what_can_not_be_verified_says_so(
+    bob: APIClient, shop: Project, fields: dict[str, Any], code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FerretDB, "capabilities", frozenset())
     made = stored(shop)
     Backup.objects.filter(pk=made.pk).update(**fields)
     answer = bob.post(f"/api/v1/backups/{made.pk}/verify/", {}, format="json")

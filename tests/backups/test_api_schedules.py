@@ -11,6 +11,7 @@ from rest_framework.test import APIClient
 
 from accounts.models import AuditEvent
 from backups.models import Backup, BackupStatus, Schedule, ScheduleRun, StorageTarget
+from projects.engines.ferretdb import FerretDB
 from projects.models import Project
 from tests.backups.keeping import make_backup, make_schedule, utc
 from tests.factories import Team, api_client
@@ -126,7 +127,10 @@ def test_a_project_has_ten(api: APIClient, url: str) -> None:
     assert (refused.status_code, refused.json()["code"]) == (409, "quota_exceeded")
 
 
-def test_of_a_deleted_project_and_of_an_engine_without(api: APIClient, url: str, idle: Project) -> None:
+def test_of_a_deleted_project_and_of_an_engine_without(
+    api: APIClient, url: str, idle: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FerretDB, "capabilities", frozenset())
     Project.objects.filter(pk=idle.pk).update(engine="ferretdb")
     refused = api.post(url, {"preset": "daily"})
     assert (refused.status_code, refused.json()["code"]) == (409, "backup_not_supported")

@@ -17,6 +17,7 @@ from backups.operations.dispatching import dispatch_due
 from novastack.common.clock import now
 from novastack.common.ids import uuid7
 from novastack.common.models import Install
+from projects.engines.ferretdb import FerretDB
 from projects.models import Operation, OperationLock, Project
 from projects.operations import locks
 from tests.backups.keeping import make_backup, make_schedule, utc
@@ -150,7 +151,10 @@ def test_across_the_days_on_which_clocks_change(idle: Project, storage: StorageT
         ({"engine": "ferretdb"}, "Backups of FerretDB (MongoDB-compatible) are not supported."),
     ],
 )
-def test_a_slot_that_passes_says_why(fields: dict[str, Any], reason: str, daily: Schedule, idle: Project) -> None:
+def test_a_slot_that_passes_says_why(
+    fields: dict[str, Any], reason: str, daily: Schedule, idle: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FerretDB, "capabilities", frozenset())
     Project.objects.filter(pk=idle.pk).update(**fields)
     done = run_at("2026-11-21T02:10:00")
     assert (done.started, done.skipped) == (0, 1)

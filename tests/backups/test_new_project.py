@@ -7,6 +7,7 @@ from django.test import Client
 from django.urls import reverse
 
 from backups.models import Schedule, StorageTarget
+from projects.engines.ferretdb import FerretDB
 from projects.models import Project
 from tests.factories import PlanFactory, RegionFactory, Team
 
@@ -39,7 +40,8 @@ def test_on_unless_it_is_switched_off(browser: Client, target: StorageTarget) ->
     assert not Schedule.objects.filter(project__name="Bare").exists()
 
 
-def test_an_engine_that_has_none(browser: Client, target: StorageTarget) -> None:
+def test_an_engine_that_has_none(browser: Client, target: StorageTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FerretDB, "capabilities", frozenset())
     part = preview(browser, "engine=ferretdb&backups=on")
     assert OFF in part
     assert "Backups of FerretDB are not supported." in part

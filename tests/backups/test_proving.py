@@ -13,6 +13,7 @@ from backups.models import Backup, Proof, StorageTarget
 from backups.operations import proving, scratch
 from backups.operations.taking import BackupNotSupported
 from novastack.common.errors import ActionNotAllowed, OperationInProgress
+from projects.engines.ferretdb import FerretDB
 from projects.models import DatabaseServer, DataTombstone, Operation, Project
 from tests.backups import taken
 from tests.faults.conftest import Site, _fresh, process_site  # noqa: F401
@@ -233,7 +234,8 @@ def test_what_could_not_run_says_nothing_about_the_backup(place: Place) -> None:
     place.nothing_left()
 
 
-def test_begin_refuses_what_makes_no_sense(place: Place) -> None:
+def test_begin_refuses_what_makes_no_sense(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FerretDB, "capabilities", frozenset())
     backup = place.backup()
     with transaction.atomic():
         proving.verify_begin(backup, kind="manual", created_by_label="test")

@@ -12,16 +12,21 @@ from typing import Any
 
 import psycopg
 import pytest
+from bson import json_util
 
 from backups.models import Backup
 from backups.services.kits import kit_export
 from novastack.embedded.postgres import EmbeddedPostgres
 from projects import domain
-from projects.models import Database
+from projects.models import Database, Endpoint
 from projects.operations import wiring
 from projects.runtimes.process_binaries import find
 from tests.backups import s3_server, taken
-from tests.faults.conftest import VERSION, Site, _fresh, process_site  # noqa: F401
+from tests.faults import lanes
+from tests.faults.clients import password_of, role_of, server_of
+from tests.faults.conftest import VERSION, Site, _fresh, make_site, process_site  # noqa: F401
+from tests.restores.taken import take
+from tests.restores.test_ferretdb import with_tools
 
 pytestmark = pytest.mark.django_db(transaction=True)
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "recovery.md").read_text()
@@ -183,6 +188,47 @@ def test_a_bucket_is_read_with_curl(
         )  # fmt: skip
     assert f"{backup.object_key}: OK" in said
     assert (tmp_path / "dump").read_bytes()[:5] == b"PGDMP"
+
+
+@pytest.fixture
+def ferretdb(_fresh: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:  # noqa: F811
+    lanes.require("ferretdb", "process", monkeypatch)
+    with_tools(monkeypatch)
+    yield from make_site("process", "ferretdb")
+
+
+def test_a_backup_of_ferretdb_is_restored_by_hand(ferretdb: Site, settings: Any, tmp_path: Path) -> None:
+    """Into another database of a server, the indexes as the page writes them down."""
+    if MISSING:
+        pytest.fail(f"needs {', '.join(MISSING)} (Debian packages of these names)")
+    project = ferretdb.ready()
+    with ferretdb.login(project) as database:
+        database["odd name"].insert_many([{"_id": n, "b": bytes(n), "u": n} for n in range(300)])
+        database["odd name"].create_index([("u", 1), ("b", -1)], name="two of them", unique=True)
+        database.create_collection("capped", capped=True, size=1 << 20)
+    root = tmp_path / "mnt"
+    root.mkdir()
+    backup = take(project, storage=taken.target(settings, root))
+    role, endpoint = role_of(project), Endpoint.objects.get(project=project)
+    (tmp_path / "ca.pem").write_text(server_of(project).control_endpoint.ca_pem)
+    uri = (
+        f"mongodb://{role.name}:{password_of(role)}@127.0.0.1:{endpoint.port}/?authSource={role.database.name}"
+        f"&tls=true&tlsCAFile={tmp_path / 'ca.pem'}"
+    )
+    said = follow(
+        blocks("mongodb"), tmp_path,
+        {"kit": str(kit_of(backup, ferretdb, tmp_path)), "storage": str(root / "all"), "object": backup.object_key, "uri": uri},
+    )  # fmt: skip
+    assert "300\todd name" in said
+    with ferretdb.login(project) as database:
+        restored = database.client["restored"]
+        for line in (tmp_path / "indexes.js").read_text().splitlines():
+            restored.command(json_util.loads(line.removeprefix("db.runCommand(EJSON.deserialize(").removesuffix("))")))
+        assert database.client["restored"]["odd name"].count_documents({}) == 300
+        assert list(database.client["restored"]["odd name"].find()) == list(database["odd name"].find())
+        for name in ("odd name", "capped"):
+            assert database.client["restored"][name].index_information() == database[name].index_information()
+            assert database.client["restored"][name].options() == database[name].options()
 
 
 def test_the_page_names_what_it_uses() -> None:

@@ -102,10 +102,12 @@ class Copier:
         with engine.admin(self.target.endpoint, self.target.admin) as admin:
             admin.lock_tenant(names, locked=True)
             restorer = replace(tool, username=admin.admit_restorer(names, tool.username, tool.password))
+        restoring = engine.restoring()
         moved = copying.copy(
-            engine, self.source.side(self.tool), self.target.side(restorer), stem=f"test-{uuid.uuid4()}", pulse=pulse
-        )
-        engine.finish_copy(self.target.endpoint, restorer, names)
+            engine, self.source.side(self.tool), self.target.side(restorer), stem=f"test-{uuid.uuid4()}", pulse=pulse,
+            restoring=restoring,
+        )  # fmt: skip
+        restoring.finish(self.target.endpoint, restorer, names)
         with engine.admin(self.source.endpoint, self.source.admin) as admin:
             around = admin.around(self.names)
         with engine.admin(self.target.endpoint, self.target.admin) as admin:

@@ -20,7 +20,7 @@ from pymongo.errors import OperationFailure
 from projects.domain import ConnectionInfo, Credentials, DataPolicy, EngineError, LoginRefused, TableCount
 from projects.engines.ferretdb import FerretDB, FerretDBAdmin, scram_sha_256
 from projects.runtimes.process import ProcessRuntime
-from projects.runtimes.process_binaries import search_path
+from projects.runtimes.process_binaries import Place, search_path
 from tests.contracts.engine_contract import HOSTILE, SNIPPETS, EngineContract, LiveServer, Tenant, new_names
 from tests.contracts.engine_servers import docker_server, small_spec, wait_ready
 
@@ -263,3 +263,11 @@ class TestFerretDBAsAProcess(FerretDBContract):
             runtime.destroy(handle, delete_data=True)
         finally:
             shutil.rmtree(root, ignore_errors=True)
+
+
+def test_a_machine_without_the_tools_says_which(tmp_path: Path) -> None:
+    (tmp_path / "mongodump").write_text("#!/bin/sh\n")
+    (tmp_path / "mongodump").chmod(0o755)
+    runtime = ProcessRuntime("test", tmp_path / "root", search=lambda _: iter([Place(tmp_path, tmp_path.parent, ())]))
+    assert runtime.lacks_programs(FerretDB.tool_programs) == "this machine has no mongorestore"
+    assert runtime.lacks_programs(("mongodump", "sh")) == ""

@@ -8,7 +8,8 @@ import pytest
 from django.test import Client
 
 from accounts.models import AuditEvent
-from projects.models import DatabaseServer, Operation, Plan, Project
+from projects.engines.ferretdb import FerretDB
+from projects.models import DatabaseServer, Operation, Plan, Project, Region
 from tests.factories import PlanFactory, RegionFactory, Team, UserFactory, api_client, make_project
 
 GIB = 1 << 30
@@ -106,9 +107,19 @@ def test_only_a_running_project_is_moved_and_only_by_those_who_may(team: Team, p
     assert move(team, project, {"target": {}}, 409)["code"] == "action_not_allowed"
 
 
-def test_an_engine_that_can_not_be_copied_says_so(team: Team, project: Project) -> None:
+def test_an_engine_that_can_not_be_copied_says_so(
+    team: Team, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FerretDB, "capabilities", frozenset())
     Project.objects.filter(pk=project.pk).update(engine="ferretdb", version="1.24")
     assert move(team, project, {"target": {}}, 409)["code"] == "move_not_supported"
+
+
+def test_where_the_tools_are_missing_it_says_so(team: Team, project: Project) -> None:
+    Project.objects.filter(pk=project.pk).update(engine="ferretdb", version="1.24")
+    Region.objects.filter(pk=project.region_id).update(lacks={"ferretdb": {"tools": "this machine has no mongodump"}})
+    refused = move(team, project, {"target": {}}, 409)
+    assert refused["code"] == "move_not_supported" and "no mongodump" in refused["detail"]
 
 
 def test_another_plan_at_the_same_place(team: Team, project: Project, large: Plan) -> None:

@@ -20,6 +20,7 @@ from backups.services.restores import restore_create, restore_preflight, restore
 from novastack.common.clock import now
 from novastack.common.errors import Problem
 from projects import registry
+from projects.engines.ferretdb import FerretDB
 from projects.models import Database, DatabaseSlot, Operation, Project, Region, TableSnapshot
 from tests.backups.rows import keep_before, make_backup, make_restore, make_storage
 from tests.factories import Team, api_client, make_project, make_team
@@ -83,7 +84,10 @@ def test_the_slug_is_typed(team: Team, backup: Backup) -> None:
         ({"engine": "ferretdb"}, "backup_not_supported"),
     ],
 )
-def test_what_stands_in_the_way(team: Team, backup: Backup, change: dict[str, Any], code: str) -> None:
+def test_what_stands_in_the_way(
+    team: Team, backup: Backup, change: dict[str, Any], code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FerretDB, "capabilities", frozenset())
     Backup.objects.filter(pk=backup.pk).update(**change)
     backup.refresh_from_db()
     assert refused(team, backup, target="in_place", confirm="shop") == code

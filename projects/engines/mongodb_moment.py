@@ -1,0 +1,88 @@
+"""A dump of a MongoDB or FerretDB database, and what it held: told from the archive's own documents (rule 28).
+
+It is not one moment: neither product gives a single server's client a snapshot of several collections. Each collection is as
+it was when the tool came to it, and the manifest says what the tool wrote, not what the live database said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+
+from bson import json_util
+
+from projects.domain import Command, Credentials, Endpoint, EngineError, Fingerprint, TenantNames
+from projects.engines import mongodb_copy
+from projects.engines.base import Moment, Restoring
+from projects.engines.mongodb_archive import ArchiveReader
+from projects.engines.mongodb_reading import names_of
+from projects.engines.mongodb_session import connect
+
+NOT_ONE = (
+    "Not of one moment: each collection is as it was when the dump came to it; the product gives no snapshot of several,"
+    " and there is no going back to a point in time."
+)
+USERS = "Logins and their passwords are not in it: a restored database has its project's own."
+TRIMMED = "Of {} capped collections only the newest document is counted and compared: the server removes the oldest by itself."
+
+
+def unspeakable(names: Sequence[str]) -> list[str]:
+    """Collections that a restore would leave out without a word: its patterns match no line break."""
+    return [name for name in names if "\n" in name]
+
+
+class MongoDBMoment(Moment):
+    from_stream = True
+
+    def __init__(self, command: Command, notes: tuple[str, ...], *, trims_capped: bool) -> None:
+        self.command, self.notes = command, notes
+        self._reader = ArchiveReader()
+        self._trims_capped = trims_capped
+
+    def hear(self, piece: bytes) -> None:
+        self._reader.feed(piece)
+        self.tool = self._reader.made_by
+
+    def heard_all(self) -> None:
+        capped = sum(collection.capped for collection in self._reader.collections.values())
+        if capped and self._trims_capped:
+            self.notes = (*self.notes, TRIMMED.format(capped))
+
+    def contents(self, pulse: Callable[[], None]) -> Fingerprint:
+        if found := unspeakable(list(self._reader.collections)):
+            raise EngineError(f"{len(found)} collections with a line break in their name came about meanwhile")
+        return self._reader.contents(trims_capped=self._trims_capped)
+
+
+@contextlib.contextmanager
+def held(
+    endpoint: Endpoint, place: Endpoint, credentials: Credentials, *, program: str, trims_capped: bool
+) -> Iterator[MongoDBMoment]:
+    """The moments are the tool's own."""
+    with connect(endpoint, credentials, timeout_seconds=10) as session:
+        left_out = unspeakable(names_of(session, credentials.database))
+    command = mongodb_copy.dump(place, credentials, program, left_out=left_out)
+    yield MongoDBMoment(command, (NOT_ONE, USERS), trims_capped=trims_capped)
+
+
+class IndexedAfterwards(Restoring):
+    """The tool restores no index (it sends an option that this product refuses): they are made by the driver, as the
+    archive's head tells them."""
+
+    def __init__(self) -> None:
+        self._reader = ArchiveReader(only_head=True)
+
+    def hear(self, piece: bytes) -> None:
+        self._reader.feed(piece)
+
+    def finish(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:
+        with connect(endpoint, credentials, timeout_seconds=10, statement_seconds=3600) as session:
+            for name, collection in self._reader.collections.items():
+                wanted = [
+                    {key: value for key, value in json_util.loads(json.dumps(index)).items() if key not in {"ns", "v"}}
+                    for index in collection.indexes
+                    if index.get("name") != "_id_"
+                ]
+                if wanted:
+                    session.run(names.database, {"createIndexes": name, "indexes": wanted})
