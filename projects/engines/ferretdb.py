@@ -273,6 +273,7 @@ class FerretDB(MongoDB):
     admin_class: ClassVar[type[MongoDBAdmin]] = FerretDBAdmin
     trims_capped: ClassVar[bool] = True
     lock_ends_sessions: ClassVar[bool] = False
+    tool_programs: ClassVar[tuple[str, ...]] = (mongodb_copy.DUMP, mongodb_copy.RESTORE)
 
     def restore(self, place: Endpoint, credentials: Credentials) -> Command:
         return mongodb_copy.restore(place, credentials, arguments=("--noIndexRestore",))

@@ -74,7 +74,6 @@ class MongoDB(Engine):
     admin_class: ClassVar[type[MongoDBAdmin]] = MongoDBAdmin
     dump_format: ClassVar[str] = "mongodump archive"
     dump_program: ClassVar[str] = mongodb_copy.DUMP
-    tool_programs: ClassVar[tuple[str, ...]] = (mongodb_copy.DUMP, mongodb_copy.RESTORE)
     dumps_name_roles: ClassVar[bool] = False
     trims_capped: ClassVar[bool] = (
         False  # capped collections lose their oldest documents some time after a write, not by it

@@ -250,7 +250,9 @@ def side_of(ctx: Context, credentials: domain.Credentials) -> copying.Side:
     control = server.control_endpoint
     host, port = ctx.runtime.place_of(spec)
     place = domain.Endpoint(host, port, control.tls_name, control.ca_pem)
-    return copying.Side(ctx.runtime, server.handle, server.image_digest or server.image, place, credentials)
+    # Tools that do not come with the product may have come into its image after this server was made.
+    image = server.image if ctx.engine.tool_programs else server.image_digest
+    return copying.Side(ctx.runtime, server.handle, image or server.image, place, credentials)
 
 
 def ensure_up(ctx: Context) -> None:

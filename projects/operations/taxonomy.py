@@ -175,7 +175,7 @@ CODES: Mapping[str, Code] = {
     ),
     "tools_missing": Code(
         "The engine's dump and restore tools are not where its server runs.",
-        "Docker: build or pull an image that has them, then restart or move to it. Processes: put them on PATH.",
+        "Docker: build its image anew (`images/build`), which servers need not be. Processes: put them on PATH.",
         False,
     ),
     "tool_killed": Code("A tool was ended from outside.", WAIT),
