@@ -39,7 +39,7 @@ class Documents:
     last: bytes = b""
     ended: bool = False
 
-    def add(self, document: bytes) -> None:
+    def add(self, document: bytes | memoryview) -> None:
         digest = hashlib.blake2b(document, digest_size=16).digest()
         self.count += 1
         self.total = (self.total + int.from_bytes(digest, "big")) % _SUM
@@ -117,7 +117,7 @@ class ArchiveReader:
         self.documents: dict[str, Documents] = {}
         self.head_read = False
         self._only_head = only_head
-        self._held = b""
+        self._held = bytearray()
         self._begun = False
         self._head_bytes = 0
         self._current: Documents | None = None  # whose documents come; None: a header comes
@@ -126,29 +126,38 @@ class ArchiveReader:
     def feed(self, piece: bytes) -> None:
         if self._only_head and self.head_read:
             return
-        held = self._held + piece if self._held else piece
-        at, end = 0, len(held)
+        if not self._held:
+            with memoryview(piece) as view:
+                self._held += view[self._taken(view) :]
+            return
+        self._held += piece
+        with memoryview(self._held) as view:
+            at = self._taken(view)
+        del self._held[:at]
+
+    def _taken(self, view: memoryview) -> int:
+        """How many bytes of it were whole, and are done with."""
+        at, end = 0, len(view)
         while end - at >= _SIZE.size:
             if not self._begun:
-                if struct.unpack_from("<I", held, at)[0] != MAGIC:
+                if struct.unpack_from("<I", view, at)[0] != MAGIC:
                     raise EngineError("this is no archive of mongodump")
                 self._begun, at = True, at + 4
                 continue
-            size = _SIZE.unpack_from(held, at)[0]
+            size = _SIZE.unpack_from(view, at)[0]
             if size == _TERMINATOR:
                 at += _SIZE.size
                 self._terminated()
                 if self._only_head:
-                    self._held = b""
-                    return
+                    return end
                 continue
             if not 5 <= size <= _MOST_BYTES:
                 raise EngineError("the archive holds something else than documents")
             if end - at < size:
                 break
-            self._document(held[at : at + size])
+            self._document(view[at : at + size])
             at += size
-        self._held = held[at:]
+        return at
 
     def contents(self, *, trims_capped: bool) -> Fingerprint:
         """Of all that was fed. `EngineError` when it did not end where an archive ends."""
@@ -173,12 +182,12 @@ class ArchiveReader:
         else:
             raise EngineError("the archive has an end without a beginning")
 
-    def _document(self, document: bytes) -> None:
+    def _document(self, document: memoryview) -> None:
         if self._current is not None:
             self._current.add(document)
             return
         try:
-            found = bson.decode(document)
+            found = bson.decode(bytes(document))
         except (BSONError, ValueError, OverflowError) as error:
             raise EngineError("the archive has a header that can't be read") from error
         if not self.head_read:

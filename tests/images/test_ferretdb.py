@@ -58,6 +58,11 @@ def processes(name: str) -> str:
     return docker("top", name, "-eo", "pid,args").stdout
 
 
+@pytest.mark.parametrize("tool", ["mongodump", "mongorestore"])
+def test_it_has_the_tools_of_backups(name: str, tool: str) -> None:
+    assert "version: 100." in docker("run", "--rm", "--name", name, IMAGE, tool, "--version").stdout
+
+
 @pytest.mark.parametrize("options", [[], ["--user", "ferretdb", *HARDENED]])
 def test_the_first_login_by_a_file_and_data_that_stays(name: str, options: list[str], shared_folder: Path) -> None:
     secret = shared_folder / "first"
