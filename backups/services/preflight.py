@@ -38,6 +38,7 @@ from projects.operations import base, catalogue
 from projects.operations.base import StepFailed
 from projects.services import quotas
 from projects.services.creation import name_is_free
+from projects.services.moving import NoRoomThere, PlanTooSmall
 
 # What a restore takes when it was never measured: as for moves, rounded against us.
 FIXED_SECONDS = 12.0
@@ -67,14 +68,6 @@ class VersionTooOld(Conflict):
 
 class EngineDiffers(Conflict):
     code, title = "engine_differs", "The backup is of another engine"
-
-
-class TooSmall(Conflict):
-    code, title = "plan_too_small", "The plan is too small for the data"
-
-
-class NoRoomThere(Conflict):
-    code, title = "capacity_exhausted", "The region's disk is almost full"
 
 
 class TooManyCopies(Conflict):
@@ -225,7 +218,7 @@ def _about_place(backup: Backup, wanted: Wanted, seen: Preflight) -> list[Confli
     size = backup.database_bytes
     if size is not None and wanted.storage_bytes and size > wanted.storage_bytes:
         told = f"It has {size / MIB:.0f} MiB when restored; the plan allows {wanted.storage_bytes / MIB:.0f} MiB."
-        found.append(TooSmall(told))
+        found.append(PlanTooSmall(told))
     place = wanted.place
     if place is not None:
         free = place.disk.get("free_bytes")
