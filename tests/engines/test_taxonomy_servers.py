@@ -112,16 +112,16 @@ def test_it_refuses_a_table(site: Site, monkeypatch: pytest.MonkeyPatch) -> None
 def test_it_is_gone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is started again by itself; the database is made on its own data."""
     project = site.create()
-    create, stopped = PostgreSQLAdmin.create_tenant, []
+    place, stopped = PostgreSQLAdmin.place_tenant, []
 
-    def once_without_a_server(self: PostgreSQLAdmin, *arguments: Any, **named: Any) -> None:
+    def once_without_a_server(self: PostgreSQLAdmin, *arguments: Any, **named: Any) -> Any:
         if not stopped:
             server = DatabaseServer.objects.get(project_uuid=project.pk)
             site.runtime.stop(server.handle, grace_seconds=5)
             stopped.append(server.handle)
-        create(self, *arguments, **named)
+        return place(self, *arguments, **named)
 
-    monkeypatch.setattr(PostgreSQLAdmin, "create_tenant", once_without_a_server)
+    monkeypatch.setattr(PostgreSQLAdmin, "place_tenant", once_without_a_server)
     operation = until_tried(site.operation(project), "database")
     step = operation.steps.get(name="database")
     assert (step.error_code, step.retries, step.data.get("restarts")) == ("server_not_ready", 1, 1), step.detail
