@@ -10,13 +10,14 @@ class BackupsConfig(AppConfig):
     def ready(self) -> None:
         from backups.api import metrics
         from backups.operations import register_all
-        from backups.services import installing, schedules
+        from backups.services import figures, installing, schedules
         from backups.services import quotas as counted
         from projects.api import prometheus
-        from projects.services import creation, install, quotas
+        from projects.services import creation, install, overview, quotas
 
         prometheus.collect_also(metrics.collect)
         quotas.count_also(counted.used)
+        overview.backups_by(figures.overview_of)
         creation.backups_by(schedules.for_new_project, schedules.lacks_for_new_project)
         install.also_prepare.append(installing.storage_prepare)
         register_all()

@@ -65,7 +65,93 @@ CONTRACT = {
     "/database/allocate/": {"post"},
     "/database/provision-dedicated/": {"post"},
     "/database/health/": {"get"},
+    "/database/admin/pools/": {"get", "post"},
+    "/database/admin/pools/{pool_id}/": {"get"},
+    "/database/admin/pools/{pool_id}/health-check/": {"post"},
+    "/database/admin/pools/{pool_id}/drain/": {"post"},
+    "/database/admin/stats/": {"get"},
+    "/projects/{id}/move/": {"post"},
+    "/projects/{id}/api-keys/": {"get", "post"},
+    "/projects/{id}/api-keys/{key_id}/": {"get", "delete"},
+    "/projects/{id}/services/": {"get"},
+    "/projects/{id}/services/{service}/": {"get", "post"},
+    "/projects/{id}/resources/": {"get"},
+    "/api-keys/verify/": {"post"},
+    "/projects/{id}/backups/": {"get", "post"},
+    "/backups/": {"get"},
+    "/backups/{id}/": {"get", "delete"},
+    "/backups/{id}/download/": {"get"},
+    "/backups/{id}/verify/": {"post"},
+    "/backups/{id}/pin/": {"post"},
+    "/backups/{id}/unpin/": {"post"},
+    "/backups/{id}/restore/": {"post"},
+    "/restores/{id}/": {"get"},
+    "/restores/{id}/undo/": {"post"},
+    "/projects/{id}/schedules/": {"get", "post"},
+    "/schedules/{id}/": {"get", "patch", "delete"},
+    "/schedules/{id}/run/": {"post"},
     "/health/": {"get"},
+}
+# Component → fields that answers have, and input fields (?: not required). More may come, none goes.
+FIELDS = {
+    "Project": "id name slug description organization engine version region plan placement status desired_status"
+    " status_detail limits labels exposure tls_required deletion_protection size_bytes operation created_by created_at"
+    " updated_at recycle_until",
+    "ProjectCreateRequest": "name engine? version? description? region? plan? organization? placement? database_name?"
+    " username? limits? services? api_keys? bootstrap_schema?",
+    "PatchedProjectChangeRequest": "name? description? labels? limits? deletion_protection?",
+    "ConnectionOutput": "host port database username password tls uri jdbc_url env snippets",
+    "StatusOutput": "status desired_status observed_at health detail operation server",
+    "ServerOutput": "runtime name image started_at cpu_percent memory_bytes memory_limit_bytes connections"
+    " connections_limit size_bytes",
+    "OverviewOutput": "projects storage_bytes connections backups activity",
+    "ProjectFigures": "total by_status by_engine by_region",
+    "Operation": "id kind state project steps error attempt next_attempt_at created_by created_at started_at finished_at",
+    "OperationBrief": "id kind state url",
+    "Step": "name title state attempt started_at finished_at detail",
+    "OperationError": "code detail retryable",
+    "AllocationInputRequest": "instance_id plan? engine? version? region?",
+    "AllocatedOutput": "status project connection",
+    "AllocatingOutput": "status operation retry_after_seconds",
+    "Pool": "id name engine version region placement databases max_databases health status endpoint limits size_bytes"
+    " checked_at",
+    "EngineOutput": "versions default_version runtimes available reason",
+    "BackupInputRequest": "label? storage?",
+    "Backup": "id project engine version trigger status size_bytes database_bytes sha256 encrypted storage storage_path"
+    " pinned rows operation created_at finished_at verified_at error",
+    "RestoreInputRequest": "target name? project? confirm? dry_run?",
+    "Restore": "id backup target source_project project status operation preflight undo_until duration_seconds error",
+    "ScheduleOutput": "cron time_zone enabled storage retention next_runs description",
+    "RetentionOutput": "keep_last keep_days keep_daily keep_weekly keep_monthly max_bytes",
+    "RegisterRequest": "email password full_name? organization_name?",
+    "Registered": "user organization access refresh expires_in_seconds verification_required",
+    "LoginRequest": "email password code?",
+    "LoggedIn": "access refresh expires_in_seconds user",
+    "Profile": "email full_name time_zone theme organizations",
+    "PasswordRequest": "current_password new_password",
+    "ApiTokenCreateRequest": "name scopes organization? expires_at?",
+    "ApiTokenCreated": "token prefix",
+    "Problem": "type title status detail code request_id errors",
+}
+WORDS = {
+    "ProjectStatusEnum": "queued provisioning running stopping stopped starting unhealthy not_available failed restoring"
+    " moving upgrading deleting recycled",
+    "OperationStateEnum": "queued running succeeded failed cancelled",
+    "ActionInputActionEnum": "start stop restart rotate_password undelete retry",
+    "PlacementEnum": "dedicated pool external",
+    "ServiceStatusEnum": "active disabled error",
+    "BackupStatusEnum": "queued dumping stored verifying verified failed corrupt deleting",
+    "TargetEnum": "new_project in_place project",
+    "StorageKindEnum": "filesystem s3",
+    "TokenScopeEnum": "read write connect admin",
+    "InstallStatusEnum": "healthy degraded",
+}
+FILTERS = {
+    "/projects/": "status engine region placement organization search ordering page page_size",
+    "/projects/{id}/metrics/": "range",
+    "/projects/{id}/logs/": "tail",
+    "/operations/{id}/": "wait",
+    "/backups/{id}/download/": "as",
 }
 METHODS = {"get", "post", "put", "patch", "delete"}
 
@@ -86,6 +172,36 @@ def test_it_has_every_path_of_the_contract(document: dict[str, Any]) -> None:
     found = {path.removeprefix("/api/v1"): METHODS & set(operations) for path, operations in document["paths"].items()}
     missing = {path: methods - found.get(path, set()) for path, methods in CONTRACT.items()}
     assert not {path: methods for path, methods in missing.items() if methods}
+
+
+@pytest.mark.parametrize("component", FIELDS)
+def test_it_has_every_field_of_the_contract(document: dict[str, Any], component: str) -> None:
+    known = document["components"]["schemas"][component]
+    wanted = FIELDS[component].split()
+    assert {name.removesuffix("?") for name in wanted} - set(known["properties"]) == set()
+    optional = {name[:-1] for name in wanted if name.endswith("?")}
+    assert not optional & set(known.get("required", [])), "what could be left out is not asked for one day"
+    if component.endswith("Request"):
+        assert set(known.get("required", [])) <= set(wanted)
+
+
+@pytest.mark.parametrize("component", WORDS)
+def test_it_has_every_word_of_the_contract(document: dict[str, Any], component: str) -> None:
+    assert set(WORDS[component].split()) <= set(document["components"]["schemas"][component]["enum"])
+
+
+def test_it_has_every_filter_of_the_contract(document: dict[str, Any]) -> None:
+    for path, wanted in FILTERS.items():
+        found = {p["name"] for p in document["paths"][f"/api/v1{path}"]["get"]["parameters"] if p["in"] == "query"}
+        assert set(wanted.split()) <= found, path
+
+
+def test_the_allocation_service_is_below_both_prefixes() -> None:
+    from django.urls import resolve
+
+    for path in (p for p in CONTRACT if p.startswith("/database/")):
+        path = path.replace("{pool_id}", "0198c0de-0000-7000-8000-000000000000")
+        assert resolve(f"/api{path}").func.view_class is resolve(f"/api/v1{path}").func.view_class
 
 
 def test_every_operation_says_what_it_does_and_how_it_refuses(document: dict[str, Any]) -> None:

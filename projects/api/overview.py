@@ -25,8 +25,13 @@ class ProjectFigures(serializers.Serializer[Any]):
 
 
 class BackupFigures(serializers.Serializer[Any]):
-    available = serializers.BooleanField(help_text="False: backups are not in this release.")
-    total = serializers.IntegerField()
+    """Of projects that are there, and of those that are gone."""
+
+    available = serializers.BooleanField(help_text="False: this install takes no backups.")
+    total = serializers.IntegerField(help_text="Without failed ones.")
+    by_status = serializers.DictField(child=serializers.IntegerField())
+    size_bytes = serializers.IntegerField(help_text="As they lie in their storages.")
+    last_verified_at = serializers.DateTimeField(allow_null=True)
 
 
 class DayFigures(serializers.Serializer[Any]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 from uuid import UUID
@@ -15,6 +16,13 @@ from novastack.common.clock import now
 from projects.models import Project
 
 DAYS = 14
+BackupCounter = Callable[[list[UUID]], dict[str, Any]]
+_backups: list[BackupCounter] = []
+
+
+def backups_by(count: BackupCounter) -> None:
+    """Another app tells of backups, from its `AppConfig.ready()`."""
+    _backups[:] = [count]
 
 
 def overview_of(organization_ids: list[UUID]) -> dict[str, Any]:
@@ -45,7 +53,7 @@ def overview_of(organization_ids: list[UUID]) -> dict[str, Any]:
         },
         "storage_bytes": storage,
         "connections": sessions,
-        "backups": {"available": False, "total": 0},
+        "backups": {"available": bool(_backups)} | (_backups[0](organization_ids) if _backups else {}),
         "activity": _activity(organization_ids),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from backups.archive import Sealer
 from backups.models import Backup, StorageTarget
 from backups.operations import keys, storages
 from backups.services import downloads
+from novastack.common.clock import now
 from projects.engines.ferretdb import FerretDB
 from projects.models import Operation, OperationLock, Project, Region
 from tests.factories import Team, api_client, make_project
@@ -173,6 +175,27 @@ def test_lists_and_their_filters(
         "id", "project", "engine", "version", "trigger", "status", "size_bytes", "database_bytes", "sha256", "encrypted",
         "storage", "storage_path", "pinned", "rows", "operation", "created_at", "finished_at", "verified_at", "error",
     } <= set(told)  # fmt: skip
+
+
+def test_the_overview_counts_them(team: Team, project: Project, target: StorageTarget) -> None:
+    client, url = api_client(team.vera), "/api/v1/projects/stats/overview/"
+    assert client.get(url).json()["backups"] == {
+        "available": True, "total": 0, "by_status": {}, "size_bytes": 0, "last_verified_at": None,
+    }  # fmt: skip
+    rows = [make(project, target, b"PGDMP") for _ in range(3)]
+    moment = now()
+    Backup.objects.filter(pk=rows[1].pk).update(status="verified", verified_at=moment, size_bytes=100)
+    Backup.objects.filter(pk=rows[2].pk).update(status="failed", size_bytes=7)
+    Backup.objects.create(
+        organization_id=team.elsewhere.pk, project_uuid=uuid4(), project_name="F", project_slug="f", engine="postgresql",
+        version="18", storage=target,
+    )  # fmt: skip
+    told = client.get(url).json()["backups"]
+    assert (told["total"], told["by_status"]) == (2, {"stored": 1, "verified": 1, "failed": 1})
+    assert told["size_bytes"] == 100 + (rows[0].size_bytes or 0)
+    assert datetime.fromisoformat(told["last_verified_at"]) == moment
+    assert client.get(f"{url}?organization=elsewhere").status_code == 404
+    assert api_client(team.charlie).get(url).json()["backups"]["total"] == 1
 
 
 def test_pinned_and_not(team: Team, project: Project, target: StorageTarget) -> None:

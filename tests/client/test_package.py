@@ -75,7 +75,7 @@ assert not {"django", "projects", "novastack"} & set(sys.modules)
 
 def test_its_readme_names_every_call() -> None:
     text = (PACKAGE / "README.md").read_text()
-    calls = {name for name in vars(novastack_client.client.Calls) if not name.startswith("_")}
+    calls = {name for name in dir(novastack_client.client.Calls) if not name.startswith("_")}
     assert calls and {name for name in calls if f"`{name}`" not in text} == set()
     assert f"## {novastack_client.__version__}\n" in (PACKAGE / "CHANGELOG.md").read_text()
     for name in calls:

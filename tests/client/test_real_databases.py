@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import psycopg
 import pytest
 import requests
 
-from novastack_client import Allocation, AsyncNovaStack, Conflict, NovaStack
+from novastack_client import Allocation, AsyncNovaStack, Conflict, NotFound, NovaStack
 from tests.install import CHECKOUT, Install, running_install
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(900)]
@@ -116,6 +117,29 @@ def test_a_server_of_its_own_and_a_life(nova: NovaStack) -> None:
     with pytest.raises(Conflict) as deleted:
         nova.provision_dedicated_server("bank")
     assert deleted.value.code == "allocation_recycled"
+
+
+def test_a_backup_is_proven_fetched_and_comes_back(nova: NovaStack) -> None:
+    made = nova.allocate_database("ledger", deadline_seconds=240)
+    assert made.connection is not None and made.connection.uri
+    with psycopg.connect(made.connection.uri) as link:
+        link.execute("CREATE TABLE entries AS SELECT n FROM generate_series(1, 700) n")
+    backup = nova.create_backup(made.project.id, label="by the client", wait=True, deadline_seconds=240)
+    assert backup.status in {"stored", "verifying", "verified"} and backup.sha256
+    proof = nova.verify_backup(backup.id, wait=True, deadline_seconds=240)
+    assert proof.passed and proof.rows is not None and proof.rows >= 700
+    assert nova.get_backup(backup.id).verified
+    file = io.BytesIO()
+    assert nova.download_backup(backup.id, file) == backup.dump_bytes and file.getvalue().startswith(b"PGDMP")
+    restored = nova.restore_backup(backup.id, name="Ledger, again", placement="pool", wait=True, deadline_seconds=240)
+    assert restored.status == "succeeded" and restored.project is not None
+    connection = nova.project_connection(restored.project)
+    assert connection.uri and connection.database != made.connection.database
+    with psycopg.connect(connection.uri) as link:
+        assert link.execute("SELECT count(*), sum(n) FROM entries").fetchone() == (700, 245350)
+    nova.delete_backup(backup.id, wait=True, deadline_seconds=240)
+    with pytest.raises(NotFound):
+        nova.get_backup(backup.id)
 
 
 class TestExample:

@@ -13,9 +13,9 @@ from django.db import connections
 
 from accounts.models import QuotaDefaults
 from accounts.permissions import Principal
-from novastack.common.errors import NameTaken, Problem, QuotaExceeded
+from novastack.common.errors import NameTaken, OperationInProgress, Problem, QuotaExceeded
 from projects import registry
-from projects.models import Endpoint, Operation, OperationLock, Plan, Project, ProjectService, Region
+from projects.models import Database, Endpoint, Operation, OperationLock, Plan, Project, ProjectService, Region
 from projects.operations import runner, wiring
 from projects.runtimes.memory import MemoryRuntime
 from projects.services import (
@@ -24,11 +24,13 @@ from projects.services import (
     project_action,
     project_create,
     project_delete,
+    project_move,
     project_update,
     usage_of,
 )
+from projects.services.moving import plan_change
 from projects.services.project_services import service_action
-from tests.factories import Team, api_client, make_catalogue, make_project, make_team
+from tests.factories import PlanFactory, Team, api_client, make_catalogue, make_project, make_team
 from tests.faults import ledger
 from tests.operations.conftest import drive, operation_of
 from tests.operations.paper import PaperPostgreSQL
@@ -174,6 +176,37 @@ def test_of_many_actions_at_once_one_is_recorded(team, runtime):
     assert sum(isinstance(r, Operation) for r in results) == 1, results
     assert all(isinstance(r, Operation | Problem) for r in results), results
     assert OperationLock.objects.filter(granted=True).count() == 1
+
+
+def test_of_two_moves_at_once_one_is_made(team, runtime):
+    """And of a move beside a change of plan, a stop and a deletion: one begins, the others are told, but for the deletion,
+    which is always accepted. Whatever wins, the rows say what holds."""
+    alice = Principal.of(team.alice)
+    big = PlanFactory(slug="big", name="Big", is_default=False, memory_bytes=1 << 30)
+    for turn in range(4):
+        project = make_project(team.alice, team.organization, f"Twice {turn}")
+        address = Endpoint.objects.values_list("host", "port").get(project=project)
+        results = at_once(*[lambda p=project: project_move(principal=alice, project=p, target={})] * 4)
+        assert Counter(type(r) for r in results) == {Operation: 1, OperationInProgress: 3}, results
+        assert Operation.objects.filter(project_uuid=project.pk, kind="move").count() == 1
+        assert Database.objects.filter(project=project).count() == 1, "nothing is made before a worker is at it"
+        assert Endpoint.objects.values_list("host", "port").get(project=project) == address
+
+        project = make_project(team.alice, team.organization, f"Mixed {turn}")
+        old = project.plan_id
+        results = at_once(
+            lambda p=project: project_move(principal=alice, project=p, target={}),
+            lambda p=project: plan_change(principal=alice, project=p, plan="big"),
+            lambda p=project: project_action(principal=alice, project=p, action="stop"),
+            lambda p=project: project_delete(principal=alice, project=p),
+        )
+        assert all(isinstance(r, Operation | Problem) for r in results), results
+        assert isinstance(results[3], Operation), "a deletion is always accepted"
+        assert sum(isinstance(r, Operation) for r in results[:3]) <= 1, results
+        project.refresh_from_db()
+        assert project.plan_id == (big.pk if isinstance(results[1], Operation) else old)
+        exclusive = OperationLock.objects.filter(subject=f"project:{project.pk}", granted=True, mode="exclusive")
+        assert exclusive.count() == 1
 
 
 def test_many_workers_get_one_lease(team, runtime):

@@ -206,28 +206,28 @@ class TestTheServices:
         assert set(ProjectService.objects.values_list("status", flat=True)) == {"disabled"}
 
     def test_hangs(self, service: Service, asked: Project, runtime: MemoryRuntime) -> None:  # noqa: F811
-        """All at once: three that hang take as long as one."""
-        ServiceConnector.objects.update(timeout_seconds=3)
-        all_asked, over = threading.Barrier(3), threading.Event()
-        together: list[bool] = []
-
-        def hang(handler: Any, told: Any) -> bool:
-            try:  # were one asked after the other, the first would be given up before the second is asked
-                all_asked.wait(2.8)
-                together.append(True)
-            except threading.BrokenBarrierError:
-                together.append(False)
-            over.wait(60)
-            return True
-
-        service.answer = hang
+        goes_on = threading.Event()
+        service.answer = lambda *_: goes_on.wait(60)
         operation = once(operation_of(asked))
-        over.set()
-        assert together == [True] * 3, "none waits for another"
         assert operation.steps.get(name="services").error_code == "service_unreachable"
         assert round(seconds_until_next(operation)) == 3
         service.answer = lambda *_: False
+        goes_on.set()
         assert drive(operation).state == "succeeded"
+
+    def test_are_told_at_once(self, service: Service, asked: Project, runtime: MemoryRuntime) -> None:  # noqa: F811
+        """Each answers only when all three were asked: told one after the other they would never."""
+        ServiceConnector.objects.update(timeout_seconds=15)
+        together = threading.Barrier(3)
+
+        def wait_for_the_others(*_: Any) -> bool:
+            together.wait(60)
+            return False
+
+        service.answer = wait_for_the_others
+        operation = once(operation_of(asked))
+        assert operation.state == "succeeded", operation.error
+        assert operation.steps.get(name="services").data["tries"] == {"auth": 1, "realtime": 1, "storage": 1}
 
     def test_refuses(self, service: Service, asked: Project, runtime: MemoryRuntime) -> None:  # noqa: F811
         service.answer = lambda handler, told: told["event"] == "project.register" and say(handler, 403, {})

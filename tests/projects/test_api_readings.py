@@ -357,7 +357,7 @@ class TestOverview:
         make_project(team.charlie, team.elsewhere, "Theirs")
         _, clear = make_token(team.bob)
         client = APIClient(headers={"Authorization": f"Bearer {clear}"})
-        with django_assert_max_num_queries(6):
+        with django_assert_max_num_queries(7):
             body = client.get("/api/v1/projects/stats/overview").json()
         assert body["projects"] == {
             "total": size, "by_status": {"running": size}, "by_engine": {"postgresql": size},

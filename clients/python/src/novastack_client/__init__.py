@@ -7,10 +7,21 @@
         print(database.connection.uri)
 
 `NovaStack` blocks, `AsyncNovaStack` is awaited; both can do the same. Errors are in `novastack_client.errors`, what comes
-back is in `novastack_client.models`.
+back is in `novastack_client.models` and `novastack_client.backup_models`.
 """
 
 from novastack_client._version import __version__
+from novastack_client.backup_models import (
+    Backup,
+    BackupStorage,
+    Proof,
+    Restore,
+    RestorePreview,
+    RestoreProblem,
+    Schedule,
+    StartedBackup,
+    Storage,
+)
 from novastack_client.client import AsyncNovaStack, NovaStack
 from novastack_client.errors import (
     Conflict,
@@ -57,6 +68,8 @@ __all__ = [
     "Allocation",
     "ApiKey",
     "AsyncNovaStack",
+    "Backup",
+    "BackupStorage",
     "Conflict",
     "Connection",
     "DeadlineExceeded",
@@ -85,10 +98,17 @@ __all__ = [
     "PoolUsage",
     "Project",
     "ProjectStatus",
+    "Proof",
     "QuotaExceeded",
+    "Restore",
+    "RestorePreview",
+    "RestoreProblem",
+    "Schedule",
     "Server",
     "Service",
+    "StartedBackup",
     "Step",
+    "Storage",
     "Throttled",
     "Unavailable",
     "WriteFence",

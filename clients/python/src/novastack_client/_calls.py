@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from novastack_client._core import Core, Deadline, Flow, Request, delete, get, parsed, part, patch, post
+from novastack_client._backup_calls import BackupCalls, done
+from novastack_client._core import Core, Flow, Request, delete, get, parsed, part, patch, post
 from novastack_client._endpoints import Endpoint, listing
 from novastack_client.errors import Conflict, DeadlineExceeded, OperationFailed, PermissionDenied
 from novastack_client.models import (
@@ -45,13 +46,6 @@ def _allocated(
         raise
 
 
-def _done(core: Core, operation_id: str, deadline: Deadline | None) -> Flow[Operation]:
-    operation = yield from core.operation_end(operation_id, deadline)
-    if not operation.succeeded:
-        raise OperationFailed.of(operation)
-    return operation
-
-
 def _accepted(
     core: Core, request: Request, project_id: str, wait: bool, deadline_seconds: float | None
 ) -> Flow[Project]:
@@ -61,12 +55,12 @@ def _accepted(
         project = yield from core.one(Project, request, deadline)
     except Conflict as error:
         # PATCH and DELETE have no key: one that was carried out and not told is refused when it is sent again.
-        done = request.method != "POST" and error.after_lost_answer
-        if not done or error.code not in {"action_not_allowed", "operation_in_progress"}:
+        carried_out = request.method != "POST" and error.after_lost_answer
+        if not carried_out or error.code not in {"action_not_allowed", "operation_in_progress"}:
             raise
         project = yield from core.one(Project, get(f"projects/{part(project_id)}/"), deadline)
     if wait and project.operation is not None:
-        yield from _done(core, project.operation.id, deadline)
+        yield from done(core, project.operation.id, deadline)
         project = yield from core.one(Project, get(f"projects/{part(project_id)}/"), deadline)
     return project
 
@@ -77,7 +71,7 @@ def _drained(core: Core, request: Request) -> Flow[Pool]:
     return parsed(Pool, answer, body.get("pool") if isinstance(body, dict) else None)
 
 
-class Calls:
+class Calls(BackupCalls):
     """What both clients can do."""
 
     # ── databases for instances ──
@@ -241,11 +235,12 @@ class Calls:
         api_keys: int = 0,
         api_key_prefix: str | None = None,
         bootstrap_schema: bool | None = None,
+        backups: bool | None = None,
         wait: bool = False,
         deadline_seconds: float | None = DEADLINE_SECONDS,
     ) -> Flow[Project]:
         """Ask for a database. `services`: of auth, realtime, storage. `api_keys`: how many; their values are in this answer
-        only (with `wait` as well)."""
+        only (with `wait` as well). `backups`: whether it begins with a schedule; as the server does if not given."""
         keys = {"count": api_keys, "prefix": api_key_prefix}
         body = {
             "name": name, "engine": engine, "version": version, "region": region, "plan": plan,
@@ -254,12 +249,12 @@ class Calls:
             "tls_required": tls_required, "deletion_protection": deletion_protection,
             "services": dict.fromkeys(services, True) or None,
             "api_keys": {name: value for name, value in keys.items() if value is not None} if api_keys else None,
-            "bootstrap_schema": bootstrap_schema,
+            "bootstrap_schema": bootstrap_schema, "backups": backups,
         }  # fmt: skip
         deadline = core.deadline(deadline_seconds if wait else None)
         made = yield from core.one(Project, post("projects/", body), deadline)
         if wait and made.operation is not None:
-            yield from _done(core, made.operation.id, deadline)
+            yield from done(core, made.operation.id, deadline)
             now = yield from core.one(Project, get(f"projects/{part(made.id)}/"), deadline)
             return replace(now, api_keys=made.api_keys)
         return made
@@ -350,18 +345,20 @@ class Calls:
         core: Core,
         project_id: str,
         *,
+        final_backup: bool | None = None,
         wait: bool = False,
         deadline_seconds: float | None = DEADLINE_SECONDS,
     ) -> Flow[Project]:
-        """Into the recycle bin, from which the action `undelete` brings it back."""
-        request = delete(f"projects/{part(project_id)}/")
+        """Into the recycle bin, from which the action `undelete` brings it back. A final backup is taken and proven before,
+        unless `final_backup` is False."""
+        request = delete(f"projects/{part(project_id)}/", final_backup=final_backup)
         return (yield from _accepted(core, request, project_id, wait, deadline_seconds))
 
     @Endpoint
-    def purge_project(core: Core, project_id: str, *, confirm: str) -> Flow[Project]:
+    def purge_project(core: Core, project_id: str, *, confirm: str, final_backup: bool | None = None) -> Flow[Project]:
         """Server and data for good. `confirm`: the project's slug. The answer's `operation` ends when the data was seen to be
-        gone, about a quarter of an hour later."""
-        request = delete(f"projects/{part(project_id)}/", purge=True, confirm=confirm)
+        gone, about a quarter of an hour later. A final backup is taken and proven before, unless `final_backup` is False."""
+        request = delete(f"projects/{part(project_id)}/", purge=True, confirm=confirm, final_backup=final_backup)
         return (yield from _accepted(core, request, project_id, False, None))
 
     @Endpoint
@@ -402,7 +399,7 @@ class Calls:
         deadline_seconds: float | None = DEADLINE_SECONDS,
     ) -> Flow[Operation]:
         """The operation once it has succeeded. `OperationFailed` when it has ended otherwise, `DeadlineExceeded`."""
-        return (yield from _done(core, operation_id, core.deadline(deadline_seconds)))
+        return (yield from done(core, operation_id, core.deadline(deadline_seconds)))
 
     @Endpoint
     def cancel_operation(core: Core, operation_id: str) -> Flow[Operation]:
@@ -482,6 +479,6 @@ class Calls:
         deadline = core.deadline(deadline_seconds if wait else None)
         found = yield from core.one(Service, post(path, {"action": action}), deadline)
         if wait and found.operation is not None:
-            yield from _done(core, found.operation.id, deadline)
+            yield from done(core, found.operation.id, deadline)
             found = yield from core.one(Service, get(path), deadline)
         return found

@@ -13,10 +13,10 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
 from novastack_client._parse import InvalidAnswer, build
@@ -38,6 +38,8 @@ class Request:
     body: Mapping[str, Any] | None = field(default=None, repr=False)
     key: str = ""
     held_seconds: float = 0  # the server may hold the answer for so long
+    into: BinaryIO | None = field(default=None, repr=False, compare=False)  # where a good answer's bytes go
+    begin: int = 0  # where in it
 
     @property
     def headers(self) -> dict[str, str]:
@@ -191,6 +193,12 @@ class Core:
         """The answer as an instance of `kind`."""
         answer = yield from self.exchange(request, deadline)
         return parsed(kind, answer)
+
+    def fetch(self, request: Request, into: BinaryIO) -> Flow[int]:
+        """A good answer's bytes, written into a file from where it stands; how many. Each attempt begins anew."""
+        begin = into.tell()
+        yield from self.exchange(replace(request, into=into, begin=begin))
+        return into.tell() - begin
 
     def pages(self, kind: type[T], path: str, params: Mapping[str, Any]) -> Flow[None]:
         """Yields an `Item` for each row of a list, a page at a time."""

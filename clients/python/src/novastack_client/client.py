@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -87,6 +87,20 @@ def _answer(response: httpx.Response) -> Answer:
     return Answer(response.status_code, response.headers, response.content)
 
 
+def _rewound(step: Send, response: httpx.Response) -> BinaryIO | None:
+    """Where the bytes of a good answer go; None: it is none, or nobody wants it in a file."""
+    into = step.request.into
+    if into is None or response.status_code != 200:
+        return None
+    into.seek(step.request.begin)
+    into.truncate()
+    return into
+
+
+def _fetched(response: httpx.Response) -> Answer:
+    return Answer(response.status_code, response.headers, b"")
+
+
 def _lost(error: httpx.RequestError) -> Lost:
     """By the class: messages of lower layers may hold addresses, and nothing that helps."""
     return Lost(type(error).__name__, not isinstance(error, _NEVER_SENT))
@@ -126,10 +140,22 @@ class NovaStack(_Settings, Calls, SyncRunner):
             time.sleep(step.seconds)
         elif isinstance(step, Send):
             try:
-                return _answer(self._http.request(**_request(step)))
+                return self._send(step)
             except httpx.RequestError as error:
                 return _lost(error)
         return None
+
+    def _send(self, step: Send) -> Answer:
+        if step.request.into is None:
+            return _answer(self._http.request(**_request(step)))
+        with self._http.stream(**_request(step)) as response:
+            into = _rewound(step, response)
+            if into is None:
+                response.read()
+                return _answer(response)
+            for piece in response.iter_bytes():
+                into.write(piece)
+            return _fetched(response)
 
     def close(self) -> None:
         self._http.close()
@@ -177,10 +203,22 @@ class AsyncNovaStack(_Settings, Calls, AsyncRunner):
             await asyncio.sleep(step.seconds)
         elif isinstance(step, Send):
             try:
-                return _answer(await self._http.request(**_request(step)))
+                return await self._send(step)
             except httpx.RequestError as error:
                 return _lost(error)
         return None
+
+    async def _send(self, step: Send) -> Answer:
+        if step.request.into is None:
+            return _answer(await self._http.request(**_request(step)))
+        async with self._http.stream(**_request(step)) as response:
+            into = _rewound(step, response)
+            if into is None:
+                await response.aread()
+                return _answer(response)
+            async for piece in response.aiter_bytes():
+                await asyncio.to_thread(into.write, piece)
+            return _fetched(response)
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -1,0 +1,164 @@
+"""Backups by the client, both kinds, against the real server; the objects are sealed for real. Whole journeys on real
+databases are in test_real_databases."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drf_spectacular.generators import SchemaGenerator
+
+import novastack_client
+from backups.models import Backup, Restore, StorageKind, StorageTarget
+from backups.operations import storages
+from novastack_client import Conflict, Invalid, NotFound, Unavailable
+from projects.models import Project
+from tests.backups.rows import make_backup, make_proof, make_restore
+from tests.backups.test_api_backups import make
+from tests.client.proxy import LOST_ANSWER, Proxy
+from tests.factories import Team, make_project
+
+DUMP = b"PGDMP" + os.urandom(300_000)
+
+
+@pytest.fixture
+def target(team: Team, settings: Any, tmp_path: Path) -> StorageTarget:
+    settings.NOVASTACK_BACKUP_ROOT = str(tmp_path)
+    made = StorageTarget(name="this-machine", kind=StorageKind.FILESYSTEM, config={"path": "here"}, is_default=True)
+    storage = storages.storage_of(made)
+    assert all(check.passed for check in storage.check())
+    storages.claim(made, storage)
+    made.save()
+    return made
+
+
+@pytest.fixture
+def project(team: Team, target: StorageTarget) -> Project:
+    return make_project(team.alice, team.organization)
+
+
+def test_taken_listed_kept_and_removed(nova: Any, proxy: Proxy, project: Project, target: StorageTarget) -> None:
+    proxy.faults.append(LOST_ANSWER)
+    made = nova.create_backup(str(project.pk), label="before 2.0", storage="this-machine")
+    assert (made.status, made.label, made.trigger, made.verified) == ("queued", "before 2.0", "manual", False)
+    assert made.storage.name == "this-machine" and made.operation.kind == "backup"
+    assert Backup.objects.count() == 1, "a lost answer takes no second one"
+    with pytest.raises(Conflict) as second:
+        nova.create_backup(str(project.pk))
+    assert second.value.code == "operation_in_progress"
+    kept = make(project, target, DUMP)
+    assert [b.id for b in nova.list_backups(project_id=str(project.pk))] == [made.id, str(kept.pk)]
+    assert [b.id for b in nova.list_backups(status="stored", trigger="manual")] == [str(kept.pk)]
+    pinned = nova.pin_backup(str(kept.pk), reason="audit")
+    assert (pinned.pinned, pinned.pinned_reason, pinned.sha256) == (True, "audit", kept.sha256)
+    assert [b.id for b in nova.list_backups(pinned=True)] == [str(kept.pk)]
+    with pytest.raises(Conflict) as refused:
+        nova.delete_backup(str(kept.pk))
+    assert refused.value.code == "action_not_allowed"
+    assert nova.unpin_backup(str(kept.pk)).pinned is False
+    assert nova.delete_backup(str(kept.pk)) is None
+    assert nova.get_backup(str(kept.pk)).status == "deleting"
+    Backup.objects.filter(pk=kept.pk).delete()
+    with pytest.raises(NotFound):
+        nova.delete_backup(str(kept.pk))
+    assert [s.name for s in nova.list_storages()] == ["this-machine"]
+
+
+def test_fetched_whole_or_not_at_all(nova: Any, proxy: Proxy, project: Project, target: StorageTarget) -> None:
+    backup = make(project, target, DUMP)
+    file = io.BytesIO(b"head, and what an attempt before left behind")
+    file.seek(4)
+    proxy.faults.append(LOST_ANSWER)
+    assert nova.download_backup(str(backup.pk), file) == len(DUMP)
+    assert file.getvalue() == b"head" + DUMP
+    stored = io.BytesIO()
+    assert nova.download_backup(str(backup.pk), stored, as_stored=True) == backup.size_bytes
+    assert hashlib.sha256(stored.getvalue()).hexdigest() == backup.sha256
+    untouched = io.BytesIO(b"mine")
+    with pytest.raises(NotFound):
+        nova.download_backup(str(project.pk), untouched)
+    assert untouched.getvalue() == b"mine", "an error is no content"
+
+
+def test_what_was_changed_is_not_fetched(
+    connect: Any, proxy: Proxy, token: str, project: Project, target: StorageTarget, tmp_path: Path
+) -> None:
+    backup = make(project, target, DUMP)
+    (lying,) = (p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size == backup.size_bytes)
+    lying.chmod(0o600)
+    content = bytearray(lying.read_bytes())
+    content[-20] ^= 1
+    lying.write_bytes(content)
+    nova = connect(proxy.url, token, retries=1)
+    with pytest.raises((Unavailable, Conflict)):
+        nova.download_backup(str(backup.pk), io.BytesIO())
+
+
+def test_proofs(nova: Any, project: Project, target: StorageTarget) -> None:
+    stored = make(project, target, DUMP, manifest={"entries": []})
+    earlier = make_proof(stored, state="failed", differences=["public.orders: 3 rows, 4 in the backup"])
+    asked = nova.verify_backup(str(stored.pk))
+    assert (asked.backup, asked.state, asked.kind, asked.passed) == (str(stored.pk), "queued", "manual", False)
+    assert asked.operation.kind == "verify"
+    told = list(nova.list_proofs(str(stored.pk)))
+    assert [p.id for p in told] == [asked.id, str(earlier.pk)]
+    assert told[1].differences == ("public.orders: 3 rows, 4 in the backup",)
+
+
+def test_restores_and_their_undo(nova: Any, project: Project, target: StorageTarget) -> None:
+    backup = make_backup(project, target)
+    seen = nova.preview_restore(str(backup.pk), target="in_place")
+    assert (seen.target, seen.confirm, seen.safety_backup) == ("in_place", project.slug, True)
+    assert not Restore.objects.exists()
+    with pytest.raises(Conflict) as untyped:
+        nova.restore_backup(str(backup.pk), target="in_place")
+    assert untyped.value.code == "confirm_required"
+    with pytest.raises(Invalid) as unknown:
+        nova.preview_restore(str(backup.pk), target="moon")
+    assert unknown.value.errors[0].field == "target"
+    made = nova.restore_backup(str(backup.pk), name="Shop, Monday")
+    assert (made.target, made.status, made.project_name) == ("new_project", "queued", "Shop, Monday")
+    assert made.operation is not None and made.project != str(project.pk)
+    before = make_restore(backup, project)
+    assert [r.id for r in nova.list_restores(backup_id=str(backup.pk))] == [made.id, str(before.pk)]
+    assert [r.id for r in nova.list_restores(project_id=str(project.pk), status="succeeded")] == [str(before.pk)]
+    assert nova.get_restore(str(before.pk)).undo_until == before.undo_until
+    with pytest.raises(Conflict) as gone:
+        nova.undo_restore(str(before.pk), confirm=project.slug)
+    assert gone.value.code == "undo_not_possible"
+
+
+def test_schedules(nova: Any, project: Project, target: StorageTarget) -> None:
+    made = nova.create_schedule(
+        str(project.pk), cron="30 2 * * *", time_zone="Europe/Berlin", retention={"keep_last": 3, "keep_daily": 7}
+    )
+    assert (made.cron, made.time_zone, made.retention["keep_daily"], len(made.next_runs)) == (
+        "30 2 * * *", "Europe/Berlin", 7, 5,
+    )  # fmt: skip
+    assert made.next_runs[0].tzinfo is not None
+    changed = nova.update_schedule(made.id, enabled=False, retention={"keep_daily": None})
+    assert (changed.enabled, changed.retention["keep_daily"], changed.retention["keep_last"]) == (False, None, 3)
+    assert [s.id for s in nova.list_schedules(str(project.pk))] == [made.id] == [nova.get_schedule(made.id).id]
+    with pytest.raises(Invalid):
+        nova.create_schedule(str(project.pk), cron="every day")
+    began = nova.run_schedule(made.id)
+    assert began.status == "queued" and began.operation == str(Backup.objects.get().operation_id)
+    assert nova.delete_schedule(made.id) is None
+    assert list(nova.list_schedules(str(project.pk))) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "component"),
+    [("Backup", "Backup"), ("BackupStorage", "BackupStorageBrief"), ("Proof", "ProofOutput"), ("Restore", "Restore"),
+     ("RestorePreview", "Preflight"), ("RestoreProblem", "PreflightProblem"), ("Schedule", "ScheduleOutput"),
+     ("StartedBackup", "ScheduleBackup"), ("Storage", "StorageOutput")],
+)  # fmt: skip
+def test_its_models_know_what_the_schema_says(model: str, component: str) -> None:
+    schema = SchemaGenerator().get_schema(request=None, public=True)["components"]["schemas"][component]
+    known = {field.name for field in dataclasses.fields(getattr(novastack_client, model))}
+    assert set(schema["properties"]) - known == set(), f"add to {model} in backup_models.py of the client"
