@@ -86,11 +86,13 @@ class EngineAdmin(ABC):
         self.create_tenant(names, login_password=login_password, control_password=control_password, blank=blank)
         return None
 
-    def make_blank(self, name: str, *, login_password: str = "", control_password: str = "") -> None:
+    def make_blank(
+        self, name: str, *, login_password: str = "", control_password: str = "", tables: bool = True
+    ) -> None:
         """An empty database of that name, into which nobody gets but us; its name begins with `BLANK_PREFIX`. What a crash
         left half-made is completed. With passwords its roles are made as well, and given away with it; whoever gets it
-        should have those passwords, since it takes time to set others. Engines without BLANKS raise: there a database
-        costs no more than a name."""
+        should have those passwords, and want tables or not as it was made, since it takes time to set others, or to take
+        them out. Engines without BLANKS raise: there a database costs no more than a name."""
         raise EngineError("this product can't rename a database: none is made ahead")
 
     def drop_blank(self, name: str) -> None:

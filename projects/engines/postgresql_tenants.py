@@ -46,7 +46,8 @@ def _recipe() -> str:
     return f"novastack ahead {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-RECIPE = _recipe()  # the comment of a finished template or blank
+RECIPE = _recipe()  # the comment of a finished template, or of a blank with the bootstrap tables
+PLAIN = f"{RECIPE} plain"  # of a blank without them
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,11 @@ class PostgreSQLTenants(PostgreSQLCopies):
         found = self._found(names, blank)
         passwords = {names.login: login_password, names.control: control_password}
         if self._fits(found, names, blank):
-            self._give(found, names, blank, passwords, whole=tables)
-            return _made() if tables else self._open(names, pool=found.pool, tables=False)
+            unwanted = found.recipe == RECIPE and not tables
+            self._give(found, names, blank, passwords, whole=not unwanted)
+            if unwanted:
+                return self._open(names, pool=found.pool, tables=False)
+            return _made() if found.recipe == RECIPE else None
         batch = self._roles(names, passwords, found.roles)
         limit = found.limit
         if limit is None and found.ahead == NOT_YET and not found.roles & _roles_of(blank):
@@ -113,7 +117,7 @@ class PostgreSQLTenants(PostgreSQLCopies):
 
     def _fits(self, found: _Found, names: TenantNames, blank: str) -> bool:
         """All of it was made ahead, as this version does it, and nothing of the tenant is there."""
-        ready = bool(blank) and found.limit is None and found.ahead == NOT_YET and found.recipe == RECIPE
+        ready = bool(blank) and found.limit is None and found.ahead == NOT_YET and found.recipe in {RECIPE, PLAIN}
         return ready and found.roles == _roles_of(blank)
 
     def _give(self, found: _Found, names: TenantNames, blank: str, passwords: dict[str, str], *, whole: bool) -> None:
@@ -148,18 +152,20 @@ class PostgreSQLTenants(PostgreSQLCopies):
             if pool:
                 batch += postgresql_pools.letting_control_see(names.control)
             if ours:
-                batch += _tables_to(names.group) if tables else [_say(f"DROP TABLE {', '.join(_TABLES)}")]
+                batch += _tables_to(names.group) if tables else [_without_tables()]
             batch.append(_say("ALTER DATABASE {} CONNECTION LIMIT -1", names.database))
             connection.execute(sql.SQL("; ").join(batch))
         return _made() if ours and tables else None
 
     # --- made ahead ---------------------------------------------------------------------------------------------------
-    def make_blank(self, name: str, *, login_password: str = "", control_password: str = "") -> None:
+    def make_blank(
+        self, name: str, *, login_password: str = "", control_password: str = "", tables: bool = True
+    ) -> None:
         _check_blank(name)
         self._alone(name)
         names = blank_names(name)
         found = self._found(names, name)
-        if found.recipe == RECIPE:
+        if found.recipe in {RECIPE, PLAIN}:
             return
         if found.limit in {None, INVALID}:
             self._make_database(name, found)
@@ -179,8 +185,9 @@ class PostgreSQLTenants(PostgreSQLCopies):
             if not (closed and ours):  # of an older template: it is given away as any other
                 postgresql_pools.close_views(connection)
                 return
-            batch = [_say("ALTER SCHEMA public OWNER TO {}", names.group), *_tables_to(names.group)]
-            batch += [*postgresql_pools.letting_control_see(names.control), _comment(name)]
+            batch = [_say("ALTER SCHEMA public OWNER TO {}", names.group)]
+            batch += _tables_to(names.group) if tables else [_without_tables()]
+            batch += [*postgresql_pools.letting_control_see(names.control), _comment(name, RECIPE if tables else PLAIN)]
             connection.execute(sql.SQL("; ").join(batch))
 
     def drop_blank(self, name: str) -> None:
@@ -366,8 +373,8 @@ def _say(statement: str, *parts: str | sql.Literal) -> sql.Composed:
     return sql.SQL(statement).format(*filled)  # type: ignore[arg-type]
 
 
-def _comment(database: str) -> sql.Composed:
-    return _say("COMMENT ON DATABASE {} IS {}", database, sql.Literal(RECIPE))
+def _comment(database: str, text: str = RECIPE) -> sql.Composed:
+    return _say("COMMENT ON DATABASE {} IS {}", database, sql.Literal(text))
 
 
 def _close(names: TenantNames, *, acting: bool = True) -> list[sql.Composed]:
@@ -385,6 +392,10 @@ def _close(names: TenantNames, *, acting: bool = True) -> list[sql.Composed]:
 
 def _tables_to(group: str) -> list[sql.Composed]:
     return [_say(f"ALTER TABLE {table} OWNER TO {{}}", group) for table in _TABLES]
+
+
+def _without_tables() -> sql.Composed:
+    return _say(f"DROP TABLE {', '.join(_TABLES)}")
 
 
 def _inside_of(connection: BoundedConnection) -> tuple[bool, bool]:

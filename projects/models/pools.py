@@ -17,6 +17,7 @@ class BlankDatabase(BaseModel):
     server = models.ForeignKey(DatabaseServer, on_delete=models.CASCADE, related_name="blanks")
     name = models.CharField(max_length=63)
     ready_at = models.DateTimeField(null=True, help_text="From then on it may be claimed.")
+    tables = models.BooleanField(default=True, help_text="It has the bootstrap tables.")
     # Of the roles that were made with it: whoever claims it gets them.
     login_secret = EncryptedField()
     control_secret = EncryptedField()

@@ -122,13 +122,15 @@ def take(
 
 def put_rows(project: Project, pool: DatabaseServer, *, number: int, slot: str) -> Database:
     """Database and roles on the pool, with passwords of their own. In a transaction that holds the pool's row. Of the
-    blanks that are ready one is used up: it is nobody else's from here on."""
+    blanks that are ready one is used up, and is nobody else's from here on: one with the bootstrap tables, or without
+    them, as is wanted (a copy brings its own), if there is such a one."""
+    wants_tables = project.bootstrap_schema and slot == DatabaseSlot.CURRENT
     again = "" if number <= 1 else f"_{number}"
     short = project.pk.hex[-12:]
     blank = (
         BlankDatabase.objects.select_for_update(of=("self",), skip_locked=True)
         .filter(server=pool, ready_at__isnull=False)
-        .order_by("ready_at")
+        .order_by("-tables" if wants_tables else "tables", "ready_at")
         .first()
     )
     database = Database.objects.create(

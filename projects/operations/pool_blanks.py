@@ -26,6 +26,7 @@ from projects.operations import pools, wiring
 
 log = structlog.get_logger(__name__)
 
+PLAIN_OF = 4  # each so many-th is without the bootstrap tables, which some projects and all copies do not want
 TICK_SECONDS = 3.0  # no blank is begun later than this into a tick
 LATER_SECONDS = 60.0  # after a pool has refused
 SWEEP_EVERY_SECONDS = 60.0
@@ -101,11 +102,12 @@ def _keep(pool: _Pool, admin: EngineAdmin, until: float, done: Blanks) -> None:
             done.made += _make(row, admin)
     for row in pool.rows[pool.wanted :]:
         done.dropped += _drop(row, admin)
-    for _ in range(pool.wanted - len(pool.rows)):
+    plain = pool.wanted // PLAIN_OF - sum(not row.tables for row in pool.rows[: pool.wanted])
+    for number in range(pool.wanted - len(pool.rows)):
         if time.monotonic() > until:
             break
         row = BlankDatabase.objects.create(
-            server=pool.server, name=f"{BLANK_PREFIX}{uuid7().hex[-20:]}",
+            server=pool.server, name=f"{BLANK_PREFIX}{uuid7().hex[-20:]}", tables=number >= plain,
             login_secret=Sealed.of(random_password()), control_secret=Sealed.of(random_password()),
         )  # fmt: skip
         done.made += _make(row, admin)
@@ -115,7 +117,7 @@ def _keep(pool: _Pool, admin: EngineAdmin, until: float, done: Blanks) -> None:
 def _make(row: BlankDatabase, admin: EngineAdmin) -> bool:
     secrets = row.login_secret, row.control_secret
     login, control = (secret.open() if secret else "" for secret in secrets)
-    admin.make_blank(row.name, login_password=login, control_password=control)
+    admin.make_blank(row.name, login_password=login, control_password=control, tables=row.tables)
     return bool(BlankDatabase.objects.filter(pk=row.pk, ready_at=None).update(ready_at=now(), updated_at=now()))
 
 

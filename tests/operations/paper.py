@@ -48,6 +48,7 @@ class PaperData:
     databases: set[str] = field(default_factory=set)
     blanks: set[str] = field(default_factory=set)
     blank_passwords: dict[str, tuple[str, str]] = field(default_factory=dict)
+    plain_blanks: set[str] = field(default_factory=set)  # of `blanks`: without the bootstrap tables
     fenced: set[str] = field(default_factory=set)
     tables: dict[str, list[str]] = field(default_factory=dict)
     rows: dict[str, str] = field(default_factory=dict)
@@ -183,9 +184,13 @@ class PaperAdmin(EngineAdmin):
     def databases(self) -> list[str]:
         return sorted(self.held.databases | self.held.blanks)
 
-    def make_blank(self, name: str, *, login_password: str = "", control_password: str = "") -> None:
+    def make_blank(
+        self, name: str, *, login_password: str = "", control_password: str = "", tables: bool = True
+    ) -> None:
         self.engine.act("make_blank")
         self.held.blanks.add(name)
+        if not tables:
+            self.held.plain_blanks.add(name)
         self.held.blank_passwords[name] = (login_password, control_password)
 
     def drop_blank(self, name: str) -> None:
@@ -205,7 +210,7 @@ class PaperAdmin(EngineAdmin):
         self, names: TenantNames, *, login_password: str, control_password: str, blank: str = "", tables: bool = False
     ) -> Bootstrapped | None:
         """A blank brings the tables."""
-        brought = blank in self.held.blanks and tables
+        brought = blank in self.held.blanks - self.held.plain_blanks and tables
         self.create_tenant(names, login_password=login_password, control_password=control_password, blank=blank)
         return Bootstrapped(version="novastack-0001", created=("settings",), kept=()) if brought else None
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
+from accounts.permissions import Principal
 from novastack.common.clock import now
 from novastack.common.models import Install
+from novastack.common.secrets import Sealed
 from projects import domain
 from projects.models import BlankDatabase, Database, DatabaseServer
-from projects.operations import pool_blanks, pool_upkeep, pools
+from projects.operations import placing, pool_blanks, pool_upkeep, pools
+from projects.services import ProjectRequest, project_create
+from tests.operations.conftest import drive, operation_of
 from tests.operations.test_pool_upkeep import drain, settle_in
 from tests.operations.test_pools import make
 
@@ -50,6 +54,54 @@ def test_one_that_was_claimed_is_replaced(pool, paper):
     BlankDatabase.objects.first().delete()
     assert pool_blanks.keep().made == 1
     assert len(names(pool)) == 2
+
+
+def test_each_fourth_is_without_tables_and_given_to_who_wants_none(pool, team, paper, settings):
+    settings.NOVASTACK_POOL_BLANKS = 4
+    usual, opted_out = (
+        project_create(
+            principal=Principal.of(team.alice), organization=team.organization,
+            request=ProjectRequest(name=name, placement="pool", bootstrap_schema=tables),
+        )
+        for name, tables in (("Usual", True), ("Opted out", False))
+    )  # fmt: skip
+    taken = []
+    for project, slot, wanted in (
+        (usual, "current", True), (opted_out, "current", False),
+        (usual, "incoming", False),  # a copy brings its own tables
+    ):  # fmt: skip
+        pool_blanks.keep()
+        (plain,) = BlankDatabase.objects.filter(tables=False).values_list("name", flat=True)
+        assert BlankDatabase.objects.filter(tables=True).count() == 3
+        assert plain in paper.of(pool.control_endpoint).plain_blanks
+        with transaction.atomic():
+            row = placing.take(project, slot=slot, number=len(taken) + 1)
+        assert (row.made_of == plain) is not wanted
+        taken.append(row.made_of)
+    assert len(set(taken)) == 3
+    BlankDatabase.objects.filter(tables=False).delete()
+    with transaction.atomic():
+        assert placing.take(opted_out, slot="incoming", number=9).made_of, "of the other kind rather than none"
+
+
+def test_what_is_given_without_tables_gets_them_from_its_own_step(pool, team, paper):
+    BlankDatabase.objects.create(
+        server=pool,
+        name="nvs_blank_1",
+        ready_at=now(),
+        tables=False,
+        login_secret=Sealed.of("l"),
+        control_secret=Sealed.of("c"),
+    )
+    paper.of(pool.control_endpoint).blanks.add("nvs_blank_1")
+    paper.of(pool.control_endpoint).plain_blanks.add("nvs_blank_1")
+    project = project_create(
+        principal=Principal.of(team.alice), organization=team.organization,
+        request=ProjectRequest(name="Usual", placement="pool"),
+    )  # fmt: skip
+    operation = drive(operation_of(project))
+    assert operation.state == "succeeded"
+    assert operation.steps.get(name="schema").state == "succeeded", "not skipped: the blank brought none"
 
 
 def test_no_more_than_there_are_places(pool, team, paper):

@@ -20,6 +20,7 @@ import pytest
 from projects.domain import ConnectionInfo, Credentials, LoginRefused, TenantNames
 from projects.engines.base import BLANK_PREFIX
 from projects.engines.postgresql import PostgreSQL
+from projects.engines.postgresql_tenants import PostgreSQLTenants
 from tests.contracts.engine_contract import HOSTILE, EngineContract, LiveServer, Tenant, new_names
 from tests.contracts.engine_servers import docker_server
 
@@ -452,11 +453,12 @@ class PostgreSQLContract(EngineContract):
                 self.drop(server, names)
 
     # --- what is made ahead on a pool -----------------------------------------------------------------------------------
-    def ahead(self, server: LiveServer) -> str:
+    def ahead(self, server: LiveServer, *, tables: bool = True) -> str:
         """A blank with its roles."""
         blank = f"{BLANK_PREFIX}{uuid.uuid4().hex[:8]}"
         with self.engine.admin(server.endpoint, server.admin) as admin:
-            admin.make_blank(blank, login_password="pw", control_password="cpw")
+            for _ in range(2):  # again is nothing
+                admin.make_blank(blank, login_password="pw", control_password="cpw", tables=tables)
         return blank
 
     def check_place(self, server: LiveServer, names: TenantNames, *, tables: bool, password: str = "pw") -> None:  # noqa: S107
@@ -504,6 +506,22 @@ class PostgreSQLContract(EngineContract):
         if password != "pw":
             with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
                 connect(server, Credentials(names.login, "pw", names.database))
+        self.drop(server, names)
+
+    @pytest.mark.parametrize("tables", [True, False])
+    def test_a_blank_without_tables_is_given_away_as_it_is(
+        self, server: LiveServer, tables: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody enters it on the way, whatever is wanted; the tables are made afterwards, as in any database."""
+        blank, names = self.ahead(server, tables=False), new_names()
+        if self.pool:
+            monkeypatch.setattr(PostgreSQLTenants, "_inside", None)
+        with self.engine.admin(server.endpoint, server.admin) as admin:
+            made = admin.place_tenant(names, login_password="pw", control_password="cpw", blank=blank, tables=tables)
+            assert made is None
+        if tables:
+            self.engine.bootstrap(server.endpoint, names, "pw")
+        self.check_place(server, names, tables=tables)
         self.drop(server, names)
 
     @pytest.mark.parametrize("tables", [True, False])
