@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import models
 
+from novastack.common.errors import NotFound
+
 if TYPE_CHECKING:
     from accounts.permissions import Principal
 
@@ -21,6 +23,15 @@ class ProjectQuerySet(models.QuerySet[Any]):
 
     def in_bin(self) -> ProjectQuerySet:
         return self.filter(recycled_at__isnull=False)
+
+    def get_locked(self, pk: Any) -> Any:
+        """The project's row, locked and fresh, with its organization, plan and region; `NotFound` when it is gone. In a
+        transaction. Two statements: who has waited for the lock sees the row as it became, but of other tables what they
+        were when it began to wait, so that a join loses a project whose plan or region was changed meanwhile."""
+        locked = self.select_for_update(of=("self",), no_key=True).filter(pk=pk)
+        if not list(locked.order_by().values_list("pk")):
+            raise NotFound
+        return self.select_related("organization", "plan", "region").get(pk=pk)
 
     def for_lists(self) -> ProjectQuerySet:
         """With all that a list shows: a constant number of queries."""

@@ -49,10 +49,9 @@ class DeletionProtected(Conflict):
 
 
 def lock_project(project: Project) -> Project:
-    """The project's row, locked and fresh, with its organization, plan and region. In a transaction."""
-    return Project.objects.select_for_update(of=("self",), no_key=True).select_related("organization", "plan", "region").get(
-        pk=project.pk
-    )  # fmt: skip
+    """The project's row, locked and fresh, with its organization, plan and region. In a transaction. Raises `NotFound`."""
+    found: Project = Project.objects.get_locked(project.pk)
+    return found
 
 
 def allowed_actions(project: Project) -> set[str]:

@@ -37,9 +37,7 @@ def project_update(
         if name not in CHANGEABLE:
             raise Invalid.field(name, "read_only", f"Only these can be changed: {', '.join(sorted(CHANGEABLE))}.")
     organization = Organization.objects.select_for_update(no_key=True).get(pk=project.organization_id)
-    project = (
-        Project.objects.select_for_update(of=("self",), no_key=True).select_related("plan", "region").get(pk=project.pk)
-    )
+    project = Project.objects.get_locked(project.pk)
     if project.desired_status == DesiredStatus.ABSENT:
         raise ActionNotAllowed("The project is being removed.")
     fields: list[str] = []

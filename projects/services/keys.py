@@ -100,8 +100,7 @@ def key_create(
     if expires_at is not None and expires_at <= now():
         raise Invalid.field("expires_at", "past", "Choose a time in the future.")
     begin = clean_prefix(prefix)
-    locked = Project.objects.select_for_update(no_key=True, of=("self",)).select_related("plan", "organization")
-    project = locked.get(pk=project.pk)
+    project = Project.objects.get_locked(project.pk)
     if project.desired_status in GONE:
         raise ActionNotAllowed("The project is deleted: its keys do not work.")
     _check_quota(project, 1)
