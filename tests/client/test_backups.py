@@ -16,7 +16,7 @@ from drf_spectacular.generators import SchemaGenerator
 import novastack_client
 from backups.models import Backup, Restore, StorageKind, StorageTarget
 from backups.operations import storages
-from novastack_client import Conflict, Invalid, NotFound, Unavailable
+from novastack_client import Conflict, DeadlineExceeded, Invalid, NotFound, Unavailable
 from projects.models import Project
 from tests.backups.rows import make_backup, make_proof, make_restore
 from tests.backups.test_api_backups import make
@@ -108,6 +108,16 @@ def test_proofs(nova: Any, project: Project, target: StorageTarget) -> None:
     told = list(nova.list_proofs(str(stored.pk)))
     assert [p.id for p in told] == [asked.id, str(earlier.pk)]
     assert told[1].differences == ("public.orders: 3 rows, 4 in the backup",)
+
+
+def test_a_proof_that_is_under_way_is_waited_for(nova: Any, project: Project, target: StorageTarget) -> None:
+    stored = make(project, target, DUMP, manifest={"entries": []})
+    asked = nova.verify_backup(str(stored.pk))
+    with pytest.raises(Conflict):
+        nova.verify_backup(str(stored.pk))
+    with pytest.raises(DeadlineExceeded) as late:
+        nova.verify_backup(str(stored.pk), wait=True, deadline_seconds=1)
+    assert late.value.operation.id == asked.operation.id and stored.proofs.count() == 1
 
 
 def test_restores_and_their_undo(nova: Any, project: Project, target: StorageTarget) -> None:

@@ -58,6 +58,7 @@ def test_one_that_was_claimed_is_replaced(pool, paper):
 
 def test_each_fourth_is_without_tables_and_given_to_who_wants_none(pool, team, paper, settings):
     settings.NOVASTACK_POOL_BLANKS = 4
+    DatabaseServer.objects.update(max_databases=9)
     usual, opted_out = (
         project_create(
             principal=Principal.of(team.alice), organization=team.organization,

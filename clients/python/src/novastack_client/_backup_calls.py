@@ -19,6 +19,7 @@ from novastack_client.backup_models import (
 from novastack_client.errors import Conflict, NotFound, OperationFailed
 from novastack_client.models import Operation, OperationBrief
 
+_TRIES = 3
 DEADLINE_SECONDS = 3600.0  # dumping and restoring take as long as the data is large
 
 
@@ -120,15 +121,19 @@ class BackupCalls:
         returns (one that is under way already is waited for); `OperationFailed` says what else became of it
         (`content_differs`, `hash_mismatch` …)."""
         deadline = core.deadline(deadline_seconds if wait else None)
-        try:
-            proof = yield from core.one(Proof, post(f"backups/{part(backup_id)}/verify/"), deadline)
-        except Conflict as error:
-            under_way = None
-            if wait and error.code == "operation_in_progress":
-                under_way = yield from _proof(core, backup_id, deadline, states={"queued", "running"})
-            if under_way is None:
-                raise
-            proof = under_way
+        proof: Proof | None = None
+        for left in reversed(range(_TRIES)):  # one that ends between the two questions is neither refused nor found
+            try:
+                proof = yield from core.one(Proof, post(f"backups/{part(backup_id)}/verify/"), deadline)
+            except Conflict as error:
+                if not wait or error.code not in {"operation_in_progress", "action_not_allowed"}:
+                    raise
+                proof = yield from _proof(core, backup_id, deadline, states={"queued", "running"})
+                if proof is None and not left:
+                    raise
+            if proof is not None:
+                break
+        assert proof is not None  # noqa: S101 - the last try returns or raises
         if (yield from _ended(core, proof.operation, wait, deadline)):
             proof = (yield from _proof(core, backup_id, deadline, pk=proof.id)) or proof
         return proof
