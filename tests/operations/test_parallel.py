@@ -209,6 +209,29 @@ def test_of_two_moves_at_once_one_is_made(team, runtime):
         assert exclusive.count() == 1
 
 
+def test_who_meets_a_change_of_plan_gets_an_answer(team, runtime):
+    """Each of these waits for the project's row while its plan becomes another one."""
+    alice = Principal.of(team.alice)
+    plans = [
+        PlanFactory(slug=f"plan-{n}", name=f"Plan {n}", is_default=False, memory_bytes=(2 + n) << 28) for n in range(2)
+    ]
+    project = make_project(team.alice, team.organization)
+    for turn in range(6):
+        results = at_once(
+            lambda t=turn: plan_change(principal=alice, project=project, plan=plans[t % 2].slug),
+            lambda: project_update(principal=alice, project=project, changes={"description": "x"}),
+            lambda: project_update(principal=alice, project=project, changes={"limits": {"memory_bytes": 1 << 29}}),
+            lambda: key_create(principal=alice, project=project, name="k"),
+            lambda: service_action(principal=alice, project=project, service="auth", action="enable"),
+            lambda: project_action(principal=alice, project=project, action="rotate_password"),
+        )
+        assert all(not isinstance(r, Exception) or isinstance(r, Problem) for r in results), results
+        for operation in Operation.objects.live().filter(project_uuid=project.pk):
+            drive(operation)
+        project.refresh_from_db()
+        assert project.status == "running", project.status_detail
+
+
 def test_many_workers_get_one_lease(team, runtime):
     project = maker(team, "Shop")()
     operation = operation_of(project)
