@@ -27,6 +27,8 @@ PROVABLE = (BackupStatus.STORED, BackupStatus.VERIFIED, BackupStatus.CORRUPT)
 DIFFERENCES_KEPT = 20
 GUARD_SECONDS = 2.0
 SIZE_EVERY_SECONDS = 10.0
+SIZE_EVERY_BYTES = 256 << 20  # of the dump
+SILENT_MOST = 30  # looks at its size that a busy server leaves unanswered
 TURN_SECONDS = 10.0
 MANUAL_PATIENCE_SECONDS = 60.0
 REVERIFY_DAYS = 30  # where no policy says anything
@@ -189,19 +191,24 @@ class server_lost:
 
 
 def _watched(side: Scratch, database_bytes: int) -> Callable[[int], None]:
-    """What long work calls: promises are looked at often, the copy's size now and then."""
+    """What long work calls: promises are looked at often, the copy's size now and then, and whenever so much more went into
+    it. So a copy is ended at the latest so many bytes of its dump, or seconds of its own work, beyond what it may have."""
     asked = sized = time.monotonic()
+    seen = silent = 0
 
     def pulse(moved: int = 0) -> None:
-        nonlocal asked, sized
+        nonlocal asked, sized, seen, silent
         side.pulse()
         if time.monotonic() - asked > GUARD_SECONDS:
             asked = time.monotonic()
             side.guard()
             side.record(moved=moved)
-        if time.monotonic() - sized > SIZE_EVERY_SECONDS:
+        if time.monotonic() - sized > SIZE_EVERY_SECONDS or moved - seen >= SIZE_EVERY_BYTES:
+            seen = moved
+            silent = 0 if scratch.check_growth(side, database_bytes) else silent + 1
             sized = time.monotonic()
-            scratch.check_growth(side, database_bytes)
+            if silent >= SILENT_MOST:
+                raise StepFailed("server_not_ready", f"The throw-away server did not say its size {silent} times.")
 
     return pulse
 

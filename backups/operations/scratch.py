@@ -260,21 +260,22 @@ def size_of(side: Scratch) -> int:
         return admin.stats(side.names.database).size_bytes
 
 
-def check_growth(side: Scratch, database_bytes: int) -> None:
-    """Ends a copy that grows beyond `most_bytes`, or whose disk is about to be full. A server that is too busy to answer is
-    asked the next time."""
+def check_growth(side: Scratch, database_bytes: int) -> bool:
+    """Ends a copy that grows beyond `most_bytes`, or whose disk is about to be full. False: the server is too busy to
+    say its size, and is asked the next time."""
+    disk = Region.objects.filter(pk=side.server.region_id).values_list("disk", flat=True).first() or {}
+    if disk.get("level") == DiskLevel.FENCED:
+        raise StepFailed("capacity_exhausted", f"The disk of {side.region.name} is nearly full: the copy was ended.")
     try:
         size = size_of(side)
     except domain.EngineError:
-        return
+        return False
     if size > most_bytes(database_bytes):
         raise StepFailed(
             "capacity_exhausted", f"The copy takes {size >> 20} MiB by now, of {database_bytes >> 20} MiB: it was ended.",
             retryable=False,
         )  # fmt: skip
-    disk = Region.objects.filter(pk=side.server.region_id).values_list("disk", flat=True).first() or {}
-    if disk.get("level") == DiskLevel.FENCED:
-        raise StepFailed("capacity_exhausted", f"The disk of {side.region.name} is nearly full: the copy was ended.")
+    return True
 
 
 # --- gone ---------------------------------------------------------------------------------------------------------------

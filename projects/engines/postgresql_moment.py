@@ -97,12 +97,7 @@ class PostgreSQLMoment(Moment):
         self._connection.pulse = pulse
         with translated():
             _lock(self._connection)
-            try:
-                texts = postgresql_texts.told(self._connection)
-            except psycopg.Error as error:
-                if error.sqlstate not in _GONE:
-                    raise
-                raise SourceChanged("somebody changes the database's objects while the dump begins") from None
+            texts = _texts(self._connection)
             for (kind, name), text in texts.items():
                 if self._texts.get((kind, name), text) != text:
                     raise SourceChanged(f"the {kind} {name} was changed while the dump began")
@@ -133,7 +128,7 @@ def held(
             if connection.info.server_version >= 170000:
                 connection.execute("SET transaction_timeout = 0")
             postgresql_fingerprint.prepare(connection)
-            texts = postgresql_texts.told(connection)  # by itself: no lock of it is held when pg_dump wants its own
+            texts = _texts(connection)  # by itself: no lock of it is held when pg_dump wants its own
             connection.execute("BEGIN")
             snapshot = connection.execute("SELECT pg_export_snapshot()").fetchone()
             notes = _notes(connection)
@@ -165,6 +160,15 @@ def _lock(connection: BoundedConnection) -> None:
     # From here on nothing is truncated or rewritten. What was so since the snapshot would look empty to it.
     if (row := connection.execute(_REWRITTEN).fetchone()) is not None:
         raise SourceChanged(f"the table {row[0]} was truncated or rewritten while the dump began")
+
+
+def _texts(connection: BoundedConnection) -> dict[tuple[str, str], str]:
+    try:
+        return postgresql_texts.told(connection)
+    except psycopg.Error as error:
+        if error.sqlstate not in _GONE:
+            raise
+        raise SourceChanged("somebody changes the database's objects while the dump begins") from None
 
 
 def _tables(connection: BoundedConnection) -> list[tuple[str, str]]:

@@ -233,8 +233,8 @@ def test_a_backup_of_ferretdb_is_restored_by_hand(ferretdb: Site, settings: Any,
 
 def test_the_page_names_what_it_uses() -> None:
     """Every variable of the commands is told, or is the tools' own."""
-    used = set(re.findall(r"\$\{?([a-z_]+)", "\n".join(blocks("s3", "postgresql"))))
+    used = set(re.findall(r"\$\{?([a-z_]+)", "\n".join(blocks("s3", "postgresql", "mariadb", "mysql"))))
     assert used == {
         "kit", "storage", "object", "manifest", "name", "role", "public", "signature", "region", "access_key",
-        "secret_key", "endpoint", "bucket", "prefix", "nothing",
+        "secret_key", "endpoint", "bucket", "prefix", "nothing", "login",
     }  # fmt: skip

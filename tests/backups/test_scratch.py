@@ -215,3 +215,33 @@ def test_no_room_is_said_before_anything_is_made() -> None:
         scratch.room_for(region, 2 << 30)
     assert failed.value.code == "capacity_exhausted"
     scratch.room_for(Region(name="Unknown"), 1 << 40)
+
+
+def test_a_copy_s_size_is_looked_at_by_time_and_by_what_went_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it can't outgrow its bound by more than a bounded number of bytes, however fast the disk is; and a server that
+    never says its size does not go on for ever."""
+    from types import SimpleNamespace
+    from typing import Any, cast
+
+    from backups.operations import proving_steps
+
+    looks, answers = [], [True]
+
+    def look(_side: Any, _bytes: int) -> bool:
+        looks.append(1)
+        return answers[0]
+
+    monkeypatch.setattr(scratch, "check_growth", look)
+    monkeypatch.setattr(proving_steps, "SIZE_EVERY_SECONDS", 1e9)
+    side = cast(Any, SimpleNamespace(pulse=lambda: None, guard=lambda: None, record=lambda **_: None))
+    pulse, step = proving_steps._watched(side, 1), proving_steps.SIZE_EVERY_BYTES
+    for moved in (0, step - 1, step, step + 1, 2 * step - 1, 2 * step):
+        pulse(moved)
+    assert len(looks) == 2
+    monkeypatch.setattr(proving_steps, "SIZE_EVERY_SECONDS", 0)
+    answers[0] = False
+    with pytest.raises(StepFailed) as told:
+        for _ in range(proving_steps.SILENT_MOST * 2):
+            pulse(2 * step)
+    assert told.value.code == "server_not_ready" and told.value.retryable
+    assert len(looks) == 2 + proving_steps.SILENT_MOST

@@ -360,6 +360,38 @@ def test_a_manifest_that_was_written_is_the_commit(
     read_manifest(backup)
 
 
+def test_a_manifest_that_was_written_is_not_enough(
+    docker_site: Site,
+    target: StorageTarget,
+    backup_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The worker dies after it wrote the manifest, and the dump is another one by then, of the same size."""
+    site = docker_site
+    project = site.ready()
+    backup, operation = begin(project)
+    save, died = taking_steps._save, []
+
+    def dying(ctx: Any, row: Backup, **values: Any) -> None:
+        if values.get("status") == "stored" and not died:
+            died.append(True)
+            path = backup_root / "here" / row.object_key
+            path.chmod(0o600)
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+            raise LeaseLost
+        save(ctx, row, **values)
+
+    monkeypatch.setattr(taking_steps, "_save", dying)
+    site.finish(operation, 2)
+    site.expire_lease(operation)
+    ended(site, backup, operation)
+    assert died
+    assert (operation.state, backup.status, backup.error["code"]) == ("failed", "failed", "object_missing")
+    nothing_left(site, project, backup_root)
+
+
 def test_an_object_that_is_gone_before_the_manifest_fails_it(
     docker_site: Site,
     target: StorageTarget,
