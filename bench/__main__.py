@@ -6,7 +6,9 @@ import importlib
 import os
 import sys
 
-PARTS = ("lists", "observing", "hints", "provisioning", "pools", "neighbours", "moves", "backups", "schedules")
+PARTS = (
+    "lists", "observing", "hints", "provisioning", "pools", "neighbours", "moves", "backups", "backups_mariadb", "schedules",
+)  # fmt: skip
 
 
 def main(names: list[str]) -> None:

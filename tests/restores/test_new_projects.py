@@ -14,7 +14,7 @@ from backups.operations import restore_new, restoring_data
 from projects.models import Database, DatabaseRole, DatabaseServer, Operation, OperationLock, Project
 from projects.operations import steps
 from projects.operations.base import StepFailed
-from projects.services import operation_cancel, project_action
+from projects.services import ProjectRequest, operation_cancel, project_action, project_create
 from tests.engines.test_copies_postgresql import HOSTILE
 from tests.factories import api_client
 from tests.faults.conftest import Site
@@ -241,6 +241,9 @@ def test_an_older_server_is_refused_before_anything_is_made(docker_site: Site, t
     body = {"target": "new_project", "name": "Copy", "version": site.version}
     answer = client.post(url, body, format="json")
     assert (answer.status_code, answer.json()["code"]) == (409, "version_too_old")
+    Backup.objects.filter(pk=backup.pk).update(version=site.version)
+    answer = client.post(url, {**body, "version": "15"}, format="json")  # as it is
+    assert (answer.status_code, answer.json()["code"]) == (409, "version_too_old")
     assert Project.objects.count() == 1
     # The row may say what it wants: the signed manifest decides.
     Backup.objects.filter(pk=backup.pk).update(version=site.version)
@@ -271,3 +274,33 @@ def test_the_preflight_says_what_is_wrong_with_the_object(
     assert [p["code"] for p in client.post(url, body, format="json").json()["problems"]] == ["object_missing"]
     assert Restore.objects.count() == 0
     assert Project.objects.count() == 1
+
+
+@pytest.mark.parametrize("newer", ["17", "18"])
+def test_into_a_newer_postgresql(docker_site: Site, target: StorageTarget, newer: str) -> None:
+    """All rows, whatever the newer server spells otherwise; that is said, and the operation shows it."""
+    site = docker_site
+    source = project_create(
+        principal=site.alice, organization=site.team.organization,
+        request=ProjectRequest(name="Old", engine="postgresql", version="15", region="site"),
+    )  # fmt: skip
+    site.finish(Site.operation(source))
+    source.refresh_from_db()
+    assert source.status == "running", source.status_detail
+    site.client.fill(source)
+    fill(site, source)
+    backup = take(source)
+    assert backup.manifest["version"] == "15"
+    made = restore(site, backup, target="new_project", name="New", version=newer)
+    operation = run(site, made)
+    assert operation.state == "succeeded", told(operation)
+    project = Project.objects.get(pk=made.project_uuid)
+    assert (project.version, project.status) == (newer, "running")
+    assert site.rows_of(project) == 1000
+    tables, again = backup.manifest["contents"]["tables"], take(project).manifest["contents"]["tables"]
+    assert tables == again, "every row has the same hash on the newer server"
+    with site.login(project) as session:
+        shown = session.execute("SHOW server_version").fetchone()[0]
+        assert shown.startswith(newer)
+        assert session.execute("SELECT count(*) FROM spelling").fetchone() == (0,)
+    site.check_things(project)
