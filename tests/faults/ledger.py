@@ -61,6 +61,7 @@ class Run:
     lost_rows: int | None = None
     stuck: int | None = None
     seconds: float | None = None
+    note: str = ""  # what else was seen; no column of the table
     _since: float | None = field(default=None, repr=False)
 
     def recovering(self) -> None:
@@ -83,6 +84,7 @@ class Run:
             "fault": self.fault, "engine": self.engine, "runtime": self.runtime, "point": self.point,
             "seconds": None if self.seconds is None else round(self.seconds, 2),
             "orphans": self.orphans, "lost_rows": self.lost_rows, "stuck": stuck, "outcome": outcome, "error": error,
+            "note": self.note,
             "test": os.environ.get("PYTEST_CURRENT_TEST", "").rsplit(" (", 1)[0],
             "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(),
         }  # fmt: skip

@@ -70,6 +70,7 @@ def install_fault(text: str) -> None:
 
 
 def work(fault: str, reconciles: bool, ready: int) -> None:
+    from backups.operations import deleting, scratch
     from projects.models import Operation
     from projects.operations import abilities, janitor, queue, reconciler, retiring, runner, standby_upkeep, watch
 
@@ -78,7 +79,7 @@ def work(fault: str, reconciles: bool, ready: int) -> None:
     abilities.look = lambda *_: 0  # type: ignore[assignment] # what a region could run is asked of registries: seconds
     due: list[Any] = []
     queue.send_hint = reconciler.send_hint = due.append  # type: ignore[assignment] # this process is the broker, too
-    ticked = 0.0
+    ticked = tidied = 0.0
     os.write(ready, b".")
     os.close(ready)
     while True:
@@ -89,6 +90,11 @@ def work(fault: str, reconciles: bool, ready: int) -> None:
             retiring.drop_due()
             watch.check_health()
             standby_upkeep.keep()
+        if reconciles and time.monotonic() - tidied > 5:
+            tidied = time.monotonic()
+            scratch.sweep()
+            deleting.go_on()
+            deleting.sweep_uploads()
         due += Operation.objects.live().filter(lease_until=None, next_attempt_at=None).values_list("pk", flat=True)
         worked = [runner.run(pk) for pk in dict.fromkeys(due)]
         due.clear()
