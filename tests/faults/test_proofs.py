@@ -75,7 +75,7 @@ def test_a_killed_worker_and_a_proof(
     """A damaged one never gets to the comparison: there the worker dies while it puts down that it is corrupt."""
     site = process_site
     monkeypatch.setenv("NOVASTACK_BACKUP_ROOT", str(tmp_path))
-    if damaged and point.split(":")[0] in {"compare", "clean_up", "tell"}:
+    if damaged and (point == "restore:after" or point.split(":")[0] in {"compare", "clean_up", "tell"}):
         point = "restore:inside:4"
     with site.fault("worker killed: verify", point=f"verify:{point}") as run:
         project, backup, operation = begun(site, settings, tmp_path, damaged=damaged)

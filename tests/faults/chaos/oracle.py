@@ -274,7 +274,7 @@ class MariaDBByHand:
         try:
             client = " ".join(
                 ["mariadb", "--no-defaults", "-uroot", f"--socket={self._socket}", "--binary-mode",
-                 "--default-character-set=utf8mb4", "--local-infile=0", database]
+                 "--default-character-set=utf8mb4", "--local-infile=0", "--comments", database]
             )  # fmt: skip
             command = f'age -d -i "$1" "$2" | zstd -dq | {client}'
             run(["bash", "-euo", "pipefail", "-c", command, "-", str(identity), str(stored)], self._folder)
@@ -292,7 +292,8 @@ class MariaDBByHand:
         facts: dict[str, str] = {}
         listed = self._ask(
             "SELECT HEX(table_name) FROM information_schema.tables WHERE table_schema = DATABASE()"
-            " AND table_type = 'BASE TABLE' AND table_name NOT LIKE 'moving%'", database, argv,
+            # An event of the source's writes into the latter.
+            " AND table_type = 'BASE TABLE' AND table_name NOT LIKE 'moving%' AND table_name <> 'ticks'", database, argv,
         )  # fmt: skip
         for name in (bytes.fromhex(line).decode() for line in listed.splitlines()):
             quoted = "`" + name.replace("`", "``") + "`"
