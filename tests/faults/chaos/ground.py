@@ -204,7 +204,10 @@ class Ground:
         return sorted(name for name in files if not name.startswith((storages.OWNER_KEY, "filler")))
 
     def break_disk(self, how: str) -> None:
-        if how == "disk_read_only" and os.geteuid() == 0:
+        if os.geteuid() != 0:  # it has no disk of its own: what can be refused there is refused by its rights
+            self.place("small").chmod(0o555)
+            return
+        if how == "disk_read_only":
             self._mount("-o", "remount,ro")
             return
         with contextlib.suppress(OSError), (self.place("small") / "filler").open("ab") as file:
@@ -232,9 +235,10 @@ class Ground:
     def heal(self) -> None:
         if self.proxy is not None:
             self.proxy.rules.clear()
-        if "small" in self._targets and os.geteuid() == 0:
-            self._mount("-o", "remount,rw")
         if "small" in self._targets:
+            if os.geteuid() == 0:
+                self._mount("-o", "remount,rw")
+            self.place("small").chmod(0o755)
             (self.place("small") / "filler").unlink(missing_ok=True)
 
     # --- processes ------------------------------------------------------------------------------------------------------
@@ -259,7 +263,7 @@ class Ground:
         found, tools = [], f"{self.site.region.config['root']}/tools/"
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if os.readlink(folder / "cwd").startswith(tools):
+                if str((folder / "cwd").readlink()).startswith(tools):
                     found.append(folder.name)
         return found
 
@@ -288,5 +292,3 @@ def drop_connections() -> None:
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-
-

@@ -194,8 +194,8 @@ class PostgreSQLByHand:
             if kind == "S":
                 query = f"SELECT last_value || ' ' || is_called FROM {name}"
             elif populated:
-                query = f"""SELECT count(*) || ' ' || coalesce(md5(string_agg(t::text, E'\\n' ORDER BY t::text COLLATE "C")), '')
-                            FROM {name} t"""
+                query = f"""SELECT count(*) || ' ' ||
+                            coalesce(md5(string_agg(t::text, E'\\n' ORDER BY t::text COLLATE "C")), '') FROM {name} t"""
             else:
                 query = "SELECT 'without data'"
             facts[name] = session.execute(query).fetchone()[0]  # type: ignore[call-overload,index]
@@ -205,7 +205,8 @@ class PostgreSQLByHand:
         if inside:
             told = {**env, "PGHOST": "127.0.0.1", "PGPORT": "5432"}
             schema = run(
-                ["docker", "exec", *(f"--env={name}={value}" for name, value in told.items()), inside, *argv], self._folder
+                ["docker", "exec", *(f"--env={name}={value}" for name, value in told.items()), inside, *argv],
+                self._folder,
             )
         else:
             schema = run(argv, self._folder, **{**env, "PATH": self._programs})
@@ -304,8 +305,8 @@ class MariaDBByHand:
             "routine": "SELECT HEX(CONCAT(routine_type, ' ', routine_name)), MD5(routine_definition), sql_mode,"
             " character_set_client, collation_connection, database_collation"
             " FROM information_schema.routines WHERE routine_schema = DATABASE()",
-            "trigger": "SELECT HEX(CONCAT(event_object_table, ' ', trigger_name)), MD5(action_statement), action_order, sql_mode"
-            " FROM information_schema.triggers WHERE trigger_schema = DATABASE()",
+            "trigger": "SELECT HEX(CONCAT(event_object_table, ' ', trigger_name)), MD5(action_statement),"
+            " action_order, sql_mode FROM information_schema.triggers WHERE trigger_schema = DATABASE()",
             "view": "SELECT HEX(table_name), MD5(REPLACE(view_definition, CONCAT('`', DATABASE(), '`.'), ''))"
             " FROM information_schema.views WHERE table_schema = DATABASE()",
             "event": "SELECT HEX(event_name), MD5(event_definition), interval_value, interval_field, sql_mode"

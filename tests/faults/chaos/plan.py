@@ -1,4 +1,5 @@
-"""What breaks when, from a seed alone: the same seed and number give the same plan (what meets what also hangs on the machine)."""
+"""What breaks when, from a seed alone: the same seed and number give the same plan.
+What meets what also depends on the machine."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ class Plan:
         faults = [*(f"dies {fault}" for fault in self.dies), *map(str, self.events)]
         faults += ["schema changes"] if self.changes_schema else []
         more = f" beside {'+'.join(self.more)}" if self.more else ""
-        return f"{self.seed}#{self.number} {self.scenario} on {self.storage}, {self.workers}w{more}: {'; '.join(faults)}"
+        return (
+            f"{self.seed}#{self.number} {self.scenario} on {self.storage}, {self.workers}w{more}: {'; '.join(faults)}"
+        )
 
 
 def plan(seed: str, number: int) -> Plan:
@@ -72,7 +75,10 @@ def plan(seed: str, number: int) -> Plan:
     wanted = chance.choice((1, 1, 2, 2, 3))
     while len(dies) + len(events) + schema < wanted:
         what = chance.choices(
-            ("dies", "kill_worker", "pause_worker", "kill_tool", "kill_server", "storage", "drop_connections", "second", "schema"),
+            (
+                "dies", "kill_worker", "pause_worker", "kill_tool", "kill_server", "storage", "drop_connections", "second",
+                "schema",
+            ),
             weights=(30, 8, 7, 11, 9, 20, 7, 5, 6),
         )[0]  # fmt: skip
         phase = chance.choice(_phases(scenario))

@@ -42,6 +42,7 @@ class Play:
         self.counters: dict[object, int] = {}
         self.seen: dict[str, float] = {}  # phase → when it was first seen
         self.hit: list[str] = []
+        self.refused: list[str] = []  # what was asked for and could not be begun, with the code
         self.crew: Crew | None = None
         self.mended = True
         self.used_up = False  # the ground is not as it was: another project, a database from before
@@ -132,7 +133,8 @@ class Play:
         """As a user does, who is told no where it can't be now."""
         try:
             operation = ask()
-        except (Problem, Backup.DoesNotExist):
+        except (Problem, Backup.DoesNotExist) as error:
+            self.refused.append(getattr(error, "code", "gone"))
             return
         if operation is not None:
             self.operations.append(operation)
@@ -164,7 +166,7 @@ class Play:
     # --- what breaks ----------------------------------------------------------------------------------------------------
     def _look(self) -> None:
         seen = {"asked"}
-        for status in Backup.objects.filter(pk__in=self.bounds).values_list("status", flat=True):
+        for status in Backup.objects.values_list("status", flat=True):
             seen |= {status} if status in {"dumping", "verifying", "deleting"} else set()
             seen |= {"stored"} if status in {"stored", "verifying", "verified"} and self._newest_stored() else set()
         if Operation.objects.live().filter(kind__in=["restore", "undo_restore", "provision"]).exists():
@@ -254,7 +256,10 @@ class Play:
                 break
             if time.monotonic() > deadline:
                 self.run.stuck = len(live)
-                told = [(o.kind, list(o.steps.exclude(state="succeeded").values_list("name", "state", "detail"))) for o in live]
+                told = [
+                    (o.kind, list(o.steps.exclude(state="succeeded").values_list("name", "state", "detail")))
+                    for o in live
+                ]
                 raise AssertionError(f"not settled {SETTLES_SECONDS} s after all was mended: {told} {self._going_on()}")
             soon = now() + timedelta(seconds=1.5)
             Operation.objects.live().filter(next_attempt_at__gt=soon, lease_until=None).update(next_attempt_at=soon)
@@ -317,13 +322,17 @@ class Play:
             self.counters[backup.pk] = found.counter
             low = self.bounds.get(backup.pk, 0)
             if not told.rewound:
-                assert low <= found.counter <= told.attempted, f"{found.counter} is none of its time: {low} to {told.attempted}"
+                assert low <= found.counter <= told.attempted, (
+                    f"{found.counter} is none of its time: {low} to {told.attempted}"
+                )
         for before, after in told.rewound:  # only a restore does that, and to what was in the backup
             restored = {self.counters[made.backup_uuid] for made in self.restores if made.backup_uuid in self.counters}
             self.run.lost_rows = 0 if after in restored else before - after
             assert after in restored, f"the live database lost writes: {before} were acknowledged, {after} found"
         self.run.lost_rows = 0
-        self.run.note = f"{', '.join(statuses)}; {len(self.counters)} restored by hand; hit: {', '.join(self.hit) or '-'}"
+        self.run.note = (
+            f"{', '.join(statuses)}; {len(self.counters)} restored by hand; hit: {', '.join(self.hit) or '-'}"
+        )
         self._judge_restores()
 
     def _by_hand(self, backup: Backup) -> Judged:
