@@ -72,7 +72,8 @@ class Crew:
         expire_leases_of(worker.pid)
         self.add()
 
-    def end(self) -> None:
+    def end(self) -> int:
+        """How many had died by then."""
         for worker, _ in self.paused:
             worker.send_signal(signal.SIGCONT)
         self._site.stop_workers()
@@ -80,6 +81,7 @@ class Crew:
             expire_leases_of(worker.pid)
         self.workers.clear()
         self.paused.clear()
+        return self.replaced
 
 
 def expire_leases_of(pid: int) -> None:

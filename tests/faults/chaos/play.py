@@ -18,7 +18,7 @@ from backups.services.proofs import backup_verify
 from backups.services.restores import restore_create, restore_undo
 from novastack.common.clock import now
 from novastack.common.errors import Problem
-from projects.models import DatabaseServer, DataTombstone, Operation, OperationLock, Project
+from projects.models import DatabaseServer, DataTombstone, Operation, OperationLock
 from tests.backups.keeping import make_schedule
 from tests.faults.chaos.ground import Crew, Ground, drop_connections
 from tests.faults.chaos.oracle import Judged
@@ -35,7 +35,6 @@ class Play:
     def __init__(self, ground: Ground, plan: Plan, run: Run) -> None:
         self.ground, self.site, self.plan, self.run = ground, ground.site, plan, run
         self.chance = random.Random(f"{plan.seed} play {plan.number}")
-        self.operations: list[Operation] = []
         self.bounds: dict[object, int] = {}  # backup → what was acknowledged when it was asked for
         self.damaged: dict[object, str] = {}
         self.restores: list[Restore] = []
@@ -44,7 +43,9 @@ class Play:
         self.hit: list[str] = []
         self.refused: list[str] = []  # what was asked for and could not be begun, with the code
         self.crew: Crew | None = None
-        self.mended = True
+        self.died, self.statuses = 0, ""
+        self.waiting = list(plan.events)
+        self.mend_at: float | None = None
         self.used_up = False  # the ground is not as it was: another project, a database from before
 
     # --- the run --------------------------------------------------------------------------------------------------------
@@ -61,11 +62,12 @@ class Play:
                 self._prove_the_damaged()
                 self._heal_and_end()
             finally:
-                self.crew.end()
+                self.died += self.crew.end()
         ground.read_source()
         self._judge()
         self._check_left()
         self._delete_all()
+        self._note()
 
     def _before(self) -> list[Backup]:
         """Backups from before the faults, where the scenario needs some."""
@@ -84,36 +86,25 @@ class Play:
     def _play(self, before: list[Backup]) -> None:
         asks = self._asks(before)
         self.run.recovering()
-        began, waiting = time.monotonic(), list(self.plan.events)
-        mend_at: float | None = None
+        began = time.monotonic()
         while True:
             passed = time.monotonic() - began
             while asks and asks[0][0] <= passed:
                 self._ask(asks.pop(0)[1])
             self._look()
-            for event in list(waiting):
-                at = self.seen.get(event.phase)
-                if at is not None and time.monotonic() - at >= event.delay:
-                    waiting.remove(event)
-                    if self._break(event):
-                        self.hit.append(str(event))
-                        if event.what.startswith(("disk", "s3")):
-                            self.mended, mend_at = False, time.monotonic() + 2 + 4 * event.times
-            if mend_at is not None and time.monotonic() > mend_at:
-                self._mend()
-                mend_at = None
+            self._break_due()
             assert self.crew is not None
             self.crew.tend()
             live = Operation.objects.live().exists()
-            if not asks and not live and (not waiting or passed > 3):
+            if not asks and not live and passed > 2:
                 break
             if passed > BREAKS_SECONDS and not asks:
                 break
             time.sleep(0.05)
         self._mend()
 
-    def _asks(self, before: list[Backup]) -> list[tuple[float, Callable[[], Operation | None]]]:
-        plan, found = self.plan, list[tuple[float, Callable[[], Operation | None]]]()
+    def _asks(self, before: list[Backup]) -> list[tuple[float, Callable[[], object]]]:
+        plan, found = self.plan, list[tuple[float, Callable[[], object]]]()
         if plan.scenario == "in_place":
             found.append((0, lambda: self._restore(before[0], target="in_place", confirm=self.ground.project.slug)))
             return found
@@ -129,15 +120,12 @@ class Play:
             found.append((round(self.chance.uniform(0, 4), 2), ask))
         return sorted(found, key=lambda ask: ask[0])
 
-    def _ask(self, ask: Callable[[], Operation | None]) -> None:
+    def _ask(self, ask: Callable[[], object]) -> None:
         """As a user does, who is told no where it can't be now."""
         try:
-            operation = ask()
+            ask()
         except (Problem, Backup.DoesNotExist) as error:
             self.refused.append(getattr(error, "code", "gone"))
-            return
-        if operation is not None:
-            self.operations.append(operation)
 
     @staticmethod
     def _again(backup: Backup) -> Backup:
@@ -174,6 +162,18 @@ class Play:
         for phase in seen:
             self.seen.setdefault(phase, time.monotonic())
 
+    def _break_due(self) -> None:
+        """What is due and finds something to break, breaks it; what breaks a storage is mended some seconds later."""
+        for event in list(self.waiting):
+            at = self.seen.get(event.phase)
+            if at is not None and time.monotonic() - at >= event.delay and self._break(event):
+                self.waiting.remove(event)
+                self.hit.append(str(event))
+                if event.what.startswith(("disk", "s3")):
+                    self.mend_at = time.monotonic() + 2 + 4 * event.times
+        if self.mend_at is not None and time.monotonic() > self.mend_at:
+            self._mend()
+
     def _newest_stored(self) -> Backup | None:
         newest = Backup.objects.filter(pk__in=self.bounds).order_by("-created_at").first()
         return newest if newest is not None and newest.status in {"stored", "verifying", "verified"} else None
@@ -205,7 +205,7 @@ class Play:
 
     def _mend(self) -> None:
         self.ground.heal()
-        self.mended = True
+        self.mend_at = None
 
     def _file(self, backup: Backup) -> Path:
         return self.ground.place(self.plan.storage) / backup.object_key
@@ -330,10 +330,15 @@ class Play:
             self.run.lost_rows = 0 if after in restored else before - after
             assert after in restored, f"the live database lost writes: {before} were acknowledged, {after} found"
         self.run.lost_rows = 0
-        self.run.note = (
-            f"{', '.join(statuses)}; {len(self.counters)} restored by hand; hit: {', '.join(self.hit) or '-'}"
-        )
+        self.statuses = ", ".join(statuses)
+        self._note()
         self._judge_restores()
+
+    def _note(self) -> None:
+        self.run.note = (
+            f"{self.statuses}; {len(self.counters)} restored by hand; hit: {', '.join(self.hit) or '-'};"
+            f" {self.died} workers died; refused: {', '.join(self.refused) or '-'}"
+        )
 
     def _by_hand(self, backup: Backup) -> Judged:
         place, oracle = self.ground.place(_name(backup.storage)), self.ground.oracle
@@ -349,7 +354,6 @@ class Play:
             assert code == "object_missing" or backup.status in {"corrupt", "failed"}, (how, backup.status, code)
         else:
             assert backup.status == "corrupt", f"{how}, and it is {backup.status}"
-        live = Project.objects.get(pk=self.ground.project.pk).generation
         with contextlib.suppress(Problem):
             made = restore_create(
                 self.site.alice, backup, target="in_place", confirm=self.ground.project.slug
@@ -358,7 +362,6 @@ class Play:
             assert operation.state == "failed", f"{how}: a restore from it {operation.state}"
             steps = operation.steps.filter(name__in=["server", "fence", "switch"])
             assert not steps.filter(state="succeeded").exists(), "it was refused before anything was made"
-        del live
 
     def _judge_restores(self) -> None:
         for made in self.restores:
@@ -402,10 +405,18 @@ class Play:
                 backup_delete(self.site.alice, backup)
         left = tuple(fault for fault in self.plan.dies if fault.startswith("delete_backup"))
         self.crew = Crew(self.site, 1, left)
+        self.waiting = [event for event in self.waiting if event.phase == "deleting"]
+        self.seen = {"deleting": time.monotonic()}
         try:
+            began = time.monotonic()
+            while Operation.objects.live().exists() and time.monotonic() - began < BREAKS_SECONDS:
+                self._break_due()
+                self.crew.tend()
+                time.sleep(0.05)
+            self._mend()
             self._settle()
         finally:
-            self.crew.end()
+            self.died += self.crew.end()
         assert not Backup.objects.exists()
         assert not OperationLock.objects.exists()
         for target in StorageTarget.objects.all():
