@@ -132,7 +132,7 @@ class Ground:
             project=self.project, defaults={"organization_id": self.project.organization_id}
         )
         self.source = Source(self.site, self.project, seed=seed)
-        self.source.fill(lambda: self.oracle.hand(self.engine).extensions())
+        self.source.fill()
         self.wanted: list[Facts] = []
         self.read_source()
 

@@ -136,10 +136,6 @@ class PostgreSQLByHand:
         with psycopg.connect(**place, password=self._server.password, dbname=database, autocommit=True) as session:
             yield session
 
-    def extensions(self) -> set[str]:
-        with self._login("postgres") as session:
-            return {str(name) for (name,) in session.execute("SELECT name FROM pg_available_extensions")}
-
     @contextmanager
     def restored(self, identity: Path, stored: Path, names: Mapping[str, str]) -> Iterator[Found]:
         self._made += 1
@@ -285,9 +281,6 @@ class MariaDBByHand:
             yield self.facts(database), counter, rows, set()
         finally:
             self._ask(f"DROP DATABASE {database}")
-
-    def extensions(self) -> set[str]:
-        return set()
 
     def facts(self, database: str, argv: list[str] | None = None) -> dict[str, str]:
         facts: dict[str, str] = {}

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ import pymysql
 
 from projects.models import Project
 from tests.engines.test_copies_mysql import HOSTILE as MYSQL_HOSTILE
-from tests.engines.test_copies_postgresql import HOSTILE as POSTGRESQL_HOSTILE
+from tests.faults.chaos.content import POSTGRESQL
 from tests.faults.clients import CLIENTS
 from tests.faults.conftest import Site
 
@@ -61,15 +61,11 @@ class Source:
         self.broke: BaseException | None = None
 
     # --- content --------------------------------------------------------------------------------------------------------
-    def fill(self, extensions: Callable[[], set[str]]) -> None:
-        """`extensions`: those that whoever restores it by hand has."""
+    def fill(self) -> None:
         ballast = [(n, self._random.randbytes(BALLAST_BYTES)) for n in range(BALLAST_ROWS)]
         with self.site.login(self.project) as session:
             if self.site.engine == "postgresql":
-                here = session.execute("SELECT name FROM pg_available_extensions").fetchall()
-                session.execute(_without_others(POSTGRESQL_HOSTILE, extensions() & {name for (name,) in here}))
-                # What a crash of its server empties can't be compared.
-                session.execute("DROP TABLE light")
+                session.execute(POSTGRESQL)
                 session.execute("CREATE TABLE ballast (n int PRIMARY KEY, b bytea)")
                 session.cursor().executemany("INSERT INTO ballast VALUES (%s, %s)", ballast)
                 session.execute("CREATE TABLE moving_counter (single bool PRIMARY KEY, n bigint NOT NULL)")
@@ -170,15 +166,3 @@ class Source:
             yield
         finally:
             self.stop()
-
-
-def _without_others(text: str, extensions: set[str]) -> str:
-    """The script, without extensions that one of the servers has not."""
-    for name in {"pgcrypto", "citext"} - extensions:
-        text = _without_extension(text, name)
-    return text
-
-
-def _without_extension(text: str, name: str) -> str:
-    first = text.index(f"CREATE EXTENSION {name}")
-    return text[:first] + text[text.index(";", first) + 1 :]
