@@ -39,7 +39,7 @@ pytestmark = [
 SEED = os.environ.get("NOVASTACK_FAULTS_SEED", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"))
 MANY = 208
 # What CI plays: always the same, on one ground, so that it costs little.
-SAMPLE_SEED, SAMPLE = "ci", (4, 5, 7, 9)
+SAMPLE_SEED, SAMPLE = "ci", (4, 5, 9)
 
 
 def numbers(text: str) -> list[int]:
