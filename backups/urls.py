@@ -2,7 +2,19 @@
 
 from django.urls import path
 
-from backups.views import detail, downloads, kit, lists, objectives, restoring, retention, schedules, storages, tab
+from backups.views import (
+    detail,
+    downloads,
+    kit,
+    lists,
+    objectives,
+    protection,
+    restoring,
+    retention,
+    schedules,
+    storages,
+    tab,
+)
 
 app_name = "backups"
 _project = "projects/<uuid:project_id>/backups/"
@@ -21,6 +33,8 @@ urlpatterns = [
     path(_project + "drills/<uuid:drill_id>/", objectives.drill_edit, name="drill"),
     path(_project + "drills/<uuid:drill_id>/<slug:action>/", objectives.drill_act, name="drill-act"),
     path("backups/", lists.backup_list, name="list"),
+    path("backups/protection/", protection.protection, name="protection"),
+    path("operator/protection/", protection.install_protection, name="install-protection"),
     path(_one, detail.backup_detail, name="detail"),
     path(_one + "delete/", detail.backup_remove, name="delete"),
     path(_one + "download/", downloads.backup_download, name="download"),

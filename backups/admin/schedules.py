@@ -10,6 +10,7 @@ from django.http import HttpRequest
 
 from accounts.admin import ReadOnlyAdmin
 from backups.models import BackupPolicy, Drill, Schedule, ScheduleRun
+from backups.services.proofs import drill_run
 from backups.services.schedules import schedule_run
 from projects.admin.acting import act_on
 
@@ -65,3 +66,8 @@ class DrillAdmin(ReadOnlyAdmin):
     search_fields = ["name", "project__name", "project__slug"]
     date_hierarchy = "created_at"
     fields: ClassVar[Any] = ["project", "name", "cron", "time_zone", "enabled", "next_run_at", "last_slot_at"]
+    actions = ["run"]
+
+    @admin.action(description="Run now")
+    def run(self, request: HttpRequest, rows: QuerySet[Any]) -> None:
+        act_on(request, rows, lambda who, row: drill_run(principal=who, drill=row), "Drill begun")

@@ -9,7 +9,10 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from accounts.admin import ReadOnlyAdmin
+from accounts.permissions import OperatorPrincipal
 from backups.models import BackupKey, OfflineKey, SigningKey, StorageTarget
+from backups.services.storages import StorageTestFailed, storage_test
+from projects.admin.acting import act_on
 
 
 @admin.register(StorageTarget)
@@ -21,6 +24,17 @@ class StorageTargetAdmin(ReadOnlyAdmin):
     search_fields = ["name", "organization__name", "organization__slug"]
     date_hierarchy = "created_at"
     exclude = ["secret"]
+    actions = ["test"]
+
+    @admin.action(description="Test now")
+    def test(self, request: HttpRequest, rows: QuerySet[Any]) -> None:
+        act_on(request, rows.select_related("organization"), _test, "Works", see="")
+
+
+def _test(who: OperatorPrincipal, target: StorageTarget) -> None:
+    failed = next((check for check in storage_test(principal=who, storage=target) if not check.passed), None)
+    if failed is not None:
+        raise StorageTestFailed(f"{failed.name}: {failed.detail}")
 
 
 @admin.register(BackupKey)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
-from django.db.models import Count, Q
+from django.db.models import Count, QuerySet
 from django.db.models.functions import Coalesce
 
 from backups.models import Backup, BackupPolicy, BackupStatus, Proof, ProofKind, ProofState, RunOutcome, ScheduleRun
@@ -49,30 +51,60 @@ def taken_at(backup: Backup) -> datetime:
 
 
 def objective_of(project: Project) -> Objective:
-    """Five queries."""
-    policy, moment = policy_of(project), now()
-    rows = Backup.objects.filter(project_uuid=project.pk).defer("manifest")
-    last = rows.exclude(status__in=[BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.DELETING]).first()
+    """Six queries."""
+    return objectives_of([project])[project.pk]
+
+
+def objectives_of(projects: Collection[Project]) -> dict[UUID, Objective]:
+    """Of each, in six queries however many there are."""
+    ids, moment = [project.pk for project in projects], now()
+    policies = {policy.project_id: policy for policy in BackupPolicy.objects.filter(project__in=ids)}
+    rows = Backup.objects.filter(project_uuid__in=ids).defer("manifest")
+    ended = rows.exclude(status__in=[BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.DELETING])
+    last = {row.project_uuid: row for row in _first(ended, "-created_at", "-id")}
     proven = rows.filter(status__in=[BackupStatus.VERIFIED, BackupStatus.VERIFYING], verified_at__isnull=False)
-    verified = proven.order_by(Coalesce("started_at", "created_at").desc()).first()
-    age = (moment - taken_at(verified)).total_seconds() if verified else None
-    missed = ScheduleRun.objects.filter(
-        schedule__project=project, due_at__gte=moment - timedelta(days=MISSED_DAYS),
-        outcome__in=[RunOutcome.SKIPPED, RunOutcome.FAILED],
-    ).count()  # fmt: skip
-    corrupt = rows.filter(status=BackupStatus.CORRUPT).aggregate(
-        all=Count("id"), newer=Count("id", filter=Q(created_at__gt=verified.created_at) if verified else Q())
+    verified = {row.project_uuid: row for row in _first(proven, Coalesce("started_at", "created_at").desc())}
+    missed = dict(
+        ScheduleRun.objects.filter(
+            schedule__project__in=ids, due_at__gte=moment - timedelta(days=MISSED_DAYS),
+            outcome__in=[RunOutcome.SKIPPED, RunOutcome.FAILED],
+        ).order_by().values_list("schedule__project").annotate(number=Count("id"))
+    )  # fmt: skip
+    corrupt: dict[UUID, list[datetime]] = {}
+    for pk, at in rows.filter(status=BackupStatus.CORRUPT).values_list("project_uuid", "created_at"):
+        corrupt.setdefault(pk, []).append(at)
+    ran = Proof.objects.filter(
+        kind=ProofKind.DRILL, drill__project__in=ids, state__in=[ProofState.PASSED, ProofState.FAILED]
     )
-    drill = Proof.objects.filter(
-        kind=ProofKind.DRILL, drill__project=project, state__in=[ProofState.PASSED, ProofState.FAILED]
-    ).first()
-    reasons = list(_reasons(policy, verified, age))
-    if corrupt["newer"]:
-        reasons.append(f"{_backups(corrupt['newer'])} newer than the last verified one, and corrupt.")
-    if drill is not None and drill.state == ProofState.FAILED:
-        reasons.append("The last drill failed.")
-    rto = verified.rto_seconds if verified else None
-    return Objective(policy, last, verified, age, rto, missed, int(corrupt["all"]), bool(reasons), tuple(reasons))
+    drills = dict(
+        ran.order_by("drill__project", "-created_at", "-id")
+        .distinct("drill__project")
+        .values_list("drill__project", "state")
+    )
+    found = {}
+    for project in projects:
+        policy = policies.get(project.pk)
+        if policy is None:
+            policy = BackupPolicy(project=project, organization_id=project.organization_id)
+        good = verified.get(project.pk)
+        age = (moment - taken_at(good)).total_seconds() if good else None
+        damaged = corrupt.get(project.pk, [])
+        newer = sum(good is None or at > good.created_at for at in damaged)
+        reasons = list(_reasons(policy, good, age))
+        if newer:
+            reasons.append(f"{_backups(newer)} newer than the last verified one, and corrupt.")
+        if drills.get(project.pk) == ProofState.FAILED:
+            reasons.append("The last drill failed.")
+        found[project.pk] = Objective(
+            policy, last.get(project.pk), good, age, good.rto_seconds if good else None, missed.get(project.pk, 0),
+            len(damaged), bool(reasons), tuple(reasons),
+        )  # fmt: skip
+    return found
+
+
+def _first(rows: QuerySet[Any], *order: Any) -> QuerySet[Any]:
+    """The first of each project."""
+    return rows.order_by("project_uuid", *order).distinct("project_uuid")
 
 
 def _reasons(policy: BackupPolicy, verified: Backup | None, age: float | None) -> Any:

@@ -30,10 +30,12 @@ from backups.models import (
 from backups.operations.retaining import TWO_LOOKS
 from backups.services import readings
 from backups.services.proofs import objective
+from backups.services.protection import Level, Protection
 from backups.services.schedules import describe
 from novastack.common.clock import now
 from novastack.common.templatetags.ui import clock, size_text
 from projects.models import Project
+from projects.operations.taxonomy import CODES
 from projects.templatetags.projects_ui import badge
 
 register = template.Library()
@@ -72,6 +74,24 @@ def proof_badge(proof: Proof) -> SafeString:
 def restore_badge(restore: Restore) -> SafeString:
     look, symbol = _RESTORES[restore.status]
     return badge(restore.get_status_display(), look, symbol)
+
+
+@register.filter
+def advice(code: str) -> str:
+    """What to do about an error, by its code; empty: nothing more is known than its words."""
+    known = CODES.get(code)
+    return known.advice.replace("`", "") if known is not None else ""
+
+
+_LEVELS: dict[Level, tuple[str, str, str]] = {  # words, look, icon
+    Level.BROKEN: ("Not protected", "bad", "triangle-alert"), Level.AT_RISK: ("At risk", "warn", "triangle-alert"),
+    Level.PROTECTED: ("Protected", "proven", "badge-check"), Level.UNSUPPORTED: ("Not supported", "", "ban"),
+}  # fmt: skip
+
+
+@register.simple_tag
+def protection_badge(found: Protection) -> SafeString:
+    return badge(*_LEVELS[found.level])
 
 
 @register.filter
@@ -168,9 +188,14 @@ def short_hash(value: str) -> str:
     return f"{value[:6]}…{value[-4:]}" if len(value) > 12 else value
 
 
+_SHORT = {"0 * * * *": "Every hour", "0 */4 * * *": "Every 4 hours"}  # else “At minute 0 past every fourth hour”
+
+
 @register.filter
 def cron_words(schedule: Schedule) -> str:
     """The schedule in plain English, without its zone."""
+    if schedule.cron in _SHORT:
+        return _SHORT[schedule.cron]
     return describe(schedule.cron, schedule.time_zone).removesuffix(f", {schedule.time_zone}")
 
 

@@ -12,7 +12,7 @@ import pytest
 from django.test import Client
 
 from accounts.models import AuditEvent
-from backups.models import Backup, BackupKey, BackupStatus, Drill, StorageTarget
+from backups.models import Backup, BackupKey, BackupStatus, Drill, Restore, RestoreStatus, StorageTarget
 from backups.operations import keys, storages
 from novastack.common.clock import now
 from tests.backups.rows import make_backup, make_schedule, make_storage
@@ -223,3 +223,38 @@ def test_a_drill_is_paused_and_goes_on(shop: Shop) -> None:  # noqa: F811
 def test_an_unowned_storage_row_has_no_page_of_its_own_for_others(shop: Shop) -> None:  # noqa: F811
     other = make_storage(shop.team.elsewhere, "theirs")
     assert browser(shop.team.alice).get(f"/backup-storages/{other.pk}/take-over/").status_code == 404
+
+
+class TestWhatToDo:
+    """A failure has its reason, what to do about it, and the way on."""
+
+    def test_a_failed_backup(self, shop: Shop) -> None:  # noqa: F811
+        error = {"code": "storage_full", "detail": "The storage is full.", "retryable": False}
+        Backup.objects.filter(pk=shop.backup.pk).update(
+            status=BackupStatus.FAILED, verified_at=None, size_bytes=None, error=error
+        )
+        page = browser(shop.team.bob).get(f"/backups/{shop.backup.pk}/", **HTMX).content.decode()
+        for words in (
+            "The storage is full.",
+            "Make room, or choose another storage.",
+            "storage_full",
+            "Retry",
+            "Nothing stored",
+        ):
+            assert words in page, words
+        assert "Retry" not in browser(shop.team.vera).get(f"/backups/{shop.backup.pk}/", **HTMX).content.decode()
+
+    def test_a_code_that_nobody_knows_has_its_words_alone(self, shop: Shop) -> None:  # noqa: F811
+        error = {"code": "<b>odd</b>", "detail": "Something odd.", "retryable": False}
+        Backup.objects.filter(pk=shop.backup.pk).update(status=BackupStatus.CORRUPT, error=error)
+        page = browser(shop.team.bob).get(f"/backups/{shop.backup.pk}/", **HTMX).content.decode()
+        assert "Something odd." in page and "<b>odd</b>" not in page
+
+    def test_a_failed_restore_is_tried_again_from_its_page(self, shop: Shop) -> None:  # noqa: F811
+        error = {"code": "content_differs", "detail": "12 rows too few.", "retryable": False}
+        Restore.objects.update(status=RestoreStatus.FAILED, error=error, undo_until=None)
+        page = browser(shop.team.bob).get(f"/restores/{shop.restore.pk}/").content.decode()
+        assert "12 rows too few." in page and "The live database is as it was." in page
+        assert f"/backups/{shop.backup.pk}/restore/?target=in_place" in page
+        Restore.objects.update(backup=None)
+        assert "Try again" not in browser(shop.team.bob).get(f"/restores/{shop.restore.pk}/").content.decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import psycopg
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.e2e.conftest import Install, check_accessibility
 from tests.e2e.test_main_path import SLOW, copied_uri, create, is_running
@@ -80,6 +80,8 @@ def test_a_backup_is_taken_proven_and_restored(operator: Page, install: Install)
     check_accessibility(page)
     page.keyboard.press("Escape")
 
+    downloaded(page, row)
+
     row.get_by_role("link", name=re.compile("Restore")).click()
     check_accessibility(page)
     page.get_by_label("Name of the new project").fill("orders-restored")
@@ -93,6 +95,18 @@ def test_a_backup_is_taken_proven_and_restored(operator: Page, install: Install)
     with psycopg.connect(uri, autocommit=True) as connection:
         connection.execute("insert into notes select n, 'later' from generate_series(501, 600) n")
     in_place_and_back(page, project, uri)
+
+
+def downloaded(page: Page, row: Locator) -> None:
+    """As stored it is age's, decrypted the engine's own archive."""
+    row.get_by_role("link", name=re.compile("Download")).click()
+    dialog = page.locator("#modal")
+    check_accessibility(page)
+    for link, begins in (("As stored", b"age-encryption.org/v1"), ("Decrypted", b"PGDMP")):
+        with page.expect_download(timeout=MINUTES) as found:
+            dialog.get_by_role("link", name=link).click()
+        assert found.value.path().read_bytes().startswith(begins), link
+    page.keyboard.press("Escape")
 
 
 def in_place_and_back(page: Page, project: str, uri: str) -> None:
@@ -149,3 +163,39 @@ def test_a_schedule_says_when_it_runs_while_somebody_types(operator: Page, insta
     mine.get_by_role("button", name="Resume").click()
     expect(page.get_by_text("It goes on.")).to_be_visible()
     check_accessibility(page)
+    retention_is_tried_first(page)
+
+
+def retention_is_tried_first(page: Page) -> None:
+    """Rules are tried before they are saved; what is removed is what was shown."""
+    page.get_by_role("link", name="Change…").click()
+    page.locator("#modal").get_by_text("Verify every backup").click()  # not what this is about
+    page.locator("#modal").get_by_role("button", name="Save").click()
+    expect(page.get_by_text("Not after backups")).to_be_visible()
+    rows = page.locator("#backup-list tbody tr")
+    for count in (1, 2):
+        page.get_by_label("More actions for this schedule").click()
+        page.get_by_role("button", name="Back up now").click()
+        expect(rows).to_have_count(count)
+        expect(rows.locator(".badge", has_text="Stored")).to_have_count(count, timeout=MINUTES)
+    dialog = page.locator("#modal")
+    page.get_by_role("button", name="What these rules would remove").click()
+    expect(dialog).to_contain_text("Nothing would be removed; 2 backups stay")
+    check_accessibility(page)
+    page.keyboard.press("Escape")
+    page.get_by_text("Keep rules of your own").click()
+    page.get_by_label("Keep", exact=True).select_option("own")
+    for name in ("Latest", "Daily", "Weekly", "Monthly"):
+        page.get_by_label(name, exact=True).fill("1" if name == "Latest" else "")
+    page.get_by_role("button", name="What these rules would remove").click()
+    expect(dialog).to_contain_text("1 backup would be removed")
+    expect(dialog).to_contain_text("not saved yet")
+    expect(dialog.get_by_role("button", name=re.compile("Remove"))).to_have_count(0)
+    check_accessibility(page)
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Save changes").click()
+    expect(page.locator(".toast", has_text="Saved")).to_be_visible()
+    page.get_by_role("button", name="What these rules would remove").click()
+    dialog.get_by_role("button", name="Remove 1 now").click()
+    expect(page.get_by_text("1 backup will be removed from storage.")).to_be_visible()
+    expect(rows).to_have_count(1, timeout=MINUTES)
