@@ -76,7 +76,8 @@ class BackupAdmin(ReadOnlyAdmin):
 
     list_display = ["project_slug", "created_at", "trigger", "status", "size_bytes", "storage", "verified_at", "pinned",
                     "created_by_label"]  # fmt: skip
-    list_filter = ["status", "trigger", "engine", "pinned", "storage"]
+    list_filter = ["status", "trigger", "engine", "pinned", "encrypted", "trusted",
+                   ("verified_at", admin.EmptyFieldListFilter), "storage"]  # fmt: skip
     list_select_related = ["storage", "schedule"]
     search_fields = ["=id", "=project_uuid", "project_name", "project_slug", "label", "=sha256", "object_key"]
     date_hierarchy = "created_at"

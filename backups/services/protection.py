@@ -69,7 +69,7 @@ def overview(organization: Organization | None) -> Overview:
 
 
 def judged(projects: QuerySet[Any]) -> list[Protection]:
-    """The worst first, then by name. Seven queries."""
+    """The worst first, then by name. Eight queries."""
     rows: list[Project] = list(projects)
     promises = objectives_of(rows)
     kept: dict[UUID, Any] = {

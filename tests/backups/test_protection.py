@@ -202,7 +202,7 @@ class TestPage:
     def test_what_is_deleted_or_not_there_yet_is_left_out(self, team: Team, project: Project) -> None:
         make_project(team.alice, team.organization, "Making", running=False)
         gone = make_project(team.alice, team.organization, "Gone")
-        Project.objects.filter(pk=gone.pk).update(recycled_at=now())
+        Project.objects.filter(pk=gone.pk).update(desired_status="recycled", recycled_at=now())
         assert [each.project.name for each in overview(team.organization).projects] == ["Shop"]
 
     def test_the_number_of_queries_does_not_grow(self, team: Team, project: Project) -> None:

@@ -141,6 +141,9 @@ def test_a_schedule_says_when_it_runs_while_somebody_types(operator: Page, insta
     create(page, install, "schedule-backup")
     is_running(page)
     page.goto(f"{page.url}backups/")
+    page.get_by_label("More actions for this schedule").click()  # the daily one that a new project has
+    page.get_by_role("button", name="Remove schedule").click()
+    expect(page.get_by_text("No schedule yet")).to_be_visible()
     page.get_by_role("link", name="Add schedule").click()
     words = page.locator("#words-new")
     expect(words).to_contain_text("02:00")
