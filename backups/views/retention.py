@@ -31,9 +31,9 @@ def retention(request: HttpRequest, project_id: UUID, schedule_id: UUID) -> Http
     """A dry run: of the schedule's rules, or (POST) of those that are typed into its form. `apply` removes what was shown,
     and nothing else: who was shown something else meanwhile is shown it again."""
     applies = request.method == "POST" and "apply" in request.POST
-    principal, project = project_for(
-        request, project_id, Capability.PROJECT_DELETE if applies else Capability.PROJECT_VIEW
-    )
+    tries = request.method == "POST" and not applies
+    needed = Capability.PROJECT_CHANGE if tries else Capability.PROJECT_VIEW  # who may not change rules tries none
+    principal, project = project_for(request, project_id, Capability.PROJECT_DELETE if applies else needed)
     schedule = Schedule.objects.filter(pk=schedule_id, project=project).select_related("storage", "project").first()
     if schedule is None:
         raise NotFound
@@ -55,7 +55,7 @@ def retention(request: HttpRequest, project_id: UUID, schedule_id: UUID) -> Http
             messages.info(request, f"{count} backup{'' if count == 1 else 's'} will be removed from storage.")
             return redirect("backups:tab", project.pk)
     rules = None
-    if request.method == "POST" and not applies:
+    if tries:
         form = ScheduleForm(request.POST, targets=targets_of(project.organization), schedule=schedule)
         if not form.is_valid():
             if not request.htmx:  # type: ignore[attr-defined]

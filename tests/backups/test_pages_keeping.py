@@ -79,6 +79,7 @@ class TestRetention:
 
     def test_removing_needs_its_right(self, shop: Shop, older: list[Backup]) -> None:  # noqa: F811
         assert browser(shop.team.vera).post(self.path(shop), {"apply": "1", "seen": "x"}).status_code == 403
+        assert browser(shop.team.vera).post(self.path(shop), {"cron": "0 * * * *"}).status_code == 403
         assert browser(shop.team.charlie).get(self.path(shop)).status_code == 404
         other = make_schedule(shop.project)
         assert (
