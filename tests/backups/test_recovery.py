@@ -9,12 +9,13 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
 from bson import json_util
 
-from backups.models import Backup
+from backups.models import Backup, StorageTarget
 from backups.services.kits import kit_export
 from novastack.embedded.postgres import EmbeddedPostgres
 from projects import domain
@@ -197,7 +198,9 @@ def ferretdb(_fresh: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:  
     yield from make_site("process", "ferretdb")
 
 
-def test_a_backup_of_ferretdb_is_restored_by_hand(ferretdb: Site, settings: Any, tmp_path: Path) -> None:
+def test_a_backup_of_ferretdb_is_restored_by_hand(
+    ferretdb: Site, target: StorageTarget, backup_root: Path, tmp_path: Path
+) -> None:
     """Into another database of a server, the indexes as the page writes them down."""
     if MISSING:
         pytest.fail(f"needs {', '.join(MISSING)} (Debian packages of these names)")
@@ -206,18 +209,17 @@ def test_a_backup_of_ferretdb_is_restored_by_hand(ferretdb: Site, settings: Any,
         database["odd name"].insert_many([{"_id": n, "b": bytes(n), "u": n} for n in range(300)])
         database["odd name"].create_index([("u", 1), ("b", -1)], name="two of them", unique=True)
         database.create_collection("capped", capped=True, size=1 << 20)
-    root = tmp_path / "mnt"
-    root.mkdir()
-    backup = take(project, storage=taken.target(settings, root))
+    backup = take(project)
     role, endpoint = role_of(project), Endpoint.objects.get(project=project)
     (tmp_path / "ca.pem").write_text(server_of(project).control_endpoint.ca_pem)
     uri = (
-        f"mongodb://{role.name}:{password_of(role)}@127.0.0.1:{endpoint.port}/?authSource={role.database.name}"
+        f"mongodb://{role.name}:{quote(password_of(role), safe='')}@127.0.0.1:{endpoint.port}/?authSource={role.database.name}"
         f"&tls=true&tlsCAFile={tmp_path / 'ca.pem'}"
     )
     said = follow(
         blocks("mongodb"), tmp_path,
-        {"kit": str(kit_of(backup, ferretdb, tmp_path)), "storage": str(root / "all"), "object": backup.object_key, "uri": uri},
+        {"kit": str(kit_of(backup, ferretdb, tmp_path)), "storage": str(backup_root / "here"),
+         "object": backup.object_key, "uri": uri},
     )  # fmt: skip
     assert "300\todd name" in said
     with ferretdb.login(project) as database:
