@@ -14,6 +14,7 @@ from typing import IO
 CA_FILE = "novastack-ca.pem"  # what the downloaded certificate of the CA is called in texts and snippets
 
 
+PART_SUFFIX = "_part"  # likewise of what puts parts of a backup beside a live database
 TOOL_SUFFIX = "_copy"  # of the login of tools; no user can have a name that begins with `nvs_`
 
 
@@ -559,6 +560,27 @@ def _respelled(kind: str, state: str, other: str) -> bool:
     return kind.startswith(TEXT) and state != other and state.partition(" ")[2] == other.partition(" ")[2] != ""
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Parts of a database: tables by the names that fingerprints give them, or whole schemas of products that have them."""
+
+    tables: tuple[str, ...] = ()
+    schemas: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SetApart:
+    """What was chosen of a copy, as it stands there now: by itself. `tables`: its tables with rows, name before → now.
+    `places`: what it takes in a target, schemas or tables. `needs`: what it uses of the rest, by (kind, name): the target
+    must have it. `notes`: what was left out, for people."""
+
+    tables: Mapping[str, str]
+    places: tuple[str, ...]
+    needs: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    size_bytes: int
+
+
 @dataclass(slots=True)
 class ToolHandle:
     """A running throw-away tool: streams as given, `poll`, `wait(timeout_seconds)`, `kill` (idempotent, removes it)."""
@@ -620,6 +642,11 @@ class TenantNames:
     def tool(self) -> str:
         """The login of tools that copy this database; there only meanwhile (`EngineAdmin.admit_tool`)."""
         return f"{self.control.removesuffix('_control')[:26]}{TOOL_SUFFIX}"
+
+    @property
+    def part(self) -> str:
+        """Another such login, so that a backup may be taken meanwhile: of what puts parts of a backup beside what lives."""
+        return f"{self.control.removesuffix('_control')[:26]}{PART_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,13 @@ from uuid import UUID
 import django_filters
 from django.db.models import QuerySet
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiExample, extend_schema, extend_schema_field, extend_schema_view
+from drf_spectacular.utils import (
+    OpenApiExample,
+    OpenApiParameter,
+    extend_schema,
+    extend_schema_field,
+    extend_schema_view,
+)
 from rest_framework import generics, serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -19,6 +25,7 @@ from accounts.models import Scope
 from accounts.permissions import Capability, require, require_scope
 from backups.api.briefs import WithOperations, brief
 from backups.models import Backup, Restore, RestoreStatus, RestoreTarget
+from backups.services.parts import parts_of
 from backups.services.restores import restore_create, restore_preflight, restore_undo
 from novastack.common.api import idempotent
 from novastack.common.errors import NotFound
@@ -33,6 +40,11 @@ from projects.models import Project
 EXAMPLES = [
     OpenApiExample("What would happen", value={"target": "in_place", "dry_run": True}, request_only=True),
     OpenApiExample("Into a new project", value={"target": "new_project", "name": "Shop, Monday"}, request_only=True),
+    OpenApiExample(
+        "Two tables, beside what is there",
+        value={"target": "in_place", "tables": ["orders", "billing.invoices"]},
+        request_only=True,
+    ),
     OpenApiExample("In place", value={"target": "in_place", "confirm": "shop"}, request_only=True),
 ]
 
@@ -48,6 +60,14 @@ class RestoreInput(Input):
     confirm = Text(
         required=False, default="", max_length=80, help_text="The slug of the project that is restored over."
     )
+    tables = serializers.ListField(
+        child=Text(max_length=260), required=False, default=list, max_length=200,
+        help_text="Only these, beside what the project holds: `orders`, or `schema.orders`. See `backups/{id}/tables`.",
+    )  # fmt: skip
+    schemas = serializers.ListField(
+        child=Text(max_length=130), required=False, default=list, max_length=200,
+        help_text="PostgreSQL: only these schemas, beside what the project holds.",
+    )  # fmt: skip
     dry_run = Flag(required=False, default=False, help_text="Only say what would happen.")
 
 
@@ -99,6 +119,35 @@ class PreflightSerializer(serializers.Serializer[Any]):
     checked_at = serializers.DateTimeField(allow_null=True)
 
 
+class SelectionSerializer(serializers.Serializer[Any]):
+    tables = serializers.ListField(child=serializers.CharField())
+    schemas = serializers.ListField(child=serializers.CharField())
+
+
+class MovedTable(serializers.Serializer[Any]):
+    name = serializers.CharField(help_text="In the backup.")
+    now = serializers.CharField(help_text="In the database that it went to.")
+
+
+class OutcomeSerializer(serializers.Serializer[Any]):
+    """Where a part of a backup went. Counted and compared there."""
+
+    places = serializers.ListField(child=serializers.CharField(), help_text="Schemas, or tables.")
+    tables = MovedTable(many=True)
+    notes = serializers.ListField(child=serializers.CharField(), help_text="What was left out.")
+    rows = serializers.IntegerField()
+    bytes = serializers.IntegerField()
+
+
+class BackupTableSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField(help_text="As `tables` of a restore takes it.")
+    schema = serializers.CharField(allow_blank=True)
+    rows = serializers.IntegerField(allow_null=True, help_text="Null: a partitioned table; its partitions have them.")
+    live_bytes = serializers.IntegerField(
+        allow_null=True, help_text="What the table of that name takes in the project now, when that is known."
+    )
+
+
 class RestoreSerializer(serializers.ModelSerializer[Restore]):
     backup = serializers.UUIDField(source="backup_uuid", read_only=True)
     organization = serializers.UUIDField(source="organization_id", read_only=True)
@@ -109,6 +158,8 @@ class RestoreSerializer(serializers.ModelSerializer[Restore]):
     safety_backup = serializers.UUIDField(source="safety_backup_id", read_only=True, allow_null=True)
     duration_seconds = serializers.FloatField(read_only=True, allow_null=True)
     preflight = serializers.SerializerMethodField()
+    selection = serializers.SerializerMethodField(help_text="Which part of the backup. Null: all of it.")
+    outcome = serializers.SerializerMethodField(help_text="Of a part, once it is there: where. Else null.")
     error = serializers.SerializerMethodField()
     created_by = serializers.CharField(source="created_by_label", read_only=True)
     url = serializers.SerializerMethodField()
@@ -119,8 +170,8 @@ class RestoreSerializer(serializers.ModelSerializer[Restore]):
         list_serializer_class = WithOperations
         fields = [
             "id", "backup", "organization", "target", "source_project", "project", "project_name", "status", "operation",
-            "undo_operation", "safety_backup", "preflight", "undo_until", "undone_at", "duration_seconds", "error",
-            "created_by", "created_at", "started_at", "finished_at", "url",
+            "undo_operation", "safety_backup", "preflight", "selection", "outcome", "undo_until", "undone_at",
+            "duration_seconds", "error", "created_by", "created_at", "started_at", "finished_at", "url",
         ]  # fmt: skip
         read_only_fields = fields
 
@@ -135,6 +186,17 @@ class RestoreSerializer(serializers.ModelSerializer[Restore]):
     @extend_schema_field(PreflightSerializer)
     def get_preflight(self, restore: Restore) -> dict[str, Any]:
         return dict(restore.preflight)
+
+    @extend_schema_field(SelectionSerializer(allow_null=True))
+    def get_selection(self, restore: Restore) -> dict[str, Any] | None:
+        return dict(restore.selection) or None
+
+    @extend_schema_field(OutcomeSerializer(allow_null=True))
+    def get_outcome(self, restore: Restore) -> dict[str, Any] | None:
+        if not restore.outcome:
+            return None
+        tables = [{"name": before, "now": after} for before, after in restore.outcome["tables"].items()]
+        return {**restore.outcome, "tables": tables}
 
     @extend_schema_field(OperationError(allow_null=True))
     def get_error(self, restore: Restore) -> dict[str, Any] | None:
@@ -189,7 +251,9 @@ class BackupRestoreView(RestoreScoped, generics.GenericAPIView[Restore]):
         responses={200: PreflightSerializer, 202: RestoreSerializer, **problems(400, 403, 404, 409, 422)},
     )  # fmt: skip
     def post(self, request: Request, pk: UUID) -> Response:
-        """Restore into a new project, in place, or into another project. With `dry_run` 200 and what it would mean, and
+        """Restore into a new project, in place, or into another project. With `tables` or `schemas` only these come, beside
+        what the project holds and never over it: in a schema `restored_<date>_<n>`, or as `<table>__restored_<date>_<n>`;
+        `outcome` says where. With `dry_run` 200 and what it would mean, and
         `problems`; else 202 with the restore. Over a project that lives `confirm` is its slug; a safety backup is taken first,
         what is restored is compared with the backup before anybody sees it, and the database from before is kept, so that
         `restores/{id}/undo` brings it back."""
@@ -220,6 +284,29 @@ class BackupRestoreView(RestoreScoped, generics.GenericAPIView[Restore]):
         if found is None:
             raise NotFound.field("project", "There is no such project here.")
         return found
+
+
+@extend_schema(tags=["backups"])
+class BackupTablesView(RestoreScoped, generics.GenericAPIView[Restore]):
+    queryset = Restore.objects.none()
+    serializer_class = BackupTableSerializer
+
+    @extend_schema(
+        operation_id="backups_tables", filters=False,
+        parameters=[OpenApiParameter("search", str, description="A part of the name.")],
+        responses={200: BackupTableSerializer(many=True), **problems(404)},
+    )  # fmt: skip
+    def get(self, request: Request, pk: UUID) -> Response:
+        """The backup's tables, as its manifest has them, by name."""
+        require_scope(self.principal, Scope.READ)
+        backup = Backup.objects.for_principal(self.principal).filter(pk=pk).first()
+        if backup is None:
+            raise NotFound
+        project = Project.objects.for_principal(self.principal).filter(pk=backup.project_uuid).first()
+        wanted = request.query_params.get("search", "").casefold()
+        found = [part for part in parts_of(backup, project) if wanted in part.name.casefold()]
+        page = self.paginate_queryset(found)  # type: ignore[arg-type]
+        return self.get_paginated_response(BackupTableSerializer(page, many=True).data)
 
 
 @extend_schema_view(

@@ -9,6 +9,7 @@ backup = [
     path("download/", backups.BackupDownloadView.as_view(), name="backup-download"),
     path("pin/", backups.BackupPinView.as_view(), name="backup-pin"),
     path("unpin/", backups.BackupUnpinView.as_view(), name="backup-unpin"),
+    path("tables/", restores.BackupTablesView.as_view(), name="backup-tables"),
     path("restore/", restores.BackupRestoreView.as_view(), name="backup-restore"),
 ]
 restore = [

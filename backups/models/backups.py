@@ -161,6 +161,10 @@ class Restore(BaseModel):
     undo_operation_id = models.UUIDField(null=True)
     safety_backup = models.ForeignKey(Backup, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
     preflight = models.JSONField(default=dict, blank=True)
+    selection = models.JSONField(default=dict, blank=True, help_text="{tables, schemas}; empty: all of it.")
+    outcome = models.JSONField(
+        default=dict, blank=True, help_text="Of a part: {places, tables, notes, rows, bytes}, once it is there."
+    )
     undo_until = models.DateTimeField(null=True, blank=True)
     undone_at = models.DateTimeField(null=True, blank=True)
     generation = models.PositiveBigIntegerField(null=True, help_text="Of the project, after it (rule 32).")

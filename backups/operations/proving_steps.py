@@ -158,7 +158,7 @@ def restore(ctx: Context) -> None:
     with server_lost(side):
         scratch.make_database(side)
         done = restoring_data.restore_into(
-            side, side.names, backup, stem=str(ctx.operation.pk), pulse=_watched(side, size)
+            side, side.names, backup, stem=str(ctx.operation.pk), pulse=watched(side, size)
         )
     seconds = time.monotonic() - began
     ctx.record(seconds=round(seconds, 3), bytes=done.dump_bytes)
@@ -190,7 +190,7 @@ class server_lost:
             raise StepFailed("server_not_ready", f"The throw-away server went away: {error}"[:400]) from error
 
 
-def _watched(side: Scratch, database_bytes: int) -> Callable[[int], None]:
+def watched(side: Scratch, database_bytes: int) -> Callable[[int], None]:
     """What long work calls: promises are looked at often, the copy's size now and then, and whenever so much more went into
     it. So a copy is ended at the latest so many bytes of its dump, or seconds of its own work, beyond what it may have."""
     asked = sized = time.monotonic()
@@ -221,7 +221,7 @@ def compare(ctx: Context) -> None:
     size = int(OperationStep.objects.get(operation=ctx.operation, name="fetch").data["database_bytes"])
     began = time.monotonic()
     with server_lost(side):
-        found, remarks = comparing.compared(side, manifest, stem=str(ctx.operation.pk), pulse=_watched(side, size))
+        found, remarks = comparing.compared(side, manifest, stem=str(ctx.operation.pk), pulse=watched(side, size))
     seconds = time.monotonic() - began
     ctx.record(seconds=round(seconds, 3))
     assert manifest.contents is not None  # noqa: S101 - `fetch` has looked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.db import transaction
@@ -12,10 +13,20 @@ from accounts.services import audit
 from backups.models import Backup, Restore, RestoreStatus, RestoreTarget
 from backups.operations import restore_new, restoring
 from backups.operations.queueing import subject_of
-from backups.services.preflight import Preflight, Wanted, look, look_outside, refuse_unknown_version
+from backups.services import parts
+from backups.services.preflight import (
+    TABLES_SHOWN,
+    Preflight,
+    TableChange,
+    Wanted,
+    look,
+    look_outside,
+    refuse_unknown_version,
+)
 from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, Conflict, Invalid, NotFound
 from projects import domain, registry
+from projects.domain import Selection
 from projects.models import LockMode, Operation, Placement, Plan, Project, Region
 from projects.operations import catalogue
 from projects.operations.queue import also_hold
@@ -39,12 +50,19 @@ def restore_preflight(
     plan: str | None = None,
     placement: str | None = None,
     version: str | None = None,
+    tables: Sequence[str] = (),
+    schemas: Sequence[str] = (),
 ) -> Preflight:
     """What it would mean, and what stands in the way (`problems`). The storage is asked, which may take seconds; counts of
     the live database are those that its last look left. Raises `Invalid` with the field, `NotFound`, `PermissionDenied`."""
-    wanted = _wanted(principal, backup, target, name, project, region, plan, placement, version)
+    part = bool(tables or schemas)
+    wanted = _wanted(principal, backup, target, name, project, region, plan, placement, version, part=part)
     organization = Organization.objects.get(pk=backup.organization_id)
     seen, found = look(backup, wanted, organization)
+    if part:
+        chosen = _part(backup, wanted, tables, schemas)
+        found = parts.obstacles(found)
+        _say_part(seen, chosen, backup)
     if backup.usable:
         found += look_outside(seen, backup)
     seen.problems = [{"code": problem.code, "detail": str(problem.detail)} for problem in found]
@@ -63,14 +81,20 @@ def restore_create(
     plan: str | None = None,
     placement: str | None = None,
     version: str | None = None,
+    tables: Sequence[str] = (),
+    schemas: Sequence[str] = (),
 ) -> Restore:
-    """Begin it. Into a project that lives `confirm` must be its slug. Raises what `restore_preflight` finds in its way, as far
+    """Begin it. Into a project that lives `confirm` must be its slug; with `tables` or `schemas` only these come, beside what
+    the project holds, and nothing needs to be confirmed. Raises what `restore_preflight` finds in its way, as far
     as rows tell; what only the storage knows the operation's first step looks at, before anything is made."""
-    wanted = _wanted(principal, backup, target, name, project, region, plan, placement, version)
-    if wanted.project is not None:
+    part = bool(tables or schemas)
+    wanted = _wanted(principal, backup, target, name, project, region, plan, placement, version, part=part)
+    if wanted.project is not None and not part:
         check_confirm(wanted.project, confirm)
     with transaction.atomic():
         organization = Organization.objects.select_for_update(no_key=True).get(pk=backup.organization_id)
+        if part:
+            return _beside(principal, backup, wanted, _part(backup, wanted, tables, schemas), organization)
         if wanted.project is not None:
             return _into_project(principal, backup, wanted, organization)
         return _into_new(principal, backup, wanted, organization)
@@ -78,7 +102,7 @@ def restore_create(
 
 def _wanted(
     principal: Principal, backup: Backup, target: str, name: str, project: Project | None, region: str | None,
-    plan: str | None, placement: str | None, version: str | None,
+    plan: str | None, placement: str | None, version: str | None, *, part: bool = False,
 ) -> Wanted:  # fmt: skip
     if target not in RestoreTarget.values:
         raise Invalid.field("target", "invalid", f"Use one of: {', '.join(RestoreTarget.values)}.")
@@ -99,7 +123,8 @@ def _wanted(
     if project.organization_id != backup.organization_id:
         raise NotFound.field("project", "There is no such project in the backup's organization.")
     require(principal, project.organization_id, Capability.PROJECT_CHANGE)
-    require(principal, project.organization_id, Capability.PROJECT_DELETE)
+    if not part:  # which replaces nothing
+        require(principal, project.organization_id, Capability.PROJECT_DELETE)
     if project.recycled_at is not None or project.purging_at is not None or project.ready_at is None:
         raise ActionNotAllowed("Only a project that is ready, and not deleted, can be restored over.")
     return Wanted(target=target, project=project)
@@ -193,6 +218,49 @@ def _into_new(principal: Principal, backup: Backup, wanted: Wanted, organization
     return restore
 
 
+def _part(backup: Backup, wanted: Wanted, tables: Sequence[str], schemas: Sequence[str]) -> Selection:
+    if wanted.project is None:
+        told = "Tables and schemas go beside what a project holds: use `in_place` or `project`."
+        raise Invalid.field("tables" if tables else "schemas", "not_available", told)
+    return parts.selection(backup, tables, schemas)
+
+
+def _say_part(seen: Preflight, chosen: Selection, backup: Backup) -> None:
+    """Of what comes alone; nothing is replaced, and nobody is shut out."""
+    schemas = set(chosen.schemas)
+    mine = [
+        each for each in parts.parts_of(backup, Project.objects.filter(pk=backup.project_uuid).first())
+        if each.name in chosen.tables or each.schema in schemas
+    ]  # fmt: skip
+    seen.tables = [TableChange(each.name, None, each.rows) for each in mine[:TABLES_SHOWN]]
+    seen.tables_total, seen.rows_in_backup = len(mine), sum(each.rows or 0 for each in mine)
+    seen.rows_live = seen.rows_lost = seen.counted_at = None
+    seen.confirm, seen.safety_backup, seen.address_changes = "", False, False
+    seen.expected_downtime_seconds = seen.kept_hours = 0.0
+
+
+def _beside(
+    principal: Principal, backup: Backup, wanted: Wanted, chosen: Selection, organization: Organization
+) -> Restore:
+    assert wanted.project is not None  # noqa: S101 - who calls has looked
+    seen, found = look(backup, wanted, organization)
+    _refuse(parts.obstacles(found))
+    _say_part(seen, chosen, backup)
+    told = {"tables": list(chosen.tables), "schemas": list(chosen.schemas)}
+    row = _row(
+        principal,
+        backup,
+        wanted,
+        seen,
+        project_uuid=wanted.project.pk,
+        project_name=wanted.project.name,
+        selection=told,
+    )
+    parts.begin_beside(principal, backup, wanted, row)
+    _audit(principal, row, "restore.started", backup)
+    return row
+
+
 def _into_project(principal: Principal, backup: Backup, wanted: Wanted, organization: Organization) -> Restore:
     assert wanted.project is not None  # noqa: S101 - who calls has looked
     project = lock_project(wanted.project)
@@ -220,6 +288,8 @@ def restore_undo(principal: Principal, restore: Restore, *, confirm: str | None 
         check_confirm(project, confirm)
     project = lock_project(project)
     restore = Restore.objects.select_for_update(of=("self",), no_key=True).get(pk=restore.pk)
+    if restore.selection:
+        raise UndoNotPossible("It came beside what the project holds: drop what you don't want.")
     if restore.target == RestoreTarget.NEW_PROJECT:
         raise UndoNotPossible("A new project was made: delete that one.")
     if restore.status == RestoreStatus.UNDONE:
@@ -245,5 +315,8 @@ def _audit(principal: Principal, restore: Restore, action: str, backup: Backup |
     audit.record(
         principal, action, organization_id=restore.organization_id, project_id=restore.project_uuid,
         project_name=restore.project_name, target=restore.project_name,
-        data={"restore": str(restore.pk), "target": restore.target, "backup": str(backup.pk) if backup else None},
+        data={
+            "restore": str(restore.pk), "target": restore.target, "backup": str(backup.pk) if backup else None,
+            **({"selection": restore.selection} if restore.selection else {}),
+        },
     )  # fmt: skip

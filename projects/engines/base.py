@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -17,9 +17,12 @@ from projects.domain import (
     EngineError,
     Fingerprint,
     Limits,
+    Selection,
     ServerRequest,
     ServerSpec,
     ServerStats,
+    SetApart,
+    TableContent,
     TableCounts,
     TenantNames,
 )
@@ -196,6 +199,11 @@ class EngineAdmin(ABC):
     def dismiss_tool(self, names: TenantNames, username: str) -> None:
         """Remove that login and its sessions; absent is success."""
         raise NotImplementedError
+
+    def admit_part(self, names: TenantNames, username: str, password: str, places: Sequence[str]) -> None:
+        """A login that reads this database and makes these places in it, of which none is there yet (`Engine.set_apart`).
+        Where rights reach so far it can change nothing else."""
+        self.admit_tool(names, username, password)
 
     def around(self, names: TenantNames) -> dict[str, Any]:
         """What a dump leaves out of what a tenant, or an operator, set around the database: settings of database and
@@ -388,6 +396,41 @@ class Engine(ABC):
     ) -> Fingerprint:
         """Read the whole database, with none of the tenant's code. May take as long as its size says; `pulse` is called
         several times a second and ends it by raising."""
+        raise NotImplementedError
+
+    # --- parts of a copy, beside what lives -----------------------------------------------------------------------------
+    def set_apart(
+        self, endpoint: Endpoint, credentials: Credentials, chosen: Selection, mark: str, owner: str
+    ) -> SetApart:
+        """In a copy that is thrown away: give what was chosen, with partitions and sequences of its own, names that begin
+        with `mark` (schemas) or end with it (tables), and undo what ties it to the rest. `owner` is written on it where
+        that is possible. `credentials` are those of `admit_restorer`. Not to be repeated on the same copy."""
+        raise EngineError("parts of a backup of this product can't be restored yet")
+
+    def places(self, endpoint: Endpoint, credentials: Credentials) -> Mapping[str, str]:
+        """Names that are taken of those that `set_apart` would use → whose they are, as far as that is written on them."""
+        raise NotImplementedError
+
+    def lacking(self, endpoint: Endpoint, credentials: Credentials, needs: Sequence[tuple[str, str]]) -> list[str]:
+        """What of `SetApart.needs` is not there, for people."""
+        return []
+
+    def dump_part(self, place: Endpoint, credentials: Credentials, places: Sequence[str]) -> Command:
+        """As `dump`, of what was set apart alone; without owners and rights."""
+        raise NotImplementedError
+
+    def restore_part(self, place: Endpoint, credentials: Credentials, names: TenantNames) -> Command:
+        """As `restore`, beside what is there, as the tenant's own; all of it or, where the product can, nothing."""
+        raise NotImplementedError
+
+    def drop_part(self, endpoint: Endpoint, credentials: Credentials, places: Sequence[str], owner: str) -> None:
+        """Take what `restore_part` made away again; absent is success. Where it is written whose a place is, only `owner`'s."""
+        raise NotImplementedError
+
+    def contents_of(
+        self, endpoint: Endpoint, credentials: Credentials, tables: Sequence[str], *, pulse: Callable[[], None]
+    ) -> Mapping[str, TableContent]:
+        """As in `fingerprint`, of these tables alone; one that is not there is left out."""
         raise NotImplementedError
 
     def first_cell(

@@ -168,13 +168,13 @@ class MySQLFamilyAdmin(MySQLFamilyCopies):
 
     def drop_tenant(self, names: TenantNames) -> None:
         self.lock_tenant(names, locked=True)
-        for user in (names.control, names.tool):
+        for user in (names.control, names.tool, names.part):
             self._end_all(user)
         logins = self._logins(names)
         self._session.bound(16)  # it removes files
         mysql_prepared.end_prepared(self._session, names.database)
         mysql_prepared.drop(self._session, f"DROP DATABASE IF EXISTS {name(names.database)}")
-        for user in [*logins, names.control, names.tool]:
+        for user in [*logins, names.control, names.tool, names.part]:
             self._session.do("DROP USER IF EXISTS %s@%s", user, ANYWHERE)
 
     def lock_tenant(self, names: TenantNames, *, locked: bool) -> None:

@@ -18,7 +18,7 @@ from projects.engines.base import EngineAdmin
 from projects.engines.mysql_session import ANYWHERE, Session, name, pattern
 
 TOOL_CONNECTIONS = 8
-_PACKET = "--max-allowed-packet=1G"  # the clients' own limit; what counts is the server's
+PACKET = "--max-allowed-packet=1G"  # the clients' own limit; what counts is the server's
 _ID = '(`([^`]|``)*`|"([^"]|"")*")'  # as the server spells names in the definer's own sql_mode
 _WHO = f"DEFINER={_ID}(@{_ID})? ?"
 _SCAN_SECONDS = 8.0
@@ -89,9 +89,9 @@ def dump(
     argv = (
         "sh", "-c", _DUMP, "novastack-dump", "\n".join(edits), *programs, first, mysql_floats.LIST,
         "--single-transaction", "--quick", "--skip-add-locks", "--default-character-set=utf8mb4", "--hex-blob",
-        "--tz-utc", "--comments", "--skip-dump-date", _PACKET, *arguments,
+        "--tz-utc", "--comments", "--skip-dump-date", PACKET, *arguments,
     )  # fmt: skip
-    return _command(place, credentials, argv, mariadb=mariadb)
+    return command(place, credentials, argv, mariadb=mariadb)
 
 
 def restore(
@@ -99,12 +99,12 @@ def restore(
 ) -> Command:
     argv = framing.unframed(
         "sh", "-c", _RESTORE, "novastack-client", program, "--batch", "--binary-mode", "--comments", "--local-infile=0",
-        "--skip-reconnect", "--default-character-set=utf8mb4", _PACKET, *arguments,
+        "--skip-reconnect", "--default-character-set=utf8mb4", PACKET, *arguments,
     )  # fmt: skip
-    return _command(place, credentials, argv, mariadb=mariadb)
+    return command(place, credentials, argv, mariadb=mariadb)
 
 
-def _command(place: Endpoint, credentials: Credentials, argv: tuple[str, ...], *, mariadb: bool) -> Command:
+def command(place: Endpoint, credentials: Credentials, argv: tuple[str, ...], *, mariadb: bool) -> Command:
     lines = {
         "host": place.host, "port": str(place.port), "protocol": "TCP", "user": credentials.username,
         "password": credentials.password,
@@ -211,6 +211,13 @@ class MySQLFamilyCopies(EngineAdmin):
             username, ANYWHERE,
         )  # fmt: skip
         self._session.do(f"GRANT {self.routine_right} TO %s@%s", username, ANYWHERE)
+
+    def admit_part(self, names: TenantNames, username: str, password: str, places: Sequence[str]) -> None:
+        """It reads everything, and writes nowhere but in these tables: there are rights to a table before it is there."""
+        self.admit_tool(names, username, password)
+        for table in places:
+            rights = "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES"
+            self._session.do(f"GRANT {rights} ON {name(names.database)}.{name(table)} TO %s@%s", username, ANYWHERE)
 
     def dismiss_tool(self, names: TenantNames, username: str) -> None:
         if self._session.rows("SELECT 1 FROM mysql.user WHERE User = %s AND Host = %s", username, ANYWHERE):

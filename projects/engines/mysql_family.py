@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from projects.domain import (
@@ -17,8 +17,11 @@ from projects.domain import (
     EngineError,
     Fingerprint,
     ProcessProgram,
+    Selection,
     ServerRequest,
     ServerSpec,
+    SetApart,
+    TableContent,
     TenantNames,
 )
 from projects.engines import (
@@ -27,6 +30,7 @@ from projects.engines import (
     mysql_fingerprint,
     mysql_moment,
     mysql_names,
+    mysql_parts,
     mysql_snippets,
     mysql_tls,
 )
@@ -245,6 +249,31 @@ class MySQLFamily(Engine):
         self, endpoint: Endpoint, credentials: Credentials, *, pulse: Callable[[], None] = lambda: None
     ) -> Fingerprint:
         return mysql_fingerprint.read(endpoint, credentials, pulse)
+
+    def set_apart(
+        self, endpoint: Endpoint, credentials: Credentials, chosen: Selection, mark: str, owner: str
+    ) -> SetApart:
+        return mysql_parts.set_apart(endpoint, credentials, chosen, mark)
+
+    def places(self, endpoint: Endpoint, credentials: Credentials) -> Mapping[str, str]:
+        return mysql_parts.places(endpoint, credentials)
+
+    def dump_part(self, place: Endpoint, credentials: Credentials, places: Sequence[str]) -> Command:
+        return mysql_parts.dump(
+            place, credentials, mariadb=self._is_mariadb, programs=(self.client_program, self.dump_program),
+            arguments=self.dump_arguments, tables=places,
+        )  # fmt: skip
+
+    def restore_part(self, place: Endpoint, credentials: Credentials, names: TenantNames) -> Command:
+        return self.restore(place, credentials)
+
+    def drop_part(self, endpoint: Endpoint, credentials: Credentials, places: Sequence[str], owner: str) -> None:
+        mysql_parts.drop(endpoint, credentials, places)
+
+    def contents_of(
+        self, endpoint: Endpoint, credentials: Credentials, tables: Sequence[str], *, pulse: Callable[[], None]
+    ) -> Mapping[str, TableContent]:
+        return mysql_fingerprint.read_tables(endpoint, credentials, tables, pulse)
 
     def validate_identifier(self, value: str) -> str:
         return mysql_names.validate(value, self.title)

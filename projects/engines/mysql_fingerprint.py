@@ -13,7 +13,7 @@ from __future__ import annotations
 # ruff: noqa: S608 - our own words, and quoted names
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from projects.domain import Credentials, Endpoint, EngineError, Fingerprint, TableContent
 from projects.engines.mysql_session import Row, Session, connect
@@ -34,6 +34,23 @@ _KINDS = {"PROCEDURE": "procedure", "FUNCTION": "function", "PACKAGE": "package"
 
 def read(endpoint: Endpoint, credentials: Credentials, pulse: Callable[[], None]) -> Fingerprint:
     """One read-only transaction, its rows all of one moment. Errors as `connect` raises them."""
+    with _reading(endpoint, credentials, pulse) as reader:
+        reader.tables()
+        reader.things()
+        return Fingerprint(reader.contents, reader.facts)
+
+
+def read_tables(
+    endpoint: Endpoint, credentials: Credentials, tables: Collection[str], pulse: Callable[[], None]
+) -> dict[str, TableContent]:
+    """The rows of these tables alone; one that is not there is left out."""
+    with _reading(endpoint, credentials, pulse) as reader:
+        reader.tables(only=tables)
+        return reader.contents
+
+
+@contextlib.contextmanager
+def _reading(endpoint: Endpoint, credentials: Credentials, pulse: Callable[[], None]) -> Iterator[_Reader]:
     with connect(endpoint, credentials, timeout_seconds=10) as session, _ended(session, endpoint, credentials):
         session.bound(60)
         limit = "max_statement_time" if session.is_mariadb else "max_execution_time"
@@ -43,10 +60,7 @@ def read(endpoint: Endpoint, credentials: Credentials, pulse: Callable[[], None]
         )
         session.do("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         session.do("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
-        reader = _Reader(session, credentials.database, pulse)
-        reader.tables()
-        reader.things()
-        return Fingerprint(reader.contents, reader.facts)
+        yield _Reader(session, credentials.database, pulse)
 
 
 @contextlib.contextmanager
@@ -74,12 +88,14 @@ class _Reader:
         self.contents: dict[str, TableContent] = {}
         self.facts: dict[tuple[str, str], str] = {}
 
-    def tables(self) -> None:
+    def tables(self, only: Collection[str] | None = None) -> None:
         rows = self._ask(
             "SELECT table_name, table_type FROM information_schema.tables WHERE table_schema = DATABASE()"
             " AND table_type NOT LIKE '%VIEW' ORDER BY table_name"
         )
         for table, kind in ((str(row[0]), str(row[1])) for row in rows):
+            if only is not None and table not in only:
+                continue
             if kind == "SEQUENCE":
                 self._sequence(table)
                 continue

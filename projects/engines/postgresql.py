@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import psycopg
@@ -18,8 +18,11 @@ from projects.domain import (
     EngineError,
     Fingerprint,
     ProcessProgram,
+    Selection,
     ServerRequest,
     ServerSpec,
+    SetApart,
+    TableContent,
     TenantNames,
 )
 from projects.engines import (
@@ -29,6 +32,7 @@ from projects.engines import (
     postgresql_fingerprint,
     postgresql_moment,
     postgresql_names,
+    postgresql_parts,
     postgresql_pools,
     postgresql_snippets,
     postgresql_tls,
@@ -208,6 +212,31 @@ class PostgreSQL(Engine):
         self, endpoint: Endpoint, credentials: Credentials, *, pulse: Callable[[], None] = lambda: None
     ) -> Fingerprint:
         return postgresql_fingerprint.read(endpoint, credentials, pulse)
+
+    def set_apart(
+        self, endpoint: Endpoint, credentials: Credentials, chosen: Selection, mark: str, owner: str
+    ) -> SetApart:
+        return postgresql_parts.set_apart(endpoint, credentials, chosen, mark, owner)
+
+    def places(self, endpoint: Endpoint, credentials: Credentials) -> Mapping[str, str]:
+        return postgresql_parts.places(endpoint, credentials)
+
+    def lacking(self, endpoint: Endpoint, credentials: Credentials, needs: Sequence[tuple[str, str]]) -> list[str]:
+        return postgresql_parts.lacking(endpoint, credentials, needs)
+
+    def dump_part(self, place: Endpoint, credentials: Credentials, places: Sequence[str]) -> Command:
+        return postgresql_parts.dump(place, credentials, places)
+
+    def restore_part(self, place: Endpoint, credentials: Credentials, names: TenantNames) -> Command:
+        return postgresql_parts.restore(place, credentials, names)
+
+    def drop_part(self, endpoint: Endpoint, credentials: Credentials, places: Sequence[str], owner: str) -> None:
+        postgresql_parts.drop(endpoint, credentials, places, owner)
+
+    def contents_of(
+        self, endpoint: Endpoint, credentials: Credentials, tables: Sequence[str], *, pulse: Callable[[], None]
+    ) -> Mapping[str, TableContent]:
+        return postgresql_parts.contents_of(endpoint, credentials, tables, pulse)
 
     def first_cell(
         self, endpoint: Endpoint, credentials: Credentials, query: str, *, timeout_seconds: float = 60

@@ -56,7 +56,7 @@ class PostgreSQLAdmin(PostgreSQLTenants):
             ):
                 self._rows("SELECT pg_drop_replication_slot(%s)", slot)
             self._do("DROP DATABASE IF EXISTS {} WITH (FORCE)", names.database)
-        for role in [names.tool, *self._logins(names), names.control, names.group, names.owner]:
+        for role in [names.tool, names.part, *self._logins(names), names.control, names.group, names.owner]:
             if self._role_exists(role):
                 self._do("DROP OWNED BY {}", role)  # what is granted to it on shared things
                 self._do("DROP ROLE IF EXISTS {}", role)
@@ -153,10 +153,10 @@ class PostgreSQLAdmin(PostgreSQLTenants):
             "SELECT r.rolname FROM pg_roles r WHERE r.rolname = %s UNION"
             " SELECT l.rolname FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid"
             " JOIN pg_roles l ON l.oid = m.member"
-            " WHERE g.rolname = %s AND NOT l.rolsuper AND l.rolname <> %s",
+            " WHERE g.rolname = %s AND NOT l.rolsuper AND l.rolname <> ALL(%s)",
             names.login,
             names.group,
-            names.tool,
+            [names.tool, names.part],
         )
         return sorted(str(row[0]) for row in rows)
 

@@ -11,7 +11,7 @@ compared), objects that belong to extensions, and the options of user mappings.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from psycopg import sql
 
@@ -221,9 +221,20 @@ def sequences(connection: BoundedConnection) -> dict[tuple[str, str], str]:
     return {(str(schema), str(name)): str(shown) for schema, name, shown in rows}
 
 
-def _tables(connection: BoundedConnection, pulse: Callable[[], None]) -> dict[str, TableContent]:
+def contents_of_tables(
+    connection: BoundedConnection, pulse: Callable[[], None], only: Collection[str]
+) -> dict[str, TableContent]:
+    """Of these tables alone, as `contents` names them."""
+    return _tables(connection, pulse, only)
+
+
+def _tables(
+    connection: BoundedConnection, pulse: Callable[[], None], only: Collection[str] | None = None
+) -> dict[str, TableContent]:
     found: dict[str, TableContent] = {}
     for schema, table, shown, *columns in connection.execute(_TABLES).fetchall():  # type: ignore[arg-type]
+        if only is not None and str(shown) not in only:
+            continue
         names, types, required = (each or () for each in columns)
         row = hashed([Column(str(n), int(t), bool(r)) for n, t, r in zip(names, types, required, strict=True)])
         query = sql.SQL("SELECT count(*), sum({}) FROM ONLY {}").format(row, sql.Identifier(schema, table))

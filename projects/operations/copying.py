@@ -54,24 +54,29 @@ def copy(
     stem: str,
     pulse: Callable[[int], None],
     restoring: Restoring | None = None,
+    commands: tuple[domain.Command, domain.Command] | None = None,
 ) -> int:
     """Fill the target's empty database with the source's content; returns the bytes of the dump. `restoring` hears them, and
-    is finished by who calls.
+    is finished by who calls. `commands`: others than the engine's for dumping and restoring the whole.
 
     `pulse` gets the bytes so far twice a second and ends the copy by raising. Raises `StepFailed` with `dump_failed`,
     `restore_failed`, `source_lost`, `target_lost`, `target_full`, `tool_out_of_memory`, and what runtimes raise. In no
     case a tool is left running, unless its runtime can't be reached.
     """
     dump_name, restore_name = tool_names(stem)
+    dumped, restored = commands or (
+        engine.dump(source.place, source.credentials),
+        engine.restore(target.place, target.credentials),
+    )
     stages: list[Stage] = []
     try:
         sink = target.runtime.run_tool(
-            restore_name, target.image, engine.restore(target.place, target.credentials), beside=target.handle,
+            restore_name, target.image, restored, beside=target.handle,
             memory_bytes=TOOL_MEMORY_BYTES,
         )  # fmt: skip
         stages.append(Stage("restore", sink))
         well = source.runtime.run_tool(
-            dump_name, source.image, engine.dump(source.place, source.credentials), beside=source.handle,
+            dump_name, source.image, dumped, beside=source.handle,
             memory_bytes=TOOL_MEMORY_BYTES,
         )  # fmt: skip
         stages.append(Stage("dump", well))

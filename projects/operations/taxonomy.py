@@ -258,6 +258,12 @@ CODES: Mapping[str, Code] = {
         "`detail` says in what. It was thrown away; what is live was not touched.",
         False,
     ),
+    "not_in_backup": Code("The backup does not have a table that was chosen.", "Choose among its `tables`.", False),
+    "dependencies_missing": Code(
+        "What was chosen uses types, functions or extensions that the live database does not have.",
+        "Make them first, or restore into a new project. What is live was not touched.",
+        False,
+    ),
     "safety_backup_failed": Code(
         "The backup that is taken before a restore could not be proven.",
         "Nothing was touched. Its own error says why; or restore into a new project.",
