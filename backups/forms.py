@@ -350,6 +350,7 @@ class RestoreForm(forms.Form):
     plan = forms.CharField(max_length=80, required=False)
     project = forms.UUIDField(required=False)
     confirm = forms.CharField(max_length=200, required=False)
+    no_safety = forms.BooleanField(required=False)
 
 
 class DeleteForm(forms.Form):

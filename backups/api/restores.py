@@ -68,6 +68,10 @@ class RestoreInput(Input):
         child=Text(max_length=130), required=False, default=list, max_length=200,
         help_text="PostgreSQL: only these schemas, beside what the project holds.",
     )  # fmt: skip
+    safety_backup = Flag(
+        required=False, default=True,
+        help_text="`false`: no safety backup is taken before a project is restored over, because its database can't be dumped.",
+    )  # fmt: skip
     dry_run = Flag(required=False, default=False, help_text="Only say what would happen.")
 
 
@@ -265,6 +269,7 @@ class BackupRestoreView(RestoreScoped, generics.GenericAPIView[Restore]):
         project = self._project(wanted.pop("project", None))
         dry_run, confirm = wanted.pop("dry_run"), wanted.pop("confirm")
         if dry_run:
+            wanted.pop("safety_backup")
             seen = restore_preflight(self.principal, backup, project=project, **wanted)
             return Response(seen.as_json())
 

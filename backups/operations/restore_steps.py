@@ -63,6 +63,10 @@ def verify(ctx: Context) -> None:
 
 def prove_safety(ctx: Context) -> None:
     """The safety backup is stored; here it is proven, as the project's policy has it. It fails, and nothing was touched."""
+    if not ctx.operation.params.get("safety"):
+        ctx.explain("There is none: it was waived")
+        ctx.say("No safety backup was taken: it was waived.", level="warning")
+        return
     backup = sides.restore_of(ctx.operation).safety_backup
     if backup is None:
         raise StepFailed("safety_backup_failed", "The safety backup is gone.", retryable=False)

@@ -32,21 +32,26 @@ ONCE = RetryPolicy(attempts=1)
 TWICE = RetryPolicy(attempts=2, delay_seconds=2)
 
 
-def restore_begin(restore: Restore, backup: Backup, project: Project, *, created_by: Any, label: str) -> Operation:
+def restore_begin(
+    restore: Restore, backup: Backup, project: Project, *, created_by: Any, label: str, safety_backup: bool = True
+) -> Operation:
     """Record the restore of a backup into a project that lives. In a transaction, with the project's row locked. Raises
-    `OperationInProgress`, about the project or the backup."""
-    before = safety_row(restore, project, label=label)
+    `OperationInProgress`, about the project or the backup. Without `safety_backup` none is taken of what is there; the
+    database from before is kept all the same."""
+    before = safety_row(restore, project, label=label) if safety_backup else None
     params = {
-        "restore": str(restore.pk), "backup": str(backup.pk), SAFETY: str(before.pk), **_here(project),
+        "restore": str(restore.pk), "backup": str(backup.pk), **({SAFETY: str(before.pk)} if before else {}),
+        **_here(project),
     }  # fmt: skip
     operation = operation_create(
         project=project, kind=RESTORE, params=params, created_by=created_by, created_by_label=label
     )
     # The dump tool's login is one per project.
     also_hold(operation, locks.subject_of("dump", project.pk), LockMode.EXCLUSIVE)
-    for held in (backup, before):
+    for held in (backup, before) if before else (backup,):
         also_hold(operation, subject_of(held), LockMode.SHARED)
-    Backup.objects.filter(pk=before.pk).update(operation_id=operation.pk)
+    if before:
+        Backup.objects.filter(pk=before.pk).update(operation_id=operation.pk)
     return operation
 
 

@@ -83,12 +83,16 @@ def restore_create(
     version: str | None = None,
     tables: Sequence[str] = (),
     schemas: Sequence[str] = (),
+    safety_backup: bool = True,
 ) -> Restore:
     """Begin it. Into a project that lives `confirm` must be its slug; with `tables` or `schemas` only these come, beside what
     the project holds, and nothing needs to be confirmed. Raises what `restore_preflight` finds in its way, as far
     as rows tell; what only the storage knows the operation's first step looks at, before anything is made."""
     part = bool(tables or schemas)
     wanted = _wanted(principal, backup, target, name, project, region, plan, placement, version, part=part)
+    if not safety_backup and (part or wanted.project is None):
+        told = "Nothing that lives is replaced: no safety backup is taken. Leave it out."
+        raise Invalid.field("safety_backup", "not_available", told)
     if wanted.project is not None and not part:
         check_confirm(wanted.project, confirm)
     with transaction.atomic():
@@ -96,7 +100,7 @@ def restore_create(
         if part:
             return _beside(principal, backup, wanted, _part(backup, wanted, tables, schemas), organization)
         if wanted.project is not None:
-            return _into_project(principal, backup, wanted, organization)
+            return _into_project(principal, backup, wanted, organization, safety_backup=safety_backup)
         return _into_new(principal, backup, wanted, organization)
 
 
@@ -261,17 +265,22 @@ def _beside(
     return row
 
 
-def _into_project(principal: Principal, backup: Backup, wanted: Wanted, organization: Organization) -> Restore:
+def _into_project(
+    principal: Principal, backup: Backup, wanted: Wanted, organization: Organization, *, safety_backup: bool
+) -> Restore:
     assert wanted.project is not None  # noqa: S101 - who calls has looked
     project = lock_project(wanted.project)
     refuse_protected(project)
     seen, found = look(backup, Wanted(target=wanted.target, project=project), organization)
     _refuse(found)
+    seen.safety_backup = safety_backup
     restore = _row(principal, backup, wanted, seen, project_uuid=project.pk, project_name=project.name)
-    operation = restoring.restore_begin(restore, backup, project, created_by=principal.user, label=principal.label)
+    operation = restoring.restore_begin(
+        restore, backup, project, created_by=principal.user, label=principal.label, safety_backup=safety_backup
+    )
     restore.operation_id = operation.pk
     restore.save(update_fields=["operation_id", "updated_at"])
-    _audit(principal, restore, "restore.started", backup)
+    _audit(principal, restore, "restore.started", backup, **({} if safety_backup else {"safety_backup": False}))
     return restore
 
 
@@ -311,12 +320,12 @@ def restore_undo(principal: Principal, restore: Restore, *, confirm: str | None 
     return restore
 
 
-def _audit(principal: Principal, restore: Restore, action: str, backup: Backup | None) -> None:
+def _audit(principal: Principal, restore: Restore, action: str, backup: Backup | None, **more: Any) -> None:
     audit.record(
         principal, action, organization_id=restore.organization_id, project_id=restore.project_uuid,
         project_name=restore.project_name, target=restore.project_name,
         data={
             "restore": str(restore.pk), "target": restore.target, "backup": str(backup.pk) if backup else None,
-            **({"selection": restore.selection} if restore.selection else {}),
+            **({"selection": restore.selection} if restore.selection else {}), **more,
         },
     )  # fmt: skip

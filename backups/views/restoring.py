@@ -148,7 +148,7 @@ def _initial(request: HttpRequest, backup: Backup, source: Project | None) -> di
 
 def _begin(principal: Principal, backup: Backup, source: Project | None, sent: dict[str, Any]) -> Restore:
     target = sent["target"]
-    extra: dict[str, Any] = {"confirm": sent["confirm"]}
+    extra: dict[str, Any] = {"confirm": sent["confirm"], "safety_backup": not sent["no_safety"]}
     if target == RestoreTarget.NEW_PROJECT:
         extra = {"name": sent["name"], "region": sent["region"] or None, "plan": sent["plan"] or None}
     elif target == RestoreTarget.PROJECT:

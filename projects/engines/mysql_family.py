@@ -25,6 +25,7 @@ from projects.domain import (
     TenantNames,
 )
 from projects.engines import (
+    mysql_ask,
     mysql_bootstrap,
     mysql_copy,
     mysql_fingerprint,
@@ -274,6 +275,11 @@ class MySQLFamily(Engine):
         self, endpoint: Endpoint, credentials: Credentials, tables: Sequence[str], *, pulse: Callable[[], None]
     ) -> Mapping[str, TableContent]:
         return mysql_fingerprint.read_tables(endpoint, credentials, tables, pulse)
+
+    def first_cell(
+        self, endpoint: Endpoint, credentials: Credentials, query: str, *, timeout_seconds: float = 60
+    ) -> str | None:
+        return mysql_ask.first_cell(endpoint, credentials, query, timeout_seconds=timeout_seconds)
 
     def validate_identifier(self, value: str) -> str:
         return mysql_names.validate(value, self.title)

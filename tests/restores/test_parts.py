@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.db import transaction
 
-from backups.models import Backup, Restore, StorageTarget
+from backups.models import Backup, Drill, Proof, Restore, StorageTarget
+from backups.operations import proving
 from projects.models import DatabaseServer, DataTombstone, Operation, OperationLock, Project
 from tests.factories import api_client
 from tests.faults.conftest import Site, make_site
 from tests.restores.taken import take
-from tests.restores.test_in_place import ask, begin, unproven
+from tests.restores.test_in_place import all_run, ask, begin, ids, undo, unproven, write
 from tests.restores.test_new_projects import told
 
 POSTGRESQL = """
@@ -258,6 +260,7 @@ def of_the_family(site: Site) -> None:
     for word in ("foreign key person", "to people", "trigger touch", "views on it, here seen"):
         assert word in notes, notes
     assert ("nextval" in notes) is (site.engine == "mariadb")
+    asks(site, project, backup)
     # Once more: beside the first ones.
     made, operation = begin(site, backup, target="in_place", tables=["numbered"])
     made = finished(made, site, operation)
@@ -268,3 +271,50 @@ def shown(site: Site, made: Restore) -> dict[str, Any]:
     answer = api_client(site.team.alice).get(f"/api/v1/restores/{made.pk}/")
     assert answer.status_code == 200
     return dict(answer.json())
+
+
+def asks(site: Site, project: Project, backup: Backup) -> None:
+    """A drill's questions, of the copy, as the tenant: the server's own spelling, one query, nothing is written."""
+    drill = Drill.objects.create(
+        project=project, organization_id=project.organization_id, name="asks", assertions=[
+            {"name": "first", "sql": "SELECT id FROM people UNION SELECT 9 ORDER BY 1 DESC;", "expect": "9"},
+            {"name": "null", "sql": "SELECT name FROM people WHERE id = 7", "expect": None},
+            {"name": "text", "sql": "SELECT words, id FROM `line items` ORDER BY id -- so", "expect": "NAÏVE 🐬"},
+            {"name": "spelled", "sql": "SELECT CAST(1.50 AS DECIMAL(5,2))", "expect": "1.50"},
+            {"name": "other", "sql": "SELECT count(*) FROM people", "expect": "3"},
+            {"name": "two", "sql": "SELECT 1; SELECT 2", "expect": "1"},
+            {"name": "writes", "sql": "DELETE FROM people", "expect": None},
+            {"name": "drops", "sql": "DROP TABLE people", "expect": None},
+            {"name": "long", "sql": "SELECT REPEAT('x', 5000)", "expect": "x" * 1000},
+            {"name": "still", "sql": "SELECT count(*) FROM people", "expect": "2"},
+        ],
+    )  # fmt: skip
+    with transaction.atomic():
+        operation = proving.verify_begin(backup, kind="drill", drill=drill, created_by_label="test")
+    operation = site.finish(operation, 180)
+    assert operation.state == "succeeded", operation.error
+    answers = {answer["name"]: answer for answer in Proof.objects.get(operation_id=operation.pk).assertions}
+    passed = [name for name, answer in answers.items() if answer["passed"]]
+    assert passed == ["first", "null", "text", "spelled", "long", "still"], answers
+    assert answers["other"]["detail"] == "2 instead of 3"
+    for name in ("two", "writes", "drops"):
+        assert answers[name]["detail"].startswith("It was refused"), answers[name]
+    backup.refresh_from_db()
+    assert backup.status == "verified"
+
+
+def test_over_what_lives_without_a_safety_backup(site: Site, target: StorageTarget) -> None:
+    """The database from before is kept, and can be swapped back, all the same."""
+    project = site.ready()
+    unproven(project)
+    write(site, project, 1)
+    backup = take(project)
+    write(site, project, 2)
+    made, operation = begin(site, backup, target="in_place", confirm=project.slug, safety_backup=False)
+    all_run(site, operation)
+    assert operation.state == "succeeded", told(operation)
+    assert ids(site, project) == [1] and Backup.objects.count() == 1
+    assert operation.log_lines.filter(message__contains="waived").exists()
+    back = all_run(site, undo(site, made))
+    assert back.state == "succeeded", told(back)
+    assert ids(site, project) == [1, 2]
