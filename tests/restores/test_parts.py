@@ -314,7 +314,7 @@ def test_over_what_lives_without_a_safety_backup(site: Site, target: StorageTarg
     all_run(site, operation)
     assert operation.state == "succeeded", told(operation)
     assert ids(site, project) == [1] and Backup.objects.count() == 1
-    assert operation.log_lines.filter(message__contains="waived").exists()
+    assert operation.events.filter(message__contains="waived").exists()
     back = all_run(site, undo(site, made))
     assert back.state == "succeeded", told(back)
     assert ids(site, project) == [1, 2]
