@@ -66,7 +66,7 @@ class RestoreInput(Input):
     )  # fmt: skip
     schemas = serializers.ListField(
         child=Text(max_length=130), required=False, default=list, max_length=200,
-        help_text="PostgreSQL: only these schemas, beside what the project holds.",
+        help_text="PostgreSQL: likewise, whole schemas.",
     )  # fmt: skip
     safety_backup = Flag(
         required=False, default=True,

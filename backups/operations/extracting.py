@@ -39,7 +39,6 @@ from projects.operations.queue import also_hold, operation_create
 EXTRACT = "extract"
 PUT = "put"  # the step that brings it into the live database
 HOURS = 3600.0
-NOTES_KEPT = 50
 TWICE = RetryPolicy(attempts=2, delay_seconds=5)
 
 
@@ -54,11 +53,6 @@ def extract_begin(restore: Restore, backup: Backup, project: Project, *, created
     also_hold(operation, locks.subject_of("part", project.pk), LockMode.EXCLUSIVE)
     also_hold(operation, subject_of(backup), LockMode.SHARED)
     return operation
-
-
-def selection_of(restore: Restore) -> domain.Selection:
-    told = restore.selection
-    return domain.Selection(tuple(told.get("tables", ())), tuple(told.get("schemas", ())))
 
 
 # --- the copy -----------------------------------------------------------------------------------------------------------
@@ -86,7 +80,7 @@ def _take_turn(ctx: Context, backup: Backup, region: Region) -> None:
 def fetch(ctx: Context) -> None:
     """The signed manifest: it has what was chosen, and the object is as long as it should be."""
     restore = sides.restore_of(ctx.operation)
-    backup, chosen = sides.backup_of(restore), selection_of(restore)
+    backup, chosen = sides.backup_of(restore), sides.selection_of(restore)
     with restoring_data.storage_errors():
         storage = storages.storage_of(backup.storage)
     manifest = restoring_data.read_manifest(backup, storage)
@@ -197,7 +191,7 @@ def put(ctx: Context) -> None:
     _check(ctx, apart, contents, login, live.size_bytes)
     told = {name: [content.rows, content.digest] for name, content in contents.items()}
     ctx.record(
-        places=list(apart.places), tables=dict(apart.tables), contents=told, notes=list(apart.notes)[:NOTES_KEPT],
+        places=list(apart.places), tables=dict(apart.tables), contents=told, notes=list(apart.notes)[: sides.NOTES_KEPT],
         bytes=apart.size_bytes,
     )  # fmt: skip
     login = _admitted(ctx, apart.places)
@@ -234,7 +228,7 @@ def _set_apart(ctx: Context, side: Scratch, mark: str) -> tuple[domain.TenantNam
             admin.dismiss_tool(side.names, side.names.tool)
             admin.rename_tenant(side.names, names)
     lent = admitted_to_restore(side, names)
-    chosen = selection_of(sides.restore_of(ctx.operation))
+    chosen = sides.selection_of(sides.restore_of(ctx.operation))
     apart = side.engine.set_apart(side.server.control_endpoint, lent, chosen, mark, _owner(ctx))
     given_back(side, names)
     return names, apart

@@ -19,7 +19,16 @@ from projects.models import Operation, OperationStep, Project, RoleKind, ServerK
 from projects.operations import base, copying, placing, provision, steps, wiring
 from projects.operations.base import RetryPolicy, Step, StepFailed, Wait
 from projects.operations.context import Context
-from projects.operations.move_sides import final_names, note, quiet, renamed, take_final_names
+from projects.operations.move_sides import (
+    admitted,
+    admitted_to_restore,
+    final_names,
+    given_back,
+    note,
+    quiet,
+    renamed,
+    take_final_names,
+)
 
 HOURS = 3600.0
 TWICE = RetryPolicy(attempts=2, delay_seconds=2)
@@ -110,12 +119,41 @@ def prove_data(ctx: Context) -> None:
     if not ctx.row.data.get("proven"):
         sides.prove(ctx, ctx, sides.backup_of(restore))
         ctx.record(proven=True)
+    if restore.selection and not ctx.row.data.get("alone"):
+        _leave_out_the_rest(ctx, restore)
+        ctx.record(alone=True)
     take_final_names(ctx, ctx)
     ctx.guard()
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         admin.dismiss_tool(ctx.names, ctx.names.tool)
         admin.lock_tenant(ctx.names, locked=False)
         quiet(ctx, admin, ctx.names, quiet=False)
+
+
+def _leave_out_the_rest(ctx: Context, restore: Restore) -> None:
+    """Of what was restored and compared only what was chosen stays. Repeated, it finds the rest gone."""
+    lent = admitted_to_restore(ctx, ctx.names)
+    endpoint, chosen = ctx.server.control_endpoint, sides.selection_of(restore)
+    apart = ctx.engine.set_apart(endpoint, lent, chosen, "", "")
+    given_back(ctx, ctx.names)
+    pulse = sides.watched(ctx, lambda _moved: None)
+    reader = admitted(ctx, ctx.names)
+    found = ctx.engine.contents_of(endpoint, reader, list(apart.tables), pulse=lambda: pulse(0))
+    wanted = sides.tables_of(sides.backup_of(restore))
+    wrong = [name for name in apart.tables if name not in found or found[name].rows != wanted.get(name)]
+    if wrong:
+        told = f"Without the rest {', '.join(sorted(wrong)[:5])} is not what was backed up."
+        raise StepFailed("restore_differs", told, retryable=False)
+    rows = sum(content.rows for content in found.values())
+    outcome = {
+        "places": [], "tables": dict(apart.tables), "notes": list(apart.notes)[: sides.NOTES_KEPT], "rows": rows,
+        "bytes": apart.size_bytes,
+    }  # fmt: skip
+    with ctx.fenced():
+        Restore.objects.filter(pk=restore.pk).update(outcome=outcome)
+    for note_ in apart.notes:
+        ctx.say(note_)
+    ctx.explain(f"{rows} rows of {len(apart.tables)} tables stay")
 
 
 def names_undone(ctx: Context) -> None:

@@ -25,6 +25,7 @@ from projects.operations.queue import also_hold
 
 DIFFERENCES_SHOWN = 5
 MIB = 1 << 20
+NOTES_KEPT = 50  # of a part of a backup
 KINDS = (RoleKind.OWNER, RoleKind.GROUP, RoleKind.LOGIN, RoleKind.CONTROL)
 
 
@@ -133,6 +134,12 @@ def called(manifest: Manifest) -> dict[str, str]:
     if not registry.engine(manifest.engine).dumps_name_roles:
         return {}
     return {str(kind): str(manifest.names[kind]) for kind in KINDS}
+
+
+def selection_of(restore: Restore) -> domain.Selection:
+    """Which part of the backup; empty: all of it."""
+    told = restore.selection
+    return domain.Selection(tuple(told.get("tables", ())), tuple(told.get("schemas", ())))
 
 
 def row_names(backup: Backup) -> list[str]:

@@ -60,8 +60,8 @@ def restore_preflight(
     organization = Organization.objects.get(pk=backup.organization_id)
     seen, found = look(backup, wanted, organization)
     if part:
-        chosen = _part(backup, wanted, tables, schemas)
-        found = parts.obstacles(found)
+        chosen = parts.selection(backup, tables, schemas)
+        found = parts.obstacles(found) if wanted.project is not None else found
         _say_part(seen, chosen, backup)
     if backup.usable:
         found += look_outside(seen, backup)
@@ -98,7 +98,10 @@ def restore_create(
     with transaction.atomic():
         organization = Organization.objects.select_for_update(no_key=True).get(pk=backup.organization_id)
         if part:
-            return _beside(principal, backup, wanted, _part(backup, wanted, tables, schemas), organization)
+            chosen = parts.selection(backup, tables, schemas)
+            if wanted.project is None:
+                return _into_new(principal, backup, wanted, organization, chosen)
+            return _beside(principal, backup, wanted, chosen, organization)
         if wanted.project is not None:
             return _into_project(principal, backup, wanted, organization, safety_backup=safety_backup)
         return _into_new(principal, backup, wanted, organization)
@@ -195,9 +198,14 @@ def _row(principal: Principal, backup: Backup, wanted: Wanted, seen: Preflight, 
     )  # fmt: skip
 
 
-def _into_new(principal: Principal, backup: Backup, wanted: Wanted, organization: Organization) -> Restore:
+def _into_new(
+    principal: Principal, backup: Backup, wanted: Wanted, organization: Organization, chosen: Selection | None = None
+) -> Restore:
     seen, found = look(backup, wanted, organization)
     _refuse(found)
+    if chosen is not None:
+        _say_part(seen, chosen, backup)
+    told = {"tables": list(chosen.tables), "schemas": list(chosen.schemas)} if chosen is not None else {}
     made: list[Restore] = []
     # As at the source, where that is a name of its own: of some engines a dump names its database.
     called = (backup.manifest.get("database") or {}).get("name") or ""
@@ -210,7 +218,7 @@ def _into_new(principal: Principal, backup: Backup, wanted: Wanted, organization
     project = project_create(
         principal=principal, organization=organization, request=request, more_steps=restore_new.STEPS,
         before=lambda row: made.append(
-            _row(principal, backup, wanted, seen, project_uuid=row.pk, project_name=row.name)
+            _row(principal, backup, wanted, seen, project_uuid=row.pk, project_name=row.name, selection=told)
         ),
     )  # fmt: skip
     restore = made[0]
@@ -220,13 +228,6 @@ def _into_new(principal: Principal, backup: Backup, wanted: Wanted, organization
     restore.save(update_fields=["operation_id", "updated_at"])
     _audit(principal, restore, "restore.started", backup)
     return restore
-
-
-def _part(backup: Backup, wanted: Wanted, tables: Sequence[str], schemas: Sequence[str]) -> Selection:
-    if wanted.project is None:
-        told = "Tables and schemas go beside what a project holds: use `in_place` or `project`."
-        raise Invalid.field("tables" if tables else "schemas", "not_available", told)
-    return parts.selection(backup, tables, schemas)
 
 
 def _say_part(seen: Preflight, chosen: Selection, backup: Backup) -> None:

@@ -403,7 +403,8 @@ class Engine(ABC):
         self, endpoint: Endpoint, credentials: Credentials, chosen: Selection, mark: str, owner: str
     ) -> SetApart:
         """In a copy that is thrown away: give what was chosen, with partitions and sequences of its own, names that begin
-        with `mark` (schemas) or end with it (tables), and undo what ties it to the rest. `owner` is written on it where
+        with `mark` (schemas) or end with it (tables), and undo what ties it to the rest. Without a mark names stay as they
+        are, and all other tables and views go. `owner` is written on it where
         that is possible. `credentials` are those of `admit_restorer`. Not to be repeated on the same copy."""
         raise EngineError("parts of a backup of this product can't be restored yet")
 

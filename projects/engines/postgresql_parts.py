@@ -91,9 +91,11 @@ class _Apart:
     def run(self) -> SetApart:
         self._rels = self._find()
         names = self._names()
+        # Without a mark all functions stay, and whatever calls them.
+        mine = f"quote_ident(n.nspname) = ANY(%(schemas)s) AND {_NOT_EXTENSIONS.format('pg_proc', 'p.oid')}"
         self._procs = self._oids(
             "SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
-            f" WHERE quote_ident(n.nspname) = ANY(%(schemas)s) AND {_NOT_EXTENSIONS.format('pg_proc', 'p.oid')}"
+            f" WHERE {mine if self._mark else 'p.oid >= 16384'}"
         )
         self._detach()
         self._cut(
@@ -107,9 +109,10 @@ class _Apart:
         )
         self._triggers()
         self._policies_and_rules()
-        self._defaults()
+        if self._mark:
+            self._defaults()
         self._views()
-        places = self._move()
+        places = self._move() if self._mark else self._drop_others()
         needs = tuple((str(kind), str(name)) for kind, name in self._rows(_NEEDS, places=list(places)))
         now = self._names()
         size = self._rows(
@@ -233,6 +236,23 @@ class _Apart:
         ]
         if users:
             self._notes.append(f"Left out: views on it, here {_some(users)}.")
+
+    def _drop_others(self) -> tuple[str, ...]:
+        """All other tables, views and sequences; sequences that defaults of what stays draw from stay as well."""
+        while rows := self._rows(f"""
+            SELECT {_SHOWN}, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't' AND {_OWN}
+               AND c.oid <> ALL(%(rels)s) AND {_NOT_EXTENSIONS.format("pg_class", "c.oid")}
+               AND NOT (c.relkind = 'S' AND EXISTS (
+                 SELECT FROM pg_depend d WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid
+                   AND d.classid = 'pg_attrdef'::regclass
+                   AND d.objid IN (SELECT oid FROM pg_attrdef WHERE adrelid = ANY(%(rels)s))
+                 UNION ALL SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                   AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.refobjid = ANY(%(rels)s)))
+             ORDER BY c.relkind = 'S', c.oid LIMIT 1"""):
+            self._do(f"DROP {_ALTER[str(rows[0][1])]} {rows[0][0]} CASCADE")
+        self._notes.append("Functions, types and extensions of the whole database came along: tables may use them.")
+        return ()
 
     # --- into schemas of its own -----------------------------------------------------------------------------------------
     def _move(self) -> tuple[str, ...]:
