@@ -9,7 +9,7 @@ from uuid import UUID
 
 import django_filters
 from django.db.models import QuerySet
-from django.http import StreamingHttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_field
@@ -20,12 +20,12 @@ from rest_framework.reverse import reverse
 
 from accounts.api.base import PrincipalMixin
 from accounts.models import Scope
-from accounts.permissions import Capability, require_scope
+from accounts.permissions import Capability, require, require_scope
 from backups.models import Backup, BackupStatus, BackupTrigger
 from backups.services import downloads
 from backups.services.backups import backup_create, backup_delete, backup_download, backup_pin, backup_unpin
 from novastack.common.api import idempotent
-from novastack.common.errors import Invalid, NotFound, Problem
+from novastack.common.errors import ActionNotAllowed, Invalid, NotFound, Problem
 from novastack.common.openapi import IDEMPOTENCY_KEY, problems
 from projects.api.base import ProjectScoped, parsed
 from projects.api.fields import Input, Text
@@ -317,13 +317,33 @@ class BackupDownloadView(BackupScoped, generics.GenericAPIView[Backup]):
         """All rows of the database: the right is that to connect, and it is audited. A decrypted download is hashed on the
         way, and breaks off before its end when it is not what was stored: what ends well is whole."""
         backup = self.backup()
-        wanted = request.query_params.get("as", "decrypted")
-        if wanted not in {"decrypted", "stored"}:
-            raise Invalid.field("as", "invalid", "Use decrypted or stored.")
+        wanted = _form(request)
         backup_download(self.principal, backup, decrypted=wanted == "decrypted")
         if wanted == "decrypted":
             return _answer(downloads.decrypted(backup), _name(backup, ".dump"))
         return _stored(backup, request)
+
+    def head(self, request: Request, pk: UUID) -> HttpResponseBase:
+        """How large it is, and what names it: nothing is read, so that nothing counts as downloaded."""
+        backup = self.backup()
+        require(self.principal, backup.organization_id, Capability.CONNECT)
+        stored = _form(request) == "stored"
+        if not backup.usable and not (stored and backup.status == BackupStatus.CORRUPT):
+            raise ActionNotAllowed("There is nothing to download.")
+        response = HttpResponse(content_type="application/octet-stream")
+        size = backup.size_bytes if stored else backup.dump_bytes
+        if size is not None:
+            response["Content-Length"] = str(size)
+        if stored:
+            response["Accept-Ranges"], response["ETag"] = "bytes", f'"{backup.sha256}"'
+        return response
+
+
+def _form(request: Request) -> str:
+    wanted = request.query_params.get("as", "decrypted")
+    if wanted not in {"decrypted", "stored"}:
+        raise Invalid.field("as", "invalid", "Use decrypted or stored.")
+    return wanted
 
 
 def _stored(backup: Backup, request: Request) -> HttpResponseBase:

@@ -191,9 +191,12 @@ def put(ctx: Context) -> None:
     _check(ctx, apart, contents, login, live.size_bytes)
     told = {name: [content.rows, content.digest] for name, content in contents.items()}
     ctx.record(
-        places=list(apart.places), tables=dict(apart.tables), contents=told, notes=list(apart.notes)[: sides.NOTES_KEPT],
+        tables=dict(apart.tables), contents=told, notes=list(apart.notes)[: sides.NOTES_KEPT],
         bytes=apart.size_bytes,
     )  # fmt: skip
+    if taken := set(apart.places) & set(ctx.engine.places(ctx.server.control_endpoint, login)):
+        raise StepFailed("restore_failed", f"Meanwhile there is {sorted(taken)[0]} in the live database.")
+    ctx.record(places=list(apart.places))
     login = _admitted(ctx, apart.places)
     source, target = side_of(side, reader), side_of(ctx, login)
     commands = (
