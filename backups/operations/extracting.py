@@ -21,7 +21,7 @@ from novastack.common.clock import now
 from novastack.common.secrets import random_password
 from projects import domain
 from projects.models import DatabaseServer, LockMode, OnGiveUp, Operation, Project, Region, ServerKind
-from projects.operations import copying, locks, move_steps, steps, wiring
+from projects.operations import copying, locks, move_copying, move_steps, steps, wiring
 from projects.operations.base import (
     DATABASE_RETRY,
     SERVER_RETRY,
@@ -132,7 +132,7 @@ def compare(ctx: Context) -> None:
     side = ctx.seen_as(Scratch)
     manifest = restoring_data.read_manifest(sides.backup_of(sides.restore_of(ctx.operation)))
     with proving_steps.server_lost(side):
-        found = comparing.differences(
+        found, _remarks = comparing.compared(
             side, manifest, stem=str(ctx.operation.pk), pulse=proving_steps.watched(side, _size(ctx))
         )
     if found:
@@ -265,7 +265,7 @@ def prove(ctx: Context) -> None:
     """Read in the live database what came there; only then it is said to be restored."""
     data = move_steps.row_of(ctx, PUT).data
     login = _admitted(ctx, tuple(data["places"]))
-    pulse = sides.watched(ctx, lambda _moved: None)
+    pulse = move_copying.watched(ctx, lambda _moved: None)
     found = ctx.engine.contents_of(ctx.server.control_endpoint, login, list(data["contents"]), pulse=lambda: pulse(0))
     wrong = [
         name

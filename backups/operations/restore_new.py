@@ -16,7 +16,7 @@ from backups.models import Restore, RestoreStatus
 from backups.operations import restore_sides as sides
 from novastack.common.clock import now
 from projects.models import Operation, OperationStep, Project, RoleKind, ServerKind
-from projects.operations import base, copying, placing, provision, steps, wiring
+from projects.operations import base, copying, move_copying, placing, provision, steps, wiring
 from projects.operations.base import RetryPolicy, Step, StepFailed, Wait
 from projects.operations.context import Context
 from projects.operations.move_sides import (
@@ -136,7 +136,7 @@ def _leave_out_the_rest(ctx: Context, restore: Restore) -> None:
     endpoint, chosen = ctx.server.control_endpoint, sides.selection_of(restore)
     apart = ctx.engine.set_apart(endpoint, lent, chosen, "", "")
     given_back(ctx, ctx.names)
-    pulse = sides.watched(ctx, lambda _moved: None)
+    pulse = move_copying.watched(ctx, lambda _moved: None)
     reader = admitted(ctx, ctx.names)
     found = ctx.engine.contents_of(endpoint, reader, list(apart.tables), pulse=lambda: pulse(0))
     wanted = sides.tables_of(sides.backup_of(restore))
