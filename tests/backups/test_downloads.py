@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ def test_what_was_cut_goes_on(team: Team, backup: Backup) -> None:
 def test_a_storage_that_stops_in_the_middle_is_no_end(
     team: Team, backup: Backup, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    backup = make(Project.objects.get(pk=backup.project_uuid), backup.storage, os.urandom(16 << 20))
     real = downloads.storages.storage_of
 
     def stopping(target: StorageTarget) -> Any:
@@ -50,7 +52,7 @@ def test_a_storage_that_stops_in_the_middle_is_no_end(
 
         def open_(key: str, **more: Any) -> Any:
             source = opened(key, **more)
-            left, read = [2 << 20], source.read
+            left, read = [10 << 20], source.read
 
             def some(size: int = -1) -> bytes:
                 left[0] -= max(size, 0)

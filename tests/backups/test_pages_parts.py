@@ -12,6 +12,7 @@ from projects.models import Operation
 from tests.backups.test_pages import Shop, browser, shop  # noqa: F401
 from tests.factories import api_client
 
+pytestmark = pytest.mark.django_db
 PARTS = "/backups/{}/restore/tables/"
 
 
