@@ -10,7 +10,9 @@ from backups.models import Backup, Restore
 from backups.operations import extracting, restore_sides
 from backups.services.preflight import Wanted
 from novastack.common.errors import Conflict, Invalid
+from projects import registry
 from projects.domain import Selection
+from projects.engines.base import Engine
 from projects.models import Project, TableSnapshot
 from projects.services.actions import lock_project
 
@@ -44,6 +46,11 @@ def parts_of(backup: Backup, project: Project | None = None) -> list[Part]:
     ]
 
 
+def supported(engine: str) -> bool:
+    """Whether parts of this engine's backups can be restored by themselves."""
+    return type(registry.engine(engine)).set_apart is not Engine.set_apart
+
+
 def has_schemas(backup: Backup) -> bool:
     return backup.engine == "postgresql"
 
@@ -67,6 +74,9 @@ def selection(backup: Backup, tables: Sequence[str], schemas: Sequence[str]) -> 
     """What was asked for, as the manifest calls it. Raises `Invalid` with the field."""
     if tables and schemas:
         raise Invalid.field("schemas", "invalid", "Choose tables or schemas, not both.")
+    if not supported(backup.engine):
+        told = f"Parts of a backup of {registry.engine(backup.engine).title} can't be restored: restore all of it."
+        raise Invalid.field("tables" if tables else "schemas", "not_available", told)
     if schemas and not has_schemas(backup):
         raise Invalid.field("schemas", "not_available", "This product has no schemas within a database: choose tables.")
     if max(len(tables), len(schemas)) > MOST:

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_http_methods
 
 from accounts.permissions import Capability, Principal
 from backups.models import Backup, RestoreTarget
-from backups.services.parts import parts_of, schemas_of
+from backups.services.parts import parts_of, schemas_of, supported
 from backups.services.restores import restore_create
 from backups.views.common import backup_for, project_of
 from novastack.common.errors import ActionNotAllowed, PermissionDenied, Problem
@@ -29,7 +29,7 @@ OTHERS = 200
 def restore_parts(request: HttpRequest, backup_id: UUID) -> HttpResponse:
     """What the backup has, by name; what was chosen stays on top while one looks for more."""
     principal, backup = backup_for(request, backup_id, Capability.PROJECT_CHANGE)
-    if not backup.usable:
+    if not backup.usable or not supported(backup.engine):
         raise ActionNotAllowed("There is nothing to restore from it.")
     source = project_of(principal, backup)
     sent = request.POST if request.method == "POST" else request.GET

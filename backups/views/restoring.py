@@ -16,7 +16,7 @@ from accounts.models import Organization
 from accounts.permissions import Capability, Principal, principal_from, require
 from backups.forms import DeleteForm, RestoreForm
 from backups.models import Backup, Restore, RestoreStatus, RestoreTarget
-from backups.services import readings
+from backups.services import parts, readings
 from backups.services.restores import restore_create, restore_preflight
 from backups.services.restores import restore_undo as undo_begin
 from backups.views.common import backup_for, project_of, question, rights
@@ -183,7 +183,7 @@ def _context(principal: Principal, backup: Backup, source: Project | None, form:
     regions = [region for region in Region.objects.filter(enabled=True).order_by("created_at") if region.available]
     return {
         "section": "projects", "backup": backup, "source": source, "form": form, "target": target,
-        "into": source if target == RestoreTarget.IN_PLACE else chosen, "others": others,
+        "parts": parts.supported(backup.engine), "into": source if target == RestoreTarget.IN_PLACE else chosen, "others": others,
         "regions": regions, "plans": list(Plan.objects.filter(enabled=True)),
         "may": rights(principal, backup.organization_id),
     }  # fmt: skip

@@ -74,6 +74,17 @@ def test_who_may_only_look_begins_nothing(shop: Shop, backup: Backup) -> None:  
     assert Restore.objects.count() == 1
 
 
+def test_what_the_engine_can_t_do_is_told(shop: Shop, backup: Backup) -> None:  # noqa: F811
+    Backup.objects.filter(pk=backup.pk).update(engine="ferretdb", version="1.24")
+    body = {"target": "new_project", "name": "New", "tables": ["public.t001"]}
+    answer = api_client(shop.team.alice).post(f"/api/v1/backups/{backup.pk}/restore/", body, format="json")
+    (error,) = answer.json()["errors"]
+    assert (answer.status_code, error["field"], error["code"]) == (400, "tables", "not_available")
+    page = browser(shop.team.alice).get(f"/backups/{backup.pk}/restore/").content.decode()
+    assert "Only some tables" not in page
+    assert browser(shop.team.alice).get(PARTS.format(backup.pk)).status_code == 409
+
+
 def test_a_part_can_not_be_undone_and_one_at_a_time(shop: Shop, backup: Backup) -> None:  # noqa: F811
     client = api_client(shop.team.alice)
     body: dict[str, Any] = {"target": "in_place", "tables": ["t001", "t001"]}
