@@ -183,7 +183,8 @@ def _context(principal: Principal, backup: Backup, source: Project | None, form:
     regions = [region for region in Region.objects.filter(enabled=True).order_by("created_at") if region.available]
     return {
         "section": "projects", "backup": backup, "source": source, "form": form, "target": target,
-        "parts": parts.supported(backup.engine), "into": source if target == RestoreTarget.IN_PLACE else chosen, "others": others,
+        "into": source if target == RestoreTarget.IN_PLACE else chosen, "others": others,
+        "parts": parts.supported(backup.engine),
         "regions": regions, "plans": list(Plan.objects.filter(enabled=True)),
         "may": rights(principal, backup.organization_id),
     }  # fmt: skip

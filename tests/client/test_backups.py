@@ -143,6 +143,19 @@ def test_restores_and_their_undo(nova: Any, project: Project, target: StorageTar
     assert gone.value.code == "undo_not_possible"
 
 
+def test_some_tables_of_a_backup(nova: Any, project: Project, target: StorageTarget) -> None:
+    backup = make_backup(project, target)
+    backup.manifest = {"contents": {"tables": {"public.orders": [3, "x"], "public.lines": [9, "x"]}, "facts": []}}
+    backup.save()
+    seen = nova.preview_restore(str(backup.pk), target="in_place", tables=["orders"])
+    assert (seen.rows_in_backup, seen.confirm, seen.safety_backup) == (3, "", False)
+    made = nova.restore_backup(str(backup.pk), target="in_place", tables=["orders"])
+    assert made.selection == {"tables": ["public.orders"], "schemas": []} and made.outcome is None
+    with pytest.raises(Invalid) as waived:
+        nova.restore_backup(str(backup.pk), name="New", safety_backup=False)
+    assert waived.value.errors[0].field == "safety_backup"
+
+
 def test_schedules(nova: Any, project: Project, target: StorageTarget) -> None:
     made = nova.create_schedule(
         str(project.pk), cron="30 2 * * *", time_zone="Europe/Berlin", retention={"keep_last": 3, "keep_daily": 7}

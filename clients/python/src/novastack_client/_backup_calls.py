@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from novastack_client._core import Core, Deadline, Flow, Request, delete, get, parsed, part, patch, post
@@ -51,6 +51,10 @@ def _proof(
         if proof.id == pk or proof.state in states:
             return proof
     return None
+
+
+def _only(tables: Sequence[str], schemas: Sequence[str]) -> dict[str, Any]:
+    return {name: list(chosen) for name, chosen in (("tables", tables), ("schemas", schemas)) if chosen}
 
 
 def _restore_body(
@@ -194,10 +198,12 @@ class BackupCalls:
         plan: str | None = None,
         placement: str | None = None,
         version: str | None = None,
+        tables: Sequence[str] = (),
+        schemas: Sequence[str] = (),
     ) -> Flow[RestorePreview]:
         """What `restore_backup` would do, and what stands in its way."""
         where = {"region": region, "plan": plan, "placement": placement}
-        body = _restore_body(target, name, project_id, None, version, where)
+        body = {**_restore_body(target, name, project_id, None, version, where), **_only(tables, schemas)}
         return (
             yield from core.one(RestorePreview, post(f"backups/{part(backup_id)}/restore/", {**body, "dry_run": True}))
         )
@@ -215,15 +221,21 @@ class BackupCalls:
         plan: str | None = None,
         placement: str | None = None,
         version: str | None = None,
+        tables: Sequence[str] = (),
+        schemas: Sequence[str] = (),
+        safety_backup: bool = True,
         wait: bool = False,
         deadline_seconds: float | None = DEADLINE_SECONDS,
     ) -> Flow[Restore]:
         """Restore it. `target`: `new_project` (with `name`), `in_place`, or `project` (with `project_id`); the last two want
         the slug of what is restored over as `confirm`. What was restored is compared with the backup before anybody sees
-        it."""
+        it. `tables` or `schemas`: only these; in a project that lives they come beside what it holds (`outcome` says
+        where), and nothing needs to be confirmed. `safety_backup=False`: for a database that can't be dumped any more."""
         deadline = core.deadline(deadline_seconds if wait else None)
         where = {"region": region, "plan": plan, "placement": placement}
-        body = _restore_body(target, name, project_id, confirm, version, where)
+        body = {**_restore_body(target, name, project_id, confirm, version, where), **_only(tables, schemas)}
+        if not safety_backup:
+            body["safety_backup"] = False
         made = yield from core.one(Restore, post(f"backups/{part(backup_id)}/restore/", body), deadline)
         if (yield from _ended(core, made.operation, wait, deadline)):
             made = yield from core.one(Restore, get(f"restores/{part(made.id)}/"), deadline)

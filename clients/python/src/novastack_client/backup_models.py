@@ -162,6 +162,8 @@ class Restore:
     undo_operation: OperationBrief | None = None
     safety_backup: str | None = None
     preflight: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    selection: Mapping[str, Any] | None = None
+    outcome: Mapping[str, Any] | None = None
     undo_until: datetime | None = None
     undone_at: datetime | None = None
     duration_seconds: float | None = None
