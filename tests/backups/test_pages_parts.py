@@ -8,7 +8,7 @@ import pytest
 
 from accounts.models import AuditEvent
 from backups.models import Backup, Restore
-from projects.models import Operation
+from projects.models import Operation, Project
 from tests.backups.test_pages import Shop, browser, shop  # noqa: F401
 from tests.factories import api_client
 
@@ -52,7 +52,7 @@ def test_tables_are_found_chosen_and_on_their_way(shop: Shop, backup: Backup) ->
     assert made.preflight["rows_in_backup"] == 8
     said = AuditEvent.objects.filter(action="restore.started").latest("id")
     assert said.data["selection"]["tables"] == ["public.t001", '"my app"."a.b"']
-    assert "beside" not in client.get(answer.url).content.decode()
+    assert "Where they are" not in client.get(answer.url).content.decode()
     Restore.objects.filter(pk=made.pk).update(
         status="succeeded",
         outcome={"places": ["restored_1"], "tables": {"public.t001": "restored_1.t001"}, "notes": ["Left out: <x>."],
@@ -76,7 +76,7 @@ def test_who_may_only_look_begins_nothing(shop: Shop, backup: Backup) -> None:  
 
 def test_what_the_engine_can_t_do_is_told(shop: Shop, backup: Backup) -> None:  # noqa: F811
     Backup.objects.filter(pk=backup.pk).update(engine="ferretdb", version="1.24")
-    body = {"target": "new_project", "name": "New", "tables": ["public.t001"]}
+    body = {"target": "in_place", "tables": ["public.t001"]}
     answer = api_client(shop.team.alice).post(f"/api/v1/backups/{backup.pk}/restore/", body, format="json")
     (error,) = answer.json()["errors"]
     assert (answer.status_code, error["field"], error["code"]) == (400, "tables", "not_available")
@@ -118,6 +118,8 @@ def test_without_a_safety_backup_is_asked_for_and_put_down(shop: Shop, backup: B
     assert AuditEvent.objects.filter(action="restore.started").latest("id").data["safety_backup"] is False
     Operation.objects.filter(pk=operation.pk).update(state="cancelled", finished_at=operation.created_at)
     operation.locks.all().delete()
+    Project.objects.filter(pk=shop.project.pk).update(status="running")
     page = browser(shop.team.alice)
     page.post(f"/backups/{backup.pk}/restore/", {"target": "in_place", "confirm": shop.project.slug, "no_safety": "on"})
-    assert "safety" not in Operation.objects.filter(kind="restore").latest("created_at").params
+    second = Operation.objects.filter(kind="restore").exclude(pk=operation.pk).get(state="queued")
+    assert "safety" not in second.params
