@@ -37,6 +37,7 @@ WORDS = {
     "project.writes_allowed": "Allowed writing again",
     "project.forgotten": "Forgot without its runtime",
     "backup.started": "Began a backup",
+    "backup.uploaded": "Uploaded a dump",
     "backup.downloaded": "Downloaded a backup",
     "backup.pinned": "Pinned a backup",
     "backup.unpinned": "Unpinned a backup",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from backups.operations import deleting, dispatching, drills, retaining, scratch, storages
+from backups.operations import deleting, dispatching, drills, importing, retaining, scratch, storages
 from novastack.common.models import Install
 
 
@@ -25,6 +25,7 @@ def clean_up() -> None:
     """Uploads that nobody will finish, and deletions that nobody works on."""
     if not Install.load().read_only:
         deleting.go_on()
+        importing.sweep()
         deleting.sweep_uploads()
 
 

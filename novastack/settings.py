@@ -57,6 +57,9 @@ NOVASTACK_BACKUP_ROOT: str = env("NOVASTACK_BACKUP_ROOT", default="" if PRODUCTI
 # others on its machine (`nice`, 0 to 19).
 NOVASTACK_BACKUP_RATE_BYTES: int = max(0, env.int("NOVASTACK_BACKUP_RATE_BYTES", default=0))
 NOVASTACK_BACKUP_NICE: int = min(19, max(0, env.int("NOVASTACK_BACKUP_NICE", default=10)))
+# The largest file that may be uploaded as a dump, and the most that it may be unpacked (bytes).
+NOVASTACK_UPLOAD_BYTES: int = max(1, env.int("NOVASTACK_UPLOAD_BYTES", default=20 * 2**30))
+NOVASTACK_UPLOAD_UNPACKED_BYTES: int = max(1, env.int("NOVASTACK_UPLOAD_UNPACKED_BYTES", default=100 * 2**30))
 NOVASTACK_BIND: str = env("NOVASTACK_BIND", default="127.0.0.1")
 NOVASTACK_PORT: int = env.int("NOVASTACK_PORT", default=8000)
 _loopback = NOVASTACK_BIND in {"127.0.0.1", "::1", "localhost"}

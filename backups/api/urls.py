@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from backups.api import backups, restores, schedules, storages
+from backups.api import backups, restores, schedules, storages, uploads
 
 backup = [
     path("", backups.BackupView.as_view(), name="backup-detail"),
@@ -29,6 +29,7 @@ schedule = [
 
 urlpatterns = [
     path("projects/<uuid:pk>/backups/", backups.ProjectBackupsView.as_view(), name="project-backups"),
+    path("projects/<uuid:pk>/uploads/", uploads.ProjectUploadsView.as_view(), name="project-uploads"),
     path("backups/", backups.BackupListView.as_view(), name="backup-list"),
     path("backups/<uuid:pk>/", include(backup)),
     path("storages/", storages.StorageListView.as_view(), name="storage-list"),

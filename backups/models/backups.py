@@ -56,6 +56,11 @@ class Backup(BaseModel):
     tables = models.PositiveIntegerField(null=True)
     manifest = models.JSONField(default=dict, blank=True, help_text="As `backups.manifest` makes it.")
     notes = models.JSONField(default=list, blank=True, help_text="What is not in it, or not compared; for people.")
+    upload = models.JSONField(
+        default=dict,
+        blank=True,
+        help_text="Of one that was uploaded: {filename, format, sha256, bytes, unpacked_bytes, key}.",
+    )
 
     pinned = models.BooleanField(default=False, help_text="Retention keeps it.")
     pinned_reason = models.CharField(max_length=200, blank=True)

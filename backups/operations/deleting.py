@@ -24,6 +24,7 @@ from projects.operations.queue import hint_on_commit
 
 log = structlog.get_logger(__name__)
 KIND = "delete_backup"
+WRITING = ("backup", "import_upload")
 UNDER_WAY = (BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.DELETING)
 # Of one that stays locked nobody says until when, every hour is often enough; else it is asked for when that is over, or
 # after a day, since locks can be taken off.
@@ -60,7 +61,7 @@ def in_use(backup: Backup) -> bool:
 def _taking(backup: Backup) -> list[Operation]:
     """Operations that write it and may hold nothing but the project."""
     live = Operation.objects.live().exclude(kind=KIND)
-    return list(live.filter(params__backup=str(backup.pk), project_uuid=backup.project_uuid, kind="backup"))
+    return list(live.filter(params__backup=str(backup.pk), project_uuid=backup.project_uuid, kind__in=WRITING))
 
 
 def _ask_to_end(backup: Backup) -> None:
@@ -123,15 +124,16 @@ def _remove(ctx: Context, storage: Storage, backup: Backup) -> int:
 
 def folder_of(backup: Backup) -> str:
     """`<install>/<organization>/<backup>/`: all of its attempts, and nothing else's. Empty: none was begun."""
-    folder, _, attempt = backup.object_key.rpartition("/")
+    folder, _, attempt = (backup.object_key or str(backup.upload.get("key", ""))).rpartition("/")
     return f"{folder}/" if attempt and folder.endswith(f"/{backup.pk}") else ""
 
 
 def keys_of(backup: Backup) -> set[str]:
     """What its attempts are called, whether or not they got so far."""
+    uploaded = {str(backup.upload["key"])} if backup.upload.get("key") else set()
     if not backup.object_key:
-        return set()
-    keys = {backup.object_key, backup.manifest_key}
+        return uploaded
+    keys = {backup.object_key, backup.manifest_key} | uploaded
     if folder := folder_of(backup):
         for attempt in range(1, backup.attempt + 1):
             keys |= {f"{folder}{attempt}", f"{folder}{attempt}.manifest"}

@@ -12,7 +12,7 @@ from novastack.common.errors import QuotaExceeded
 
 GIB = 1 << 30
 # Those that somebody asked for, or that a schedule takes; what protects from a loss is taken whatever the quota says.
-COUNTED = frozenset({BackupTrigger.MANUAL, BackupTrigger.SCHEDULE})
+COUNTED = frozenset({BackupTrigger.MANUAL, BackupTrigger.SCHEDULE, BackupTrigger.UPLOAD})
 
 
 def used(organization: Organization) -> Mapping[str, int]:

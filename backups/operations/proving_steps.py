@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django.conf import settings
 
-from backups.models import Backup, BackupPolicy, BackupStatus, Proof, ProofKind, ProofState
+from backups.models import Backup, BackupPolicy, BackupStatus, BackupTrigger, Proof, ProofKind, ProofState
 from backups.operations import asking, comparing, heartbeats, restoring_data, retaining, scratch, storages
 from backups.operations.restoring_data import BackupCorrupt
 from backups.operations.scratch import Scratch
@@ -23,6 +23,7 @@ from projects.operations.context import Context
 
 VERIFY, DRILL = "verify", "drill"
 KINDS = (VERIFY, DRILL)
+AT_WORK = (*KINDS, "import_upload")  # what makes a throw-away server
 PROVABLE = (BackupStatus.STORED, BackupStatus.VERIFIED, BackupStatus.CORRUPT)
 DIFFERENCES_KEPT = 20
 GUARD_SECONDS = 2.0
@@ -56,7 +57,7 @@ def claim(ctx: Context) -> None:
     if ctx.operation.server_uuid is None:
         region = scratch.region_for(backup)
         _let_backups_go_first(ctx, region)
-        _take_turn(ctx, backup, region)
+        take_turn(ctx, backup, region)
     with ctx.fenced():
         Proof.objects.filter(pk=ctx.operation.params["proof"]).update(
             state=ProofState.RUNNING, started_at=now(), updated_at=now()
@@ -76,21 +77,21 @@ def _let_backups_go_first(ctx: Context, region: Region) -> None:
     busy = Backup.objects.filter(
         status__in=[BackupStatus.QUEUED, BackupStatus.DUMPING],
         project_uuid__in=Project.objects.filter(region=region).values("pk"),
-    )
+    ).exclude(trigger=BackupTrigger.UPLOAD)  # they burden nobody's database, and come as slowly as they come
     if busy.exists():
         raise Wait(f"Backups in {region.name} go first.", seconds=TURN_SECONDS)
 
 
-def _take_turn(ctx: Context, backup: Backup, region: Region) -> None:
-    """A place among the proofs that run in the region at a time, taken with the rows of its server."""
+def take_turn(ctx: Context, backup: Backup, region: Region) -> None:
+    """A place among the throw-away servers that run in the region at a time, taken with the rows of its server."""
     with ctx.fenced():
         locks.lock_subject(locks.subject_of("proofs", region.pk))
         mine = DatabaseServer.objects.filter(kind=ServerKind.SCRATCH, region=region).values("pk")
-        at_work = Operation.objects.live().filter(kind__in=KINDS, server_uuid__in=mine).exclude(pk=ctx.operation.pk)
+        at_work = Operation.objects.live().filter(kind__in=AT_WORK, server_uuid__in=mine).exclude(pk=ctx.operation.pk)
         if at_work.count() < max(1, settings.NOVASTACK_VERIFY_PARALLEL):
             scratch.plan(ctx, region=region, engine=backup.engine, version=backup.version)
             return
-    raise Wait(f"Another backup is being verified in {region.name}.", seconds=TURN_SECONDS)
+    raise Wait(f"Another backup is being verified or imported in {region.name}.", seconds=TURN_SECONDS)
 
 
 def judged(run: Callable[[Context], None]) -> Callable[[Context], None]:

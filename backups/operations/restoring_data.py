@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Protocol
 
 import structlog
 
@@ -25,6 +25,7 @@ from backups.operations import keys, storages
 from backups.storage.base import Storage, StorageError
 from projects import domain
 from projects.engines import framing
+from projects.engines.foreign import ForeignRefused
 from projects.operations import copying, stages, wiring
 from projects.operations.base import StepFailed
 from projects.operations.context import Context
@@ -155,18 +156,26 @@ def open_archive(backup: Backup, manifest: Manifest, storage: Storage) -> Opener
         raise BackupCorrupt(error.code, str(error)) from error
 
 
+class Archive(Protocol):
+    """Pieces of at most `framing.PIECE_BYTES`, to their end; an `Opener` is one."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def close(self) -> None: ...
+
+
 def feed(
-    side: Context, target: copying.Side, opener: Opener, *, name: str, pulse: Callable[[int], None],
-    hear: Callable[[bytes], None],
+    side: Context, target: copying.Side, opener: Archive, *, name: str, pulse: Callable[[int], None],
+    hear: Callable[[bytes], None] = lambda _: None, command: domain.Command | None = None,
 ) -> int:  # fmt: skip
-    """Run the restore tool on what the opener gives, each piece of which `hear` gets first; returns the archive's bytes. The
-    opener is closed in any case."""
+    """Run the restore tool (or `command`) on what the opener gives, each piece of which `hear` gets first; returns the
+    archive's bytes. The opener is closed in any case."""
     stage: stages.Stage | None = None
     feeder: _Feeder | None = None
     try:
         side.guard()
         tool = target.runtime.run_tool(
-            name, target.image, side.engine.restore(target.place, target.credentials), beside=target.handle,
+            name, target.image, command or side.engine.restore(target.place, target.credentials), beside=target.handle,
             memory_bytes=stages.TOOL_MEMORY_BYTES,
         )  # fmt: skip
         stage = stages.Stage("restore", tool)
@@ -209,7 +218,7 @@ def _watch(stage: stages.Stage, feeder: _Feeder, pulse: Callable[[int], None]) -
 class _Feeder(threading.Thread):
     """Moves pieces from the opener into the tool. No ORM here."""
 
-    def __init__(self, opener: Opener, sink: IO[bytes], name: str, hear: Callable[[bytes], None]) -> None:
+    def __init__(self, opener: Archive, sink: IO[bytes], name: str, hear: Callable[[bytes], None]) -> None:
         super().__init__(daemon=True, name=f"feed-{name}")
         self._opener, self._sink, self._hear = opener, sink, hear
         self.stop, self.refused = threading.Event(), threading.Event()
@@ -236,6 +245,8 @@ class _Feeder(threading.Thread):
             self.error = BackupCorrupt(error.code, str(error))
         except StorageError as error:
             self.error = StepFailed(error.code, error.detail[:500], retryable=error.retryable)
+        except ForeignRefused as error:
+            self.error = StepFailed(error.code, error.detail[:500], retryable=False)
         except Exception as error:
             if not self.stop.is_set():
                 log.error("reading a backup broke", error=type(error).__name__, exc_info=error)

@@ -125,13 +125,14 @@ def verifies(backup: Backup) -> bool:
     return policy is None or policy.verify_after_backup
 
 
-def _stored(operation: Operation) -> None:
+def stored(operation: Operation) -> None:
+    """The end of an operation that took a backup: whoever wants to know is told."""
     backup = Backup.objects.get(pk=operation.params["backup"])
     for told in _when_stored:
         told(backup, operation)
 
 
-def _failed(operation: Operation) -> None:
+def failed(operation: Operation) -> None:
     """Whatever ended it, also what can't be undone any more: the row says so."""
     backup = Backup.objects.select_for_update(no_key=True).filter(pk=operation.params["backup"]).first()
     if backup is None or backup.status in USABLE:
@@ -150,6 +151,6 @@ def _failed(operation: Operation) -> None:
 register(
     Definition(
         kind=KIND, title="Backup", steps=backup_steps(), on_give_up=OnGiveUp.UNDO, while_running=None, cancellable=True,
-        yields=True, queue="backups", on_success=_stored, on_failure=_failed,
+        yields=True, queue="backups", on_success=stored, on_failure=failed,
     )
 )  # fmt: skip

@@ -51,6 +51,9 @@ class Taking:
             return None
         return backup
 
+    def _ensure_up(self, ctx: Context) -> None:
+        ensure_up(ctx)
+
     # --- forward --------------------------------------------------------------------------------------------------------
     def prepare(self, ctx: Context) -> None:
         """The server answers, the storage may be written to, and what can't be in the backup is put down."""
@@ -60,11 +63,11 @@ class Taking:
         steps.writes_allowed(ctx)
         if domain.Capability.COPY not in ctx.engine.capabilities:
             raise StepFailed("backup_not_supported", f"{ctx.engine.title} can't be backed up yet.", retryable=False)
-        ensure_up(ctx)
+        self._ensure_up(ctx)
         with wiring.admin_session(ctx.engine, ctx.server) as admin:
             stats = admin.stats(ctx.names.database)
             obstacles = admin.obstacles(ctx.names)
-        storage = _storage(backup)
+        storage = writable(backup)
         _check_room(backup, storage)
         _save(
             ctx, backup, status=BackupStatus.DUMPING, started_at=backup.started_at or now(), error=None,
@@ -78,11 +81,11 @@ class Taking:
         backup = self._backup(ctx)
         if backup is None:
             return
-        ensure_up(ctx)
+        self._ensure_up(ctx)
         ctx.guard()
         ctx.runtime.remove_tool(_tool(backup))
-        storage = _storage(backup)
-        backup.notes = [*backup.notes, *_throw_away(backup, storage)]
+        storage = writable(backup)
+        backup.notes = [*backup.notes, *throw_away(backup, storage)]
         key = f"{wiring.install_id()}/{backup.organization_id}/{backup.pk}/{backup.attempt + 1}"
         _save(
             ctx, backup, attempt=backup.attempt + 1, object_key=key, upload_id="", progress_bytes=0, notes=backup.notes
@@ -128,7 +131,7 @@ class Taking:
         backup = self._backup(ctx)
         if backup is None:
             return
-        storage = _storage(backup)
+        storage = writable(backup)
         with storage_errors():
             stored = storage.head(backup.object_key)
         if stored is None or stored.size_bytes != backup.size_bytes:
@@ -169,7 +172,7 @@ class Taking:
         except (domain.EngineError, StepFailed) as problem:
             ctx.say(f"The dump tool's login could not be removed now: {problem}"[:300], level="warning")
         try:
-            kept = _throw_away(backup, storages.storage_of(backup.storage))
+            kept = throw_away(backup, storages.storage_of(backup.storage))
         except (StorageError, StepFailed) as problem:
             ctx.say(f"What was stored of it could not be removed now: {problem}"[:300], level="warning")
             return
@@ -204,7 +207,7 @@ def _tool(backup: Backup) -> str:
     return copying.tool_names(str(backup.operation_id or backup.pk))[0]
 
 
-def _storage(backup: Backup) -> Storage:
+def writable(backup: Backup) -> Storage:
     """To be written to now, or it is said why not."""
     with storage_errors():
         storage = storages.storage_of(backup.storage)
@@ -247,7 +250,7 @@ def _watched(ctx: Context, backup: Backup) -> Callable[[int], None]:
     return pulse
 
 
-def _throw_away(backup: Backup, storage: Storage) -> list[str]:
+def throw_away(backup: Backup, storage: Storage) -> list[str]:
     """All that an attempt before this one left. What a bucket with object lock keeps of it is no backup to us, and goes
     with the backup's row: returned are notes on it."""
     if not backup.object_key:

@@ -218,6 +218,7 @@ def idempotent(
     organization_id: Any,
     effect: Callable[[], tuple[int, dict[str, str]]],
     rebuild: Callable[[int, dict[str, str]], Response],
+    body_hash: str | None = None,
 ) -> Response:
     """Run `effect` once per `Idempotency-Key` (rule 44).
 
@@ -232,7 +233,8 @@ def idempotent(
         return rebuild(*made)
     if len(key) > 255 or not key.isprintable():
         raise Invalid.field("Idempotency-Key", "invalid", "Use at most 255 printable characters.")
-    body_hash = hashlib.sha256(request._request.body).hexdigest()
+    if body_hash is None:
+        body_hash = hashlib.sha256(request._request.body).hexdigest()
     where = {
         "principal": principal_of(request),
         "organization_id": organization_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from projects.domain import (
     TableCounts,
     TenantNames,
 )
+from projects.engines.foreign import Left
 
 TABLES_MOST = 200
 BLANK_PREFIX = "nvs_blank_"  # no user can choose such a name
@@ -307,6 +308,9 @@ class Engine(ABC):
     tls_relaxes_at_start: ClassVar[bool] = False  # plain connections are allowed again only by the next start
     resize_words: ClassVar[str]  # what of new limits waits for a restart
     tables_title: ClassVar[str] = "Tables"
+    upload_formats: ClassVar[
+        tuple[str, ...]
+    ] = ()  # dumps that others took and that it takes; none: it takes no uploads
     # A dump names the tenant's roles: those of a copy are called as at the source until it is proven, and renamed then.
     dumps_name_roles: ClassVar[bool] = True
     warnings: ClassVar[tuple[str, ...]] = ()  # what else one must know before choosing it
@@ -383,6 +387,27 @@ class Engine(ABC):
         """Fills an empty database from standard input: frames as `framing` says. It ends with 0 only when all of the dump
         came and was taken, and stops at the first error otherwise. `credentials` are those of `admit_restorer`."""
         raise NotImplementedError
+
+    # --- dumps that others took (`upload_formats`): into a throw-away server only ---------------------------------------
+    def recognise(self, head: bytes, version: str) -> str:
+        """Which of `upload_formats` a file is that begins so (`foreign.HEAD_BYTES`, or all of it), for a server of that
+        version. Raises `foreign.ForeignRefused`, which says what it is instead."""
+        raise NotImplementedError
+
+    def script_of(self, pieces: Iterable[bytes], kind: str, left: Left) -> Iterator[bytes]:
+        """What the tool of `run_script` is to run: statements and data, none of it a client's own command. `left` counts
+        what is left out. Raises `ForeignRefused`, also in the middle."""
+        raise NotImplementedError
+
+    def run_script(self, place: Endpoint, credentials: Credentials) -> tuple[Command, bytes]:
+        """The tool that takes it from frames, and what goes before it. It ends with 0 only when all was taken, and at the
+        first error otherwise. `credentials` are those of `admit_restorer`."""
+        raise NotImplementedError
+
+    def place_in_script(self, said: str, kind: str, before: int) -> str:
+        """What the tool of `run_script` said of its failure, at the line of the file; `before`: lines that were put before
+        it. Only of `plain` the lines are the file's own."""
+        return said
 
     def finish_copy(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:  # noqa: B027 - PostgreSQL's
         """Within a restored database, as the tool's login: what a restore by somebody else than the owner leaves behind."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import psycopg
@@ -30,6 +30,7 @@ from projects.engines import (
     postgresql_bootstrap,
     postgresql_copy,
     postgresql_fingerprint,
+    postgresql_foreign,
     postgresql_moment,
     postgresql_names,
     postgresql_parts,
@@ -38,6 +39,7 @@ from projects.engines import (
     postgresql_tls,
 )
 from projects.engines.base import Engine, EngineAdmin, Moment
+from projects.engines.foreign import Left
 from projects.engines.postgresql_admin import RESERVED_CONNECTIONS, SUPERUSER_CONNECTIONS, PostgreSQLAdmin
 from projects.engines.postgresql_session import OWN_LIMITS, RoleFull, connect, translated
 
@@ -84,6 +86,7 @@ class PostgreSQL(Engine):
     official_image: ClassVar[str] = "postgres"
     server_program: ClassVar[str] = "postgres"
     dump_format: ClassVar[str] = "pg_dump custom"
+    upload_formats: ClassVar[tuple[str, ...]] = postgresql_foreign.FORMATS
     client_program: ClassVar[str] = "psql"
     lift_fence_sql: ClassVar[str] = "SET default_transaction_read_only = off;"
     hard_shrink_words: ClassVar[str] = (
@@ -204,6 +207,18 @@ class PostgreSQL(Engine):
 
     def restore(self, place: Endpoint, credentials: Credentials) -> Command:
         return postgresql_copy.restore(place, credentials)
+
+    def recognise(self, head: bytes, version: str) -> str:
+        return postgresql_foreign.recognise(head, version)
+
+    def script_of(self, pieces: Iterable[bytes], kind: str, left: Left) -> Iterator[bytes]:
+        return postgresql_foreign.script_of(pieces, kind, left)
+
+    def run_script(self, place: Endpoint, credentials: Credentials) -> tuple[Command, bytes]:
+        return postgresql_foreign.run_script(place, credentials)
+
+    def place_in_script(self, said: str, kind: str, before: int) -> str:
+        return postgresql_foreign.place_in_script(said, kind, before)
 
     def finish_copy(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:
         postgresql_copy.finish(endpoint, credentials, names)

@@ -31,6 +31,10 @@ class Entry:
     name: str
     kind: str  # TABLE, TABLE DATA, SEQUENCE SET …
     definition: str
+    id: int = 0
+    has_data: bool = False
+    section: int = 1  # 2: before data, 3: data, 4: after it, 1: none of its own
+    copy: str = ""  # the statement that its data is for
 
 
 class Head:
@@ -41,6 +45,8 @@ class Head:
     def __init__(self, wanted: Callable[[str], bool] = lambda _: True) -> None:
         self.entries: list[Entry] | None = None
         self.made_by = ""  # the version of pg_dump
+        self.int_bytes = self._offset = 4
+        self._version = _NEWEST
         self._wanted = wanted
         self._held = bytearray()
         self._unzipped: zstandard.ZstdDecompressionObj | None = None
@@ -83,40 +89,46 @@ class Head:
 
     # --- the format: each `yield n` asks for n bytes ----------------------------------------------------------------------
     def _read(self) -> Generator[int, bytes, None]:
+        yield from self.preface()
+        self.entries = yield from self.table()
+
+    def preface(self) -> Generator[int, bytes, tuple[int, str]]:
+        """How its data is compressed (0 not, 1 gzip, 2 lz4, 3 zstd), and the version of the server that it was taken from."""
         if (yield 5) != _MAGIC:
             raise EngineError("the dump is not an archive of pg_dump")
         major, minor, _, int_bytes, offset_bytes, kind = yield 6
         version = (major, minor)
         if kind != _CUSTOM or not _OLDEST <= version <= _NEWEST or int_bytes not in {4, 8}:
             raise EngineError(f"the dump is an archive of a kind that is not known ({major}.{minor})")
-        self._int = int_bytes
-        if version >= (1, 15):
-            yield 1  # how it is compressed
-        else:
-            yield from self._number()
+        self.int_bytes, self._offset, self._version = int_bytes, offset_bytes, version
+        compression = (yield 1)[0] if version >= (1, 15) else int(bool((yield from self._number())))
         for _ in range(7):  # when it was made
             yield from self._number()
-        for _ in range(2):  # database, version of the server
-            yield from self._text()
+        yield from self._text()  # database
+        server = (yield from self._text()) or ""
         self.made_by = (yield from self._text()) or ""
+        return compression, server
+
+    def table(self) -> Generator[int, bytes, list[Entry]]:
+        """The table of contents, after the preface."""
         entries = []
         for _ in range((yield from self._number())):
-            entry = yield from self._entry(version, offset_bytes)
+            entry = yield from self._entry(self._version, self._offset)
             if self._wanted(entry.kind):
                 entries.append(entry)
-        self.entries = entries
+        return entries
 
     def _entry(self, version: tuple[int, int], offset_bytes: int) -> Generator[int, bytes, Entry]:
-        yield from self._number()  # id
-        yield from self._number()  # has data
+        number = yield from self._number()
+        has_data = yield from self._number()
         yield from self._text()  # catalog
         yield from self._text()  # object
         name = yield from self._text()
         kind = yield from self._text()
-        yield from self._number()  # section
+        section = yield from self._number()
         definition = yield from self._text()
         yield from self._text()  # DROP
-        yield from self._text()  # COPY
+        copy = yield from self._text()
         schema = yield from self._text()
         yield from self._text()  # tablespace
         if version >= (1, 14):
@@ -128,10 +140,12 @@ class Head:
         while (yield from self._text()) is not None:
             pass  # what it depends on
         yield 1 + offset_bytes
-        return Entry(schema or "", name or "", kind or "", definition or "")
+        return Entry(
+            schema or "", name or "", kind or "", definition or "", number, has_data > 0, section, copy or ""
+        )  # fmt: skip
 
     def _number(self) -> Generator[int, bytes, int]:
-        data = yield 1 + self._int
+        data = yield 1 + self.int_bytes
         value = int.from_bytes(data[1:], "little")
         return -value if data[0] else value
 

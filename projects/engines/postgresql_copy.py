@@ -41,15 +41,16 @@ _SETTINGS = {
 
 
 def dump(place: Endpoint, credentials: Credentials) -> Command:
-    return _command(place, credentials, "pg_dump", "--format=custom", "--compress=0", "--no-password")
+    return command(place, credentials, "pg_dump", "--format=custom", "--compress=0", "--no-password")
 
 
 def restore(place: Endpoint, credentials: Credentials) -> Command:
     argv = framing.unframed("pg_restore", "--exit-on-error", "--no-password", f"--dbname={credentials.database}")
-    return _command(place, credentials, *argv)
+    return command(place, credentials, *argv)
 
 
-def _command(place: Endpoint, credentials: Credentials, *argv: str) -> Command:
+def command(place: Endpoint, credentials: Credentials, *argv: str) -> Command:
+    """A tool of PostgreSQL's own with what every one of them gets: where, as whom, and no limits of the tenant's."""
     env = {
         "PGHOST": place.host, "PGPORT": str(place.port), "PGUSER": credentials.username,
         "PGDATABASE": credentials.database, "PGPASSFILE": "{secret:pgpass}", "PGCONNECT_TIMEOUT": "10",

@@ -1,0 +1,322 @@
+"""A plain dump of PostgreSQL, statement by statement, as psql would split it: without psql's own commands.
+
+What a role other than the server's owner can't do, or what belongs to roles that are not here, is left out and counted:
+owners, rights, event triggers. A backslash outside of quotes, bodies and COPY's data is refused, whatever follows it: only
+the two lines that pg_dump itself writes since 2025 (`\\restrict`, `\\unrestrict`) are passed over. Lines stay where they
+are, so that what the server says of line 12 is line 12 of the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import NoReturn
+
+from projects.engines.foreign import STATEMENT_BYTES, ForeignRefused, Left
+
+_WORD = rb"[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*"
+_NEXT = re.compile(rb"['\"$;\\()]|--|/\*|" + _WORD)
+_NEXT_QUICK = re.compile(rb"['\"$;\\()]|--|/\*")
+_TAG = re.compile(rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*)?\$")
+_SPACE = re.compile(rb"(?:\s|--[^\n]*\n|/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/)*")
+_RESTRICT = re.compile(rb"\\(?:un)?restrict [A-Za-z0-9]+[ \t\r]*(?:\n|\Z)")
+_END_OF_COPY = re.compile(rb"^\\\.\r?(?:\n|\Z)", re.MULTILINE)
+_COPY = re.compile(rb"COPY\b.*\bFROM\s+STDIN\b", re.IGNORECASE | re.DOTALL)
+_OWNER = re.compile(rb"\bOWNER\s+TO\s+(?:\"(?:[^\"]|\"\")+\"|[\w$\x80-\xff]+)\s*;\s*\Z", re.IGNORECASE)
+_FIRST = re.compile(rb"\s*(" + _WORD + rb")?" + (rb"(?:\s+(" + _WORD + rb"))?") * 4)
+_KEEP_BYTES = 4096
+_LONG_LINE = 8 << 20
+
+_LEFT_OUT: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), what)
+    for pattern, what in (
+        (rb"(?:GRANT|REVOKE)\b", "rights of other roles (GRANT, REVOKE)"),
+        (rb"ALTER DEFAULT PRIVILEGES\b", "rights of other roles (GRANT, REVOKE)"),
+        (rb"(?:SET|RESET) (?:LOCAL |SESSION )?(?:SESSION AUTHORIZATION|ROLE)\b", "change of role"),
+        (rb"(?:CREATE|ALTER|DROP|COMMENT ON) EVENT TRIGGER\b", "event trigger (needs a superuser)"),
+        (rb"(?:CREATE|ALTER|DROP|COMMENT ON) SUBSCRIPTION\b", "subscription (needs a superuser)"),
+        (rb"COMMENT ON (?:EXTENSION|DATABASE)\b", ""),
+        (rb"SECURITY LABEL\b", "security label"),
+        (rb"CREATE SCHEMA public\s*;", ""),  # it is there
+    )
+)
+_CLUSTER = re.compile(
+    rb"(?:(?:CREATE|ALTER|DROP) (?:DATABASE|ROLE|USER(?! MAPPING)|GROUP|TABLESPACE)|ALTER SYSTEM)\b", re.IGNORECASE
+)
+
+
+def script(pieces: Iterable[bytes], left: Left) -> Iterator[bytes]:
+    """Statements and data for psql, in order, with the lines of the file. Raises `ForeignRefused`."""
+    return _Script(pieces, left).run()
+
+
+class _Script:
+    def __init__(self, pieces: Iterable[bytes], left: Left) -> None:
+        self._pieces, self._left = iter(pieces), left
+        self._buffer = b""
+        self._start = self._at = 0
+        self._line = 1
+        self._ended = False
+        self._conforming = True  # a backslash in a string is a backslash
+        self._whole = True  # False while the closing line of pg_dump is awaited
+
+    # --- bytes ------------------------------------------------------------------------------------------------------------
+    def _more(self) -> bool:
+        """Have more in the buffer; what was handed out leaves it."""
+        piece = b"" if self._ended else next(self._pieces, b"")
+        if not piece:
+            self._ended = True
+            return False
+        kept = self._buffer[self._start :]
+        if len(kept) > STATEMENT_BYTES:
+            self._refuse("upload_statement_too_large", f"A statement is longer than {STATEMENT_BYTES >> 20} MiB.")
+        self._buffer = kept + piece
+        self._at -= self._start
+        self._start = 0
+        return True
+
+    def _search(self, pattern: re.Pattern[bytes], margin: int) -> re.Match[bytes] | None:
+        """The next match at or after `_at` that more bytes would not change; None at the end of the file."""
+        while True:
+            found = pattern.search(self._buffer, self._at)
+            if found is not None and (found.end() + margin <= len(self._buffer) or self._ended):
+                return found
+            if found is not None:
+                self._at = found.start()
+            elif len(self._buffer) - margin > self._at:
+                self._at = len(self._buffer) - margin
+            if not self._more():
+                return pattern.search(self._buffer, self._at)
+
+    def _refuse(self, code: str, detail: str) -> NoReturn:
+        raise ForeignRefused(code, f"{self._left.where or f'Line {self._line}'}: {detail}")
+
+    # --- statements ---------------------------------------------------------------------------------------------------------
+    def run(self) -> Iterator[bytes]:
+        if not self._more():
+            return
+        if self._buffer.startswith(b"\xef\xbb\xbf"):
+            self._start = self._at = 3
+        self._whole = b"\n-- PostgreSQL database dump\n" not in self._buffer[:_KEEP_BYTES].replace(b"\r", b"")
+        while True:
+            statement = self._statement()
+            if statement is None:
+                break
+            yield from self._taken(statement)
+        rest = self._buffer[self._start :]
+        if b"-- PostgreSQL database dump complete" in rest[-_KEEP_BYTES:]:
+            self._whole = True
+        if _SPACE.sub(b"", rest + b"\n").strip():
+            self._refuse("upload_truncated", "The file ends within a statement.")
+        if not self._whole:
+            raise ForeignRefused(
+                "upload_truncated", "The file is cut off: the last line that pg_dump writes is missing."
+            )
+
+    def _statement(self) -> bytes | None:
+        """Up to its semicolon, with what stands before it; None at the end. Passes over lines that pg_dump writes for psql."""
+        depth = bodies = words = 0
+        making: bool | None = None
+        first: list[bytes] = []
+        while True:
+            looked = _NEXT if making is not False else _NEXT_QUICK
+            found = self._search(looked, 1)
+            if found is None:
+                return None
+            token, begin = found[0], found.start()
+            self._at = found.end()
+            if token == b";" and depth == 0 and bodies == 0:
+                whole = self._buffer[self._start : self._at]
+                self._start = self._at
+                return whole
+            if token == b"'":
+                self._string(begin)
+            elif token == b'"':
+                self._until(b'"')
+            elif token == b"$":
+                self._dollar(begin)
+            elif token == b"--":
+                self._until(b"\n", end=True)
+                self._seen_comment(begin)
+            elif token == b"/*":
+                self._comment()
+            elif token == b"(":
+                depth += 1
+            elif token == b")":
+                depth = max(0, depth - 1)
+            elif token == b"\\":
+                self._backslash(begin)
+            elif token != b";":
+                word = token.lower()
+                words += 1
+                if words <= 4:
+                    first.append(word)
+                    if words == 1 and word != b"create":
+                        making = False
+                    elif words == 4 or word in {b"function", b"procedure"}:
+                        making = bool({b"function", b"procedure"} & set(first))
+                elif making is None:
+                    making = False
+                # As psql counts them (psqlscan.l): the body of a function in standard SQL holds semicolons.
+                if making and depth == 0:
+                    if word == b"begin" or (word == b"case" and bodies):
+                        bodies += 1
+                    elif word == b"end" and bodies:
+                        bodies -= 1
+
+    def _seen_comment(self, begin: int) -> None:
+        if not self._whole and self._buffer.startswith(b"-- PostgreSQL database dump complete", begin):
+            self._whole = True
+
+    def _until(self, mark: bytes, *, end: bool = False) -> None:
+        """Past the next `mark`. `end`: the end of the file will do."""
+        while (found := self._buffer.find(mark, self._at)) < 0:
+            self._at = max(self._at, len(self._buffer) - len(mark) + 1)
+            if not self._more():
+                if not end:
+                    self._refuse("upload_truncated", "The file ends within a statement.")
+                self._at = len(self._buffer)
+                return
+        self._at = found + len(mark)
+
+    def _string(self, begin: int) -> None:
+        """A doubled quote is the end of one string and the begin of another: that comes to the same."""
+        before = self._buffer[max(self._start, begin - 2) : begin]
+        named = before[:-1] in {b"_", b"$"} or before[:-1].isalnum() or before[:-1] >= b"\x80"
+        if self._conforming and (before[-1:] not in {b"e", b"E"} or named):
+            self._until(b"'")
+            return
+        while True:
+            found = self._search(_ESCAPED, 1)
+            if found is None:
+                self._refuse("upload_truncated", "The file ends within a statement.")
+            self._at = found.end()
+            if found[0] == b"'":
+                if self._buffer[self._at : self._at + 1] != b"'":
+                    return
+                self._at += 1
+            else:
+                self._at += 1  # whatever it is that the backslash stands before
+
+    def _dollar(self, begin: int) -> None:
+        before = self._buffer[begin - 1 : begin] if begin > self._start else b""
+        if before and (before.isalnum() or before in b"_$" or before >= b"\x80"):
+            return  # within a name
+        while True:
+            tag = _TAG.match(self._buffer, begin)
+            if tag is not None:
+                break
+            if len(self._buffer) - begin > 130 or b"\n" in self._buffer[begin:]:
+                return  # a parameter, or nothing at all
+            offset = begin - self._start
+            if not self._more():
+                return
+            begin = self._start + offset
+        self._at = tag.end()
+        self._until(tag[0])
+
+    def _comment(self) -> None:
+        depth = 1
+        while depth:
+            found = self._search(_COMMENT, 1)
+            if found is None:
+                self._refuse("upload_truncated", "The file ends within a comment.")
+            self._at = found.end()
+            depth += 1 if found[0] == b"/*" else -1
+
+    def _backslash(self, begin: int) -> None:
+        """The one place where a file could make a client do something."""
+        offset = begin - self._start
+        while b"\n" not in self._buffer[self._start + offset :] and len(self._buffer) - self._start - offset < 300:
+            if not self._more():
+                break
+        begin = self._start + offset
+        line_begins = begin == self._start or self._buffer[begin - 1 : begin] == b"\n"
+        known = _RESTRICT.match(self._buffer, begin)
+        alone = not _SPACE.sub(b"", self._buffer[self._start : begin] + b"\n").strip()
+        if known is not None and line_begins and alone:
+            # Blank, and the line stays a line.
+            self._buffer = self._buffer[:begin] + b"\n" + self._buffer[known.end() :]
+            self._at = begin + 1
+            return
+        self._line += self._buffer.count(b"\n", self._start, begin)
+        told = self._buffer[begin : begin + 40].split(b"\n")[0].decode(errors="replace").strip()
+        if told.startswith(("\\connect", "\\c ")):
+            self._refuse("upload_cluster_dump", f"`{told}`: take the dump of one database, without --create.")
+        self._refuse(
+            "upload_meta_command",
+            f"`{told}` is a command of psql. Uploads may hold SQL and COPY data only; nothing ran.",
+        )
+
+    # --- what becomes of one ----------------------------------------------------------------------------------------------
+    def _taken(self, statement: bytes) -> Iterator[bytes]:
+        space = _SPACE.match(statement)
+        body = statement[space.end() if space else 0 :]
+        lines = statement.count(b"\n")
+        if b"\0" in statement:
+            self._refuse("upload_damaged", "A statement holds a zero byte.")
+        first = _FIRST.match(body)
+        plain = b" ".join(word for word in first.groups() if word) if first else b""
+        if _CLUSTER.match(plain):
+            self._line += lines
+            self._refuse(
+                "upload_cluster_dump",
+                f"`{plain[:60].decode(errors='replace')}`: take the dump of one database with pg_dump, without --create.",
+            )
+        what = next((what for pattern, what in _LEFT_OUT if pattern.match(plain) or pattern.match(body[:80])), None)
+        if what is None and plain[:5].upper() == b"ALTER" and _OWNER.search(body[-300:]):
+            what = "owner of an object (OWNER TO)"
+        if what is not None:
+            if what:
+                self._left.counted[what] += 1
+            self._line += lines
+            yield b"\n" * lines
+            return
+        if (setting := _CONFORMING.match(body)) is not None:
+            self._conforming = setting[1].lower() != b"off"
+        yield statement
+        if plain[:4].upper() == b"COPY" and _COPY.match(body):
+            self._line += lines
+            yield from self._data()
+        else:
+            self._line += lines
+
+    def _data(self) -> Iterator[bytes]:
+        """COPY's lines up to the one with `\\.` alone. Its end is never taken for the end of the file."""
+        self._until(b"\n")  # of the statement's own line
+        head = self._buffer[self._start : self._at]
+        if head.strip():
+            self._refuse("upload_damaged", "Something stands behind COPY's semicolon.")
+        self._line += 1
+        yield head
+        self._start = self._at
+        fresh = True  # at the begin of a line
+        while True:
+            found = _END_OF_COPY.search(self._buffer, self._at) if fresh else None
+            if found is not None and (found[0].endswith(b"\n") or self._ended):
+                yield self._handed(found.end())
+                if not found[0].endswith(b"\n"):
+                    yield b"\n"
+                return
+            looked, was = (self._buffer.rfind if fresh else self._buffer.find), fresh
+            end = looked(b"\n", self._at, found.start() if found else len(self._buffer)) + 1
+            if end > self._at:
+                yield self._handed(end)
+                fresh = True
+            elif len(self._buffer) - self._at > _LONG_LINE:
+                yield self._handed(len(self._buffer))
+                fresh = False
+            if (was or end <= 0) and not self._more() and not _END_OF_COPY.match(self._buffer, self._at):
+                self._refuse("upload_truncated", "The file ends within the data of a table.")
+
+    def _handed(self, end: int) -> bytes:
+        """What is in the buffer up to there, which leaves it."""
+        found = self._buffer[self._at : end]
+        self._line += found.count(b"\n")
+        self._start = self._at = end
+        return found
+
+
+_ESCAPED = re.compile(rb"[\\']", re.DOTALL)
+_COMMENT = re.compile(rb"/\*|\*/")
+_CONFORMING = re.compile(rb"SET\s+standard_conforming_strings\s*(?:=|TO)\s*'?(\w+)", re.IGNORECASE)

@@ -1,0 +1,53 @@
+"""Dumps taken by the tools that people have, and sent through the API as people do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from backups.models import Backup
+from projects.models import DatabaseServer, Operation, Project
+from projects.runtimes.process_binaries import find
+from tests.factories import api_client
+from tests.faults.conftest import VERSION, Site
+
+
+def pg_dump(project: Project, *arguments: str) -> bytes:
+    """By a superuser's pg_dump of the server's own version, as whoever runs it elsewhere has one."""
+    server = DatabaseServer.objects.get(project_uuid=project.pk)
+    place = server.control_endpoint
+    found = find("postgres", VERSION)
+    program = found.program("pg_dump") if found else Path("/usr/bin/pg_dump")
+    assert server.admin_secret is not None
+    env = {
+        **os.environ, "PGPASSWORD": server.admin_secret.open(), "PGHOST": place.host, "PGPORT": str(place.port),
+        "PGUSER": server.admin_username, "PGSSLMODE": "prefer",
+    }  # fmt: skip
+    name = project.databases.get(slot="current").name
+    done = subprocess.run([str(program), *arguments, name], env=env, capture_output=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def send(site: Site, project: Project, data: bytes, *, filename: str = "dump", **headers: str) -> Any:
+    return api_client(site.team.alice).post(
+        f"/api/v1/projects/{project.pk}/uploads/?filename={filename}", data, content_type="application/octet-stream",
+        headers=headers,
+    )  # fmt: skip
+
+
+def taken(site: Site, project: Project, data: bytes, *, seconds: float = 180, **options: Any) -> tuple[Backup, Operation]:
+    """Sent, accepted, and its operation run to its end here."""
+    answer = send(site, project, data, **options)
+    assert answer.status_code == 202, answer.content
+    backup = Backup.objects.get(pk=answer.json()["id"])
+    assert backup.operation_id is not None
+    operation = site.finish(Operation.objects.get(pk=backup.operation_id), seconds)
+    backup.refresh_from_db()
+    return backup, operation
+
+
+def told(operation: Operation) -> Any:
+    return operation.error, [(s.name, s.state, s.detail) for s in operation.steps.all()]
