@@ -73,6 +73,15 @@ class BackupForm(forms.Form):
         self.fields["storage"] = StorageChoice(self.storages)
 
 
+class UploadForm(forms.Form):
+    """Beside the file, which is no field: it has gone to the storage before the form is looked at."""
+
+    label = forms.CharField(
+        max_length=80, required=False, help_text="Else the file’s name.",
+        widget=forms.TextInput(attrs={"autocomplete": "off"}),
+    )  # fmt: skip
+
+
 class ScheduleForm(forms.Form):
     """When, and what is kept of it."""
 

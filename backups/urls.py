@@ -15,6 +15,7 @@ from backups.views import (
     schedules,
     storages,
     tab,
+    uploads,
 )
 
 app_name = "backups"
@@ -25,6 +26,7 @@ _target = "backup-storages/<uuid:storage_id>/"
 urlpatterns = [
     path(_project, tab.project_backups, name="tab"),
     path(_project + "new/", tab.backup_new, name="new"),
+    path(_project + "upload/", uploads.upload_new, name="upload"),
     path(_project + "policy/", objectives.policy, name="policy"),
     path(_project + "schedules/new/", schedules.schedule_new, name="schedule-new"),
     path(_project + "schedules/preview/", schedules.schedule_preview, name="schedule-preview"),

@@ -214,12 +214,16 @@ class Intake:
             self.discard()
             raise _told(error) from error
 
-    def begin(self) -> Backup:
-        """Have it imported. In a transaction, after `receive`; when that one fails, `discard`."""
+    def begin(self, *, label: str = "") -> Backup:
+        """Have it imported, under another label if there is one. In a transaction, after `receive`; when that one fails,
+        `discard`."""
         row = Backup.objects.select_for_update(of=("self",), no_key=True).get(pk=cast("Backup", self._row).pk)
         project = Project.objects.get(pk=self._project.pk)
         if reason := _why_not(project):
             raise ActionNotAllowed(reason)
+        if label:
+            row.label = _clean(label, "label", LABEL_MAX)
+            row.save(update_fields=["label", "updated_at"])
         importing.import_begin(
             row, project, verify=taking.verifies(row), created_by=self._principal.user,
             created_by_label=self._principal.label,

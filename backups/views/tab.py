@@ -21,6 +21,7 @@ from backups.views.common import acts_of, question, rights
 from backups.views.objectives import objective_card
 from backups.views.schedules import schedule_cards
 from novastack.common.errors import PermissionDenied, Problem
+from projects import registry
 from projects.models import Project
 from projects.views.common import add_problem, page_of, project_for
 from projects.views.detail import header_context
@@ -44,7 +45,7 @@ def project_backups(request: HttpRequest, project_id: UUID) -> HttpResponse:
     context = header_context(principal, project) | {
         "tab": "backups", "page": page, "pages": numbers, "chosen": chosen, "narrowed": any(chosen.values()),
         "query": _query(chosen), "here": request.get_full_path(), "figures": figures, "busy": figures["busy"],
-        "can_back_up": _can_back_up(principal, project), "next": _here(request),
+        "can_back_up": _can_back_up(principal, project), "can_upload": _can_upload(principal, project), "next": _here(request),
     }  # fmt: skip
     decorate(page.object_list, context["may"])
     if request.htmx and not request.htmx.boosted:  # type: ignore[attr-defined]
@@ -87,6 +88,12 @@ def backup_new(request: HttpRequest, project_id: UUID) -> HttpResponse:
 
 def _can_back_up(principal: Principal, project: Project) -> bool:
     return rights(principal, project.organization_id)["project_act"] and not why_not_now(project)
+
+
+def _can_upload(principal: Principal, project: Project) -> bool:
+    """A stopped database is no obstacle: the file is run elsewhere."""
+    may = rights(principal, project.organization_id)["project_act"]
+    return may and project.ready_at is not None and bool(registry.engine(project.engine).upload_formats)
 
 
 def _here(request: HttpRequest) -> str:

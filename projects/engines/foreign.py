@@ -17,10 +17,17 @@ HEAD_BYTES = 4096  # what `recognise` wants to see, or all of a shorter file
 STATEMENT_BYTES = 64 << 20
 
 
+CODES = frozenset(
+    {
+        "upload_not_recognised", "upload_empty", "upload_encoding", "upload_directory_format", "upload_tar_format",
+        "upload_compression", "upload_wrong_engine", "upload_newer_version", "upload_cluster_dump", "upload_damaged",
+        "upload_truncated", "upload_meta_command", "upload_statement_too_large", "upload_too_large",
+    }
+)  # fmt: skip
+
+
 class ForeignRefused(EngineError):
-    """Why a file is not taken. `code` is one of `upload_not_recognised`, `upload_empty`, `upload_encoding`,
-    `upload_directory_format`, `upload_tar_format`, `upload_compression`, `upload_wrong_engine`, `upload_newer_version`,
-    `upload_cluster_dump`, `upload_damaged`, `upload_truncated`, `upload_meta_command`, `upload_statement_too_large`."""
+    """Why a file is not taken. `code` is one of `CODES`."""
 
     retryable = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from projects.domain import (
@@ -32,10 +32,12 @@ from projects.engines import (
     mysql_moment,
     mysql_names,
     mysql_parts,
+    mysql_script,
     mysql_snippets,
     mysql_tls,
 )
 from projects.engines.base import Engine, EngineAdmin, Moment
+from projects.engines.foreign import Left
 from projects.engines.mysql_admin import IDENTITY, PLATFORM, MySQLFamilyAdmin, buffer_pool_bytes
 from projects.engines.mysql_session import LoginFull, Session, connect, pattern
 
@@ -68,6 +70,7 @@ class MySQLFamily(Engine):
 
     dump_program: ClassVar[str]
     dump_format: ClassVar[str] = "SQL"
+    upload_formats: ClassVar[tuple[str, ...]] = mysql_script.FORMATS
     dump_arguments: ClassVar[tuple[str, ...]]
     restore_arguments: ClassVar[tuple[str, ...]] = ()
     admin_class: ClassVar[type[MySQLFamilyAdmin]]
@@ -241,6 +244,19 @@ class MySQLFamily(Engine):
         return mysql_copy.restore(
             place, credentials, mariadb=self._is_mariadb, program=self.client_program, arguments=self.restore_arguments
         )
+
+    def recognise(self, head: bytes, version: str) -> str:
+        return mysql_script.recognise(head, version, mariadb=self._is_mariadb)
+
+    def script_of(self, pieces: Iterable[bytes], kind: str, left: Left) -> Iterator[bytes]:
+        return mysql_script.script(pieces, left)
+
+    def run_script(self, place: Endpoint, credentials: Credentials) -> tuple[Command, bytes]:
+        """The client in binary mode: it knows no command of its own but `delimiter`, and reads no file."""
+        return self.restore(place, credentials), b""
+
+    def place_in_script(self, said: str, kind: str, before: int) -> str:
+        return mysql_script.place_in_script(said, before)
 
     @property
     def _is_mariadb(self) -> bool:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import NoReturn
 
-from projects.engines.foreign import STATEMENT_BYTES, ForeignRefused, Left
+from projects.engines.foreign import ForeignRefused, Left
+from projects.engines.scripts import Buffered
 
 _WORD = rb"[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*"
 _NEXT = re.compile(rb"['\"$;\\()]|--|/\*|" + _WORD)
@@ -50,46 +50,11 @@ def script(pieces: Iterable[bytes], left: Left) -> Iterator[bytes]:
     return _Script(pieces, left).run()
 
 
-class _Script:
+class _Script(Buffered):
     def __init__(self, pieces: Iterable[bytes], left: Left) -> None:
-        self._pieces, self._left = iter(pieces), left
-        self._buffer = b""
-        self._start = self._at = 0
-        self._line = 1
-        self._ended = False
+        super().__init__(pieces, left)
         self._conforming = True  # a backslash in a string is a backslash
         self._whole = True  # False while the closing line of pg_dump is awaited
-
-    # --- bytes ------------------------------------------------------------------------------------------------------------
-    def _more(self) -> bool:
-        """Have more in the buffer; what was handed out leaves it."""
-        piece = b"" if self._ended else next(self._pieces, b"")
-        if not piece:
-            self._ended = True
-            return False
-        kept = self._buffer[self._start :]
-        if len(kept) > STATEMENT_BYTES:
-            self._refuse("upload_statement_too_large", f"A statement is longer than {STATEMENT_BYTES >> 20} MiB.")
-        self._buffer = kept + piece
-        self._at -= self._start
-        self._start = 0
-        return True
-
-    def _search(self, pattern: re.Pattern[bytes], margin: int) -> re.Match[bytes] | None:
-        """The next match at or after `_at` that more bytes would not change; None at the end of the file."""
-        while True:
-            found = pattern.search(self._buffer, self._at)
-            if found is not None and (found.end() + margin <= len(self._buffer) or self._ended):
-                return found
-            if found is not None:
-                self._at = found.start()
-            elif len(self._buffer) - margin > self._at:
-                self._at = len(self._buffer) - margin
-            if not self._more():
-                return pattern.search(self._buffer, self._at)
-
-    def _refuse(self, code: str, detail: str) -> NoReturn:
-        raise ForeignRefused(code, f"{self._left.where or f'Line {self._line}'}: {detail}")
 
     # --- statements ---------------------------------------------------------------------------------------------------------
     def run(self) -> Iterator[bytes]:
@@ -167,17 +132,6 @@ class _Script:
     def _seen_comment(self, begin: int) -> None:
         if not self._whole and self._buffer.startswith(b"-- PostgreSQL database dump complete", begin):
             self._whole = True
-
-    def _until(self, mark: bytes, *, end: bool = False) -> None:
-        """Past the next `mark`. `end`: the end of the file will do."""
-        while (found := self._buffer.find(mark, self._at)) < 0:
-            self._at = max(self._at, len(self._buffer) - len(mark) + 1)
-            if not self._more():
-                if not end:
-                    self._refuse("upload_truncated", "The file ends within a statement.")
-                self._at = len(self._buffer)
-                return
-        self._at = found + len(mark)
 
     def _string(self, begin: int) -> None:
         """A doubled quote is the end of one string and the begin of another: that comes to the same."""

@@ -244,6 +244,52 @@ CODES: Mapping[str, Code] = {
         "`differences` of the proof says in what. Take another.",
         False,
     ),
+    # --- uploads
+    "upload_not_recognised": Code("The file is no dump of this product.", "Send what its dump tool wrote.", False),
+    "upload_empty": Code("The file is empty.", "Take the dump again, and look at the tool's exit code.", False),
+    "upload_encoding": Code(
+        "The file is text in UTF-16.", "Let the dump tool write the file (`--file`), not PowerShell's `>`.", False
+    ),
+    "upload_directory_format": Code(
+        "The file is a part of a dump in directory format.", "Take it with `--format=custom`.", False
+    ),
+    "upload_tar_format": Code("The file is a tar archive.", "Take the dump with `--format=custom`, or as SQL.", False),
+    "upload_compression": Code(
+        "The file is packed in a way that is not taken.", "Send it as it is, or packed once with gzip or zstd.", False
+    ),
+    "upload_wrong_engine": Code("The file is a dump of another product.", "Choose a project of that one.", False),
+    "upload_newer_version": Code(
+        "The file was taken from a newer version than the project's.",
+        "Choose a project of that version, or newer.",
+        False,
+    ),
+    "upload_cluster_dump": Code(
+        "The file is about a whole server, or about several databases.",
+        "Take the dump of one database, without `--create`, `--databases` or pg_dumpall.",
+        False,
+    ),
+    "upload_damaged": Code("The file is damaged.", "Take or send it again; its SHA-256 stands on the backup.", False),
+    "upload_truncated": Code("The file is cut off.", "Take or send it again.", False),
+    "upload_meta_command": Code(
+        "The file holds a command of the client program, such as `\\!` or `\\i`.",
+        "Nothing of the kind was run. Take it out, at the line that is named.",
+        False,
+    ),
+    "upload_statement_too_large": Code(
+        "A statement of the file is larger than 64 MiB.",
+        "Take the dump with COPY, or fewer rows in a statement.",
+        False,
+    ),
+    "upload_too_large": Code(
+        "The file, or what it holds unpacked, is larger than uploads may be.",
+        "Send less, or have the operator raise `NOVASTACK_UPLOAD_BYTES` or `NOVASTACK_UPLOAD_UNPACKED_BYTES`.",
+        False,
+    ),
+    "upload_statement_failed": Code(
+        "The server refused a statement of the file.",
+        "`detail` has its line and the server's words. Nothing was kept.",
+        False,
+    ),
     # --- restores
     "backup_gone": Code("The backup that was to be restored is not there any more.", "Choose another one.", False),
     "backup_not_usable": Code(

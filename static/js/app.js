@@ -182,6 +182,42 @@ document.addEventListener("keydown", (event) => {
 
 document.addEventListener("input", (event) => { if (event.target.dataset?.confirm !== undefined) typed(event.target); });
 document.addEventListener("change", (event) => { if (event.target.matches?.("[data-submit]")) event.target.form.requestSubmit(); });
+// --- uploads: the same form, and how far it is; leaving the page ends it
+const upload = (form) => {
+  const request = new XMLHttpRequest();
+  const shown = $("[data-upload-progress]", form);
+  const stay = (event) => event.preventDefault();
+  const done = (text) => {
+    window.removeEventListener("beforeunload", stay);
+    if (!text) return;
+    shown.hidden = true;
+    busy(form, null, false);
+    say(text, true);
+  };
+  request.upload.addEventListener("progress", ({ loaded, total }) => {
+    $("progress", shown).value = (loaded / total) * 100;
+    $("p", shown).textContent = loaded < total ? `${Math.floor((loaded / total) * 100)} % sent` : "All of it came; it is looked at.";
+  });
+  request.addEventListener("load", () => {
+    let body = {};
+    try { body = JSON.parse(request.responseText); } catch { /* a page of errors */ }
+    done(body.url ? "" : body.detail || "The file was not taken. Reload the page and try again.");
+    if (body.url) location.assign(body.url);
+  });
+  request.addEventListener("error", () => done("The connection broke. Nothing of the file was kept."));
+  request.open("POST", form.action);
+  request.setRequestHeader("X-Requested-With", "fetch");
+  request.setRequestHeader("Accept", "application/json");
+  window.addEventListener("beforeunload", stay);
+  shown.hidden = false;
+  request.send(new FormData(form));
+};
+document.addEventListener("submit", (event) => {
+  if (event.target.dataset.upload === undefined) return;
+  event.preventDefault();
+  upload(event.target);
+  setTimeout(() => busy(event.target, event.submitter, true));
+}, true);
 document.addEventListener("submit", (event) => {
   if (event.target.method === "dialog" || event.defaultPrevented || event.target.hasAttribute("hx-get")) return;
   setTimeout(() => busy(event.target, event.submitter, true)); // after the submitter's value was taken

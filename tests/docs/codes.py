@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from backups.operations.restoring_data import CORRUPT
+from projects.engines import foreign
 
 ROOT = Path(__file__).parents[2]
 APPS = ("projects", "accounts", "novastack", "backups")
@@ -46,6 +47,8 @@ def operation_codes() -> dict[str, set[bool | None]]:
                 for code in _named_in(node):
                     found[code].add(None)
     for code in CORRUPT:  # raised as archives and manifests say it
+        found[code].add(False)
+    for code in foreign.CODES:  # raised as uploads are read
         found[code].add(False)
     return found
 

@@ -38,7 +38,9 @@ def send(site: Site, project: Project, data: bytes, *, filename: str = "dump", *
     )  # fmt: skip
 
 
-def taken(site: Site, project: Project, data: bytes, *, seconds: float = 180, **options: Any) -> tuple[Backup, Operation]:
+def taken(
+    site: Site, project: Project, data: bytes, *, seconds: float = 180, **options: Any
+) -> tuple[Backup, Operation]:
     """Sent, accepted, and its operation run to its end here."""
     answer = send(site, project, data, **options)
     assert answer.status_code == 202, answer.content

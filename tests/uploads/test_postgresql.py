@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zstandard
@@ -48,5 +47,90 @@ def test_everything_goes_round_in_each_format(docker_site: Site, target: Storage
         assert found["tables"] == wanted["tables"], name
         facts = {(kind, item): state for kind, item, state in found["facts"]}
         mine = {(kind, item): state for kind, item, state in wanted["facts"]}
-        assert {key for key in mine.keys() | facts.keys() if mine.get(key) != facts.get(key)} == set(), name
+        different = {
+            key: (mine.get(key), facts.get(key))
+            for key in mine.keys() | facts.keys()
+            if mine.get(key) != facts.get(key)
+        }
+        assert different == {}, name
         nothing_left(backup_root)
+
+
+GOOD = b"CREATE TABLE kept (a int);\nINSERT INTO kept SELECT generate_series(1, 500);\n"
+
+
+def test_what_is_hostile_or_broken_runs_nowhere(
+    process_site: Site, target: StorageTarget, backup_root: Path, tmp_path: Path
+) -> None:
+    site = process_site
+    source = site.ready()
+    before = site.rows_of(source)
+    mark = tmp_path / "ran"
+    tmp_path.chmod(0o777)
+    touch = f"touch {mark}".encode()
+    whole = pg_dump(source, "--format=custom")
+    lying = whole[:-400] + b"\x01\x00\xff\xff\x00\x00" + whole[-394:]
+    cases: dict[str, tuple[bytes, str]] = {
+        "shell": (GOOD + b"\\! %b\n" % touch, "upload_meta_command"),
+        "program": (GOOD + b"COPY kept FROM PROGRAM '%b';\n" % touch, "upload_statement_failed"),
+        "to program": (GOOD + b"COPY kept TO PROGRAM '%b';\n" % touch, "upload_statement_failed"),
+        "superuser": (GOOD + b"DO $$ BEGIN EXECUTE 'ALTER ROLE CURRENT_USER SUPERUSER'; END $$;\n", "upload_statement_failed"),
+        "untrusted": (GOOD + b"CREATE FUNCTION f() RETURNS int LANGUAGE c AS 'libc', 'system';\n", "upload_statement_failed"),
+        "lying archive": (lying, "upload_damaged"),
+        "half an archive": (whole[: len(whole) // 2], "upload_truncated"),
+    }  # fmt: skip
+    for name, (data, code) in cases.items():
+        backup, operation = taken(site, source, data)
+        assert backup.error is not None, (name, told(operation))
+        assert (operation.state, backup.status, backup.error["code"]) == ("failed", "failed", code), (
+            name,
+            backup.error,
+        )
+        nothing_left(backup_root)
+        if code == "upload_statement_failed":
+            assert backup.error["detail"].startswith("Line 3: "), backup.error
+    assert not mark.exists()
+    assert site.rows_of(source) == before
+    site.check_exactly(source)
+
+
+def test_it_is_restored_into_a_new_project_as_any_backup(process_site: Site, target: StorageTarget) -> None:
+    site = process_site
+    source = site.ready()
+    backup, operation = taken(site, source, pg_dump(source, "--format=custom"), filename="shop.dump")
+    assert operation.state == "succeeded", told(operation)
+    assert (backup.status, backup.rows) == ("stored", take(source).rows)
+    proof = Operation.objects.get(kind="verify", params__backup=str(backup.pk))
+    assert site.finish(proof, 120).state == "succeeded", told(proof)
+    backup.refresh_from_db()
+    assert backup.status == "verified"
+    answer = api_client(site.team.alice).post(
+        f"/api/v1/backups/{backup.pk}/restore/", {"target": "new_project", "name": "Brought"}, format="json"
+    )
+    assert answer.status_code == 202, answer.content
+    made = Operation.objects.get(pk=answer.json()["operation"]["id"])
+    assert site.finish(made, 120).state == "succeeded", told(made)
+    project = source._meta.model.objects.get(name="Brought")
+    assert site.rows_of(project) == site.rows_of(source)
+
+
+def test_cancelled_and_killed_in_the_middle_nothing_is_lost(
+    process_site: Site, target: StorageTarget, backup_root: Path
+) -> None:
+    site = process_site
+    source = site.ready()
+    slow = GOOD + b"SELECT pg_sleep(600);\n"
+    answer = send(site, source, slow)
+    operation = Operation.objects.get(pk=answer.json()["operation"]["id"])
+    site.die_at("load:later:1")
+    site.expire_lease(operation)
+    worker = site.worker()
+    client = api_client(site.team.alice)
+    assert client.post(f"/api/v1/operations/{operation.pk}/cancel/").status_code in {200, 202}
+    assert site.wait_ended(operation, 120).state == "cancelled"
+    worker.kill()
+    backup = Backup.objects.get(pk=answer.json()["id"])
+    assert backup.error is not None
+    assert (backup.status, backup.error["code"], backup.size_bytes) == ("failed", "cancelled", None)
+    nothing_left(backup_root)
+    site.check_exactly(source)

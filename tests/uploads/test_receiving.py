@@ -1,0 +1,216 @@
+"""A file comes in: what is taken, what is refused with which word, and that nothing of a refused one stays."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import zstandard
+
+from accounts.models import AuditEvent
+from backups.archive import Opener
+from backups.models import Backup, StorageTarget
+from backups.operations import deleting, importing, keys, storages
+from backups.services import uploads
+from novastack.common.clock import now
+from projects.models import Operation, Project
+from tests.factories import Team, api_client, make_project
+from tests.operations.conftest import ready, runtime, shop  # noqa: F401
+
+pytestmark = pytest.mark.django_db
+SQL = b"CREATE TABLE t (a int);\n" + b"INSERT INTO t VALUES (1);\n" * 50_000
+HEAD = b"--\n-- PostgreSQL database dump\n--\n\n-- Dumped from database version %b\n"
+
+
+@pytest.fixture
+def project(ready: Project, target: StorageTarget) -> Project:  # noqa: F811
+    return ready
+
+
+def send(team: Team, project: Project, data: bytes, query: str = "", **headers: str) -> Any:
+    return api_client(team.bob).post(
+        f"/api/v1/projects/{project.pk}/uploads/{query}", data, content_type="application/octet-stream", headers=headers
+    )
+
+
+def files(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file() and "novastack-owner" not in path.name]
+
+
+def stored(backup: Backup) -> bytes:
+    source = storages.storage_of(backup.storage).open(backup.upload["key"])
+    with Opener(
+        source, keys.identities_of(backup.organization_id), compressed=True, sha256=backup.upload["stored_sha256"]
+    ) as opener:
+        return b"".join(opener)
+
+
+@pytest.mark.parametrize("pack", [lambda data: data, gzip.compress, zstandard.compress], ids=["as_is", "gzip", "zstd"])
+def test_it_is_unpacked_sealed_and_an_operation_waits(team: Team, project: Project, pack: Any) -> None:
+    data = pack(SQL)
+    answer = send(team, project, data, "?filename=..%2Fshop.sql")
+    assert answer.status_code == 202, answer.content
+    told = answer.json()
+    assert (told["status"], told["trigger"], told["trusted"], told["label"]) == ("queued", "upload", False, "shop.sql")
+    assert answer["Location"].endswith(f"/api/v1/backups/{told['id']}/")
+    backup = Backup.objects.get(pk=told["id"])
+    assert stored(backup) == SQL
+    seen = backup.upload
+    assert (seen["format"], seen["bytes"], seen["unpacked_bytes"]) == ("plain", len(data), len(SQL))
+    assert seen["sha256"] == hashlib.sha256(data).hexdigest()
+    operation = Operation.objects.get(pk=backup.operation_id)
+    assert (operation.kind, operation.params["names"]["database"]) == (
+        "import_upload", project.databases.get(slot="current").name,
+    )  # fmt: skip
+    event = AuditEvent.objects.get(action="backup.uploaded")
+    assert event.data["filename"] == "shop.sql" and event.data["sha256"] == seen["sha256"]
+
+
+REFUSED = {
+    "empty": (b"", "upload_empty"),
+    "gzip of nothing": (gzip.compress(b""), "upload_empty"),
+    "cut gzip": (gzip.compress(SQL)[:-9], "upload_truncated"),
+    "cut zstd": (zstandard.compress(SQL)[:-9], "upload_truncated"),
+    "damaged gzip": (gzip.compress(SQL)[:200] + bytes(500), "upload_damaged"),
+    "behind gzip": (gzip.compress(SQL) + b"more", "upload_damaged"),
+    "zip": (b"PK\x03\x04" + bytes(100), "upload_compression"),
+    "bzip2": (b"BZh91AY" + bytes(100), "upload_compression"),
+    "twice packed": (gzip.compress(gzip.compress(SQL)), "upload_compression"),
+    "binary": (b"\x7fELF" + bytes(5000), "upload_not_recognised"),
+    "utf-16": ("CREATE TABLE t (a int);".encode("utf-16"), "upload_encoding"),
+    "tar": (bytes(257) + b"ustar" + bytes(5000), "upload_tar_format"),
+    "directory": (b"PGDMP\x01\x0f\x00\x04\x08\x05" + bytes(5000), "upload_directory_format"),
+    "no archive": (b"PGDMP\x01\x0f\x00\x04\x08\x07" + bytes(5000), "upload_damaged"),
+    "archive of a later pg_dump": (b"PGDMP\x01\x63\x00\x04\x08\x01" + bytes(5000), "upload_newer_version"),
+    "mysql": (b"-- MySQL dump 10.13  Distrib 8.0.36\n--\n", "upload_wrong_engine"),
+    "mariadb": (b"/*M!999999\\- enable the sandbox mode */ \n-- MariaDB dump\n", "upload_wrong_engine"),
+    "whole server": (b"--\n-- PostgreSQL database cluster dump\n--\n", "upload_cluster_dump"),
+    "newer": (HEAD % b"99.1", "upload_newer_version"),
+    "newer archive": (
+        b"PGDMP\x01\x0f\x00\x04\x08\x01\x01" + b"\0\0\0\0\0" * 7 + b"\0\x01\0\0\0a" + b"\0\x04\0\0\0" + b"99.1"
+        + b"\0\x04\0\0\0" + b"99.1" + bytes(100), "upload_newer_version",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_dump_is_named_and_gone(team: Team, project: Project, backup_root: Path, case: str) -> None:
+    data, code = REFUSED[case]
+    answer = send(team, project, data)
+    assert (answer.status_code, answer.json()["code"]) == (400, code), answer.content
+    assert len(answer.json()["detail"]) > 20
+    assert not Backup.objects.exists() and not files(backup_root)
+    assert not Operation.objects.filter(kind=importing.KIND).exists()
+    assert uploads.slots.acquire(blocking=False)  # its place is free again
+    uploads.slots.release()
+
+
+def test_one_that_is_too_large_is_413_before_and_while_it_comes(
+    team: Team, project: Project, backup_root: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.NOVASTACK_UPLOAD_BYTES = 1000
+    answer = send(team, project, SQL)
+    assert (answer.status_code, answer.json()["code"]) == (413, "upload_too_large")
+    settings.NOVASTACK_UPLOAD_BYTES = 1 << 30
+    for bomb in (
+        gzip.compress(bytes(64 << 20)),
+        zstandard.compress(b"\n" * (64 << 20)),
+        gzip.compress(b" " * (64 << 20)),
+    ):
+        settings.NOVASTACK_UPLOAD_UNPACKED_BYTES = 8 << 20
+        answer = send(team, project, bomb)
+        assert (answer.status_code, answer.json()["code"]) in {
+            (413, "upload_too_large"),
+            (400, "upload_not_recognised"),
+        }
+    settings.NOVASTACK_UPLOAD_UNPACKED_BYTES = 1 << 30
+    monkeypatch.setattr("backups.operations.limits.room_bytes", lambda _: 20_000)
+    answer = send(
+        team,
+        project,
+        HEAD % b"15.1" + b"-- %b\n" % uuid4().hex.encode() * 10_000 + hashlib.shake_256().digest(90_000).hex().encode(),
+    )
+    assert (answer.status_code, answer.json()["code"]) == (413, "quota_exceeded")
+    assert not Backup.objects.exists() and not files(backup_root)
+
+
+def test_one_that_breaks_off_leaves_nothing(team: Team, project: Project, backup_root: Path) -> None:
+    from accounts.permissions import Principal
+
+    class Gone(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if found := super().read(100_000):
+                return found
+            raise OSError("connection reset")
+
+    for source in (Gone(SQL), io.BytesIO(SQL[:-1])):
+        intake = uploads.Intake(Principal.of(team.bob), project, size_bytes=len(SQL))
+        assert Backup.objects.count() == 1  # it is seen while it comes
+        with pytest.raises(uploads.UploadInterrupted):
+            uploads.upload_receive(intake, source)
+        assert not Backup.objects.exists() and not files(backup_root)
+
+
+def test_what_nobody_sends_any_more_is_swept(team: Team, project: Project, backup_root: Path) -> None:
+    from accounts.permissions import Principal
+
+    intake = uploads.Intake(Principal.of(team.bob), project, size_bytes=len(SQL))
+    intake.feed(SQL)
+    assert importing.sweep() == 0
+    Backup.objects.update(updated_at=now() - timedelta(hours=1))
+    assert importing.sweep() == 1
+    assert not Backup.objects.exists()
+    with pytest.raises(uploads.UploadInterrupted):
+        intake.receive()  # its process was not dead after all
+    assert not files(backup_root) and not Operation.objects.filter(kind=importing.KIND).exists()
+
+
+def test_removed_before_it_was_imported_all_of_it_goes(team: Team, project: Project, backup_root: Path) -> None:
+    answer = send(team, project, SQL)
+    backup = Backup.objects.get(pk=answer.json()["id"])
+    assert len(files(backup_root)) == 1
+    assert deleting.keys_of(backup) == {backup.upload["key"]} and deleting.folder_of(backup).endswith(f"/{backup.pk}/")
+    assert api_client(team.alice).delete(f"/api/v1/backups/{backup.pk}/").status_code == 202
+    assert Operation.objects.get(pk=backup.operation_id).cancel_requested_at is not None
+
+
+def test_the_same_key_makes_one_backup(team: Team, project: Project, backup_root: Path) -> None:
+    first = send(team, project, SQL, **{"Idempotency-Key": "k"})
+    again = send(team, project, SQL, **{"Idempotency-Key": "k"})
+    assert again.status_code == 202 and again["Idempotency-Replayed"] == "true"
+    assert again.json()["id"] == first.json()["id"] and Backup.objects.count() == 1 and len(files(backup_root)) == 1
+    other = send(team, project, SQL + b"\n", **{"Idempotency-Key": "k"})
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    assert Backup.objects.count() == 1 and len(files(backup_root)) == 1
+
+
+def test_who_may_and_what_must_be_said(team: Team, project: Project, settings: Any) -> None:
+    url = f"/api/v1/projects/{project.pk}/uploads/"
+    octets = {"data": SQL, "content_type": "application/octet-stream"}
+    assert api_client(team.mallory).post(url, **octets).status_code == 404
+    assert api_client(team.viewer).post(url, **octets).status_code == 403
+    assert api_client(team.bob, scopes=["read"]).post(url, **octets).status_code == 403
+    answer = api_client(team.bob).post(url, {"file": io.BytesIO(SQL)}, format="multipart")
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+    answer = api_client(team.bob).generic("POST", url, b"", content_type="application/octet-stream", CONTENT_LENGTH="")
+    assert (answer.status_code, answer.json()["code"]) == (411, "length_required")
+    taken = [uploads.slots.acquire(blocking=False) for _ in range(99)].count(True)
+    try:
+        answer = api_client(team.bob).post(url, **octets)
+        assert (answer.status_code, answer.json()["code"]) == (429, "throttled") and answer["Retry-After"]
+    finally:
+        for _ in range(taken):
+            uploads.slots.release()
+    assert not Backup.objects.exists()
+
+
+def test_an_engine_without_uploads_says_so(team: Team, target: StorageTarget) -> None:
+    project = make_project(team.alice, team.organization, engine="ferretdb", version="1.24")
+    answer = send(team, project, SQL)
+    assert (answer.status_code, answer.json()["code"]) == (409, "upload_not_supported")
