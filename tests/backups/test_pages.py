@@ -75,6 +75,7 @@ def browser(user: User) -> Client:
 
 GETS = [
     ("/projects/{project}/backups/", EVERYBODY), ("/projects/{project}/backups/new/", MEMBERS),
+    ("/projects/{project}/backups/upload/", MEMBERS),
     ("/projects/{project}/backups/policy/", MEMBERS), ("/projects/{project}/backups/schedules/new/", MEMBERS),
     ("/projects/{project}/backups/schedules/preview/?card=new&cron=0+*+*+*+*", EVERYBODY),
     ("/projects/{project}/backups/drills/new/", MEMBERS), ("/projects/{project}/backups/drills/{drill}/", MEMBERS),
@@ -84,6 +85,7 @@ GETS = [
     ("/backup-storages/{storage}/remove/", ADMINS),
 ]  # fmt: skip
 POSTS = [
+    ("/projects/{project}/backups/upload/", MEMBERS),
     ("/projects/{project}/backups/new/", MEMBERS), ("/projects/{project}/backups/policy/", MEMBERS),
     ("/projects/{project}/backups/schedules/new/", MEMBERS),
     ("/projects/{project}/backups/schedules/{schedule}/pause/", MEMBERS),
@@ -207,6 +209,7 @@ class TestTab:
             "/download/",
             "Save changes",
             "backups/new/",
+            "backups/upload/",
             "schedules/new/",
             "drills/new/",
             "/policy/",

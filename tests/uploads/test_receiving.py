@@ -12,6 +12,8 @@ from uuid import uuid4
 
 import pytest
 import zstandard
+from django.test import Client
+from django.test.client import encode_multipart
 
 from accounts.models import AuditEvent
 from backups.archive import Opener
@@ -214,3 +216,63 @@ def test_an_engine_without_uploads_says_so(team: Team, target: StorageTarget) ->
     project = make_project(team.alice, team.organization, engine="ferretdb", version="1.24")
     answer = send(team, project, SQL)
     assert (answer.status_code, answer.json()["code"]) == (409, "upload_not_supported")
+
+
+class TestThePage:
+    """The same through a browser's form: with the file going straight to the storage."""
+
+    def browser(self, team: Team, **options: Any) -> Client:
+        client = Client(**options)
+        client.force_login(team.bob)
+        return client
+
+    def url(self, project: Project) -> str:
+        return f"/projects/{project.pk}/backups/upload/"
+
+    def test_it_says_what_is_taken(self, team: Team, project: Project) -> None:
+        client = self.browser(team)
+        page = client.get(self.url(project)).content.decode()
+        assert "a file of pg_dump" in page and 'type="file"' in page and "20" in page
+        assert self.url(project) in client.get(f"/projects/{project.pk}/backups/").content.decode()
+
+    def test_a_file_becomes_a_backup(self, team: Team, project: Project) -> None:
+        client = self.browser(team)
+        answer = client.post(self.url(project), {"label": "old host", "file": io.BytesIO(gzip.compress(SQL))})
+        assert answer.status_code == 302, answer.content
+        backup = Backup.objects.get()
+        assert (backup.label, backup.trigger, stored(backup)) == ("old host", "upload", SQL)
+        assert Operation.objects.get(pk=backup.operation_id).kind == importing.KIND
+        answer = client.post(self.url(project), {"file": io.BytesIO(SQL)}, HTTP_X_REQUESTED_WITH="fetch")
+        assert (answer.status_code, answer.json()["url"]) == (202, f"/projects/{project.pk}/backups/")
+
+    def test_what_is_refused_is_said_and_gone(self, team: Team, project: Project, backup_root: Path) -> None:
+        client = self.browser(team)
+        for data, words in (
+            ({}, "Choose a file"),
+            ({"file": io.BytesIO(b"PK\x03\x04" + bytes(99))}, "a zip file"),
+            ({"file": io.BytesIO(gzip.compress(SQL)[:-9])}, "cut off"),
+            ({"file": io.BytesIO(SQL), "label": "x" * 200}, "80"),
+        ):
+            answer = client.post(self.url(project), data)
+            assert answer.status_code == 400 and words in answer.content.decode(), words
+        answer = client.post(self.url(project), {"file": io.BytesIO(b"BZh9")}, HTTP_X_REQUESTED_WITH="fetch")
+        assert answer.status_code == 400 and "bzip2" in answer.json()["detail"]
+        assert not Backup.objects.exists() and not files(backup_root)
+
+    def test_a_foreign_page_leaves_nothing(self, team: Team, project: Project, backup_root: Path) -> None:
+        client = self.browser(team, enforce_csrf_checks=True)
+        answer = client.post(self.url(project), {"file": io.BytesIO(SQL)})
+        assert answer.status_code == 403
+        assert not Backup.objects.exists() and not files(backup_root)
+
+    def test_a_form_that_breaks_off_leaves_nothing(self, team: Team, project: Project, backup_root: Path) -> None:
+        body = encode_multipart("b", {"label": "x", "file": io.BytesIO(SQL)})
+        answer = self.browser(team).generic(
+            "POST",
+            self.url(project),
+            body[:-1000],
+            content_type="multipart/form-data; boundary=b",
+            CONTENT_LENGTH=len(body),
+        )
+        assert answer.status_code == 400 and "did not come whole" in answer.content.decode()
+        assert not Backup.objects.exists() and not files(backup_root)
