@@ -1,0 +1,82 @@
+"""Uploads of MariaDB's dumps on a real server."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backups.models import StorageTarget
+from projects.models import Database, DatabaseServer, Project
+from tests.faults.conftest import Site, make_site
+from tests.restores.taken import take
+from tests.uploads.sent import taken, told
+from tests.uploads.test_postgresql import nothing_left
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture
+def site(_fresh: None) -> Iterator[Site]:
+    if shutil.which("mariadbd") is None and not Path("/usr/sbin/mariadbd").exists():
+        pytest.skip("MariaDB is not installed here")
+    yield from make_site("process", "mariadb")
+
+
+def dump(project: Project, *arguments: str) -> bytes:
+    server = DatabaseServer.objects.get(project_uuid=project.pk)
+    place = server.control_endpoint
+    assert server.admin_secret is not None
+    name = Database.objects.get(project=project, slot="current").name
+    done = subprocess.run(
+        [
+            "mariadb-dump", "--no-defaults", "--protocol=TCP", f"--host={place.host}", f"--port={place.port}",
+            f"--user={server.admin_username}", "--ssl", "--single-transaction", "--routines", "--events", "--triggers",
+            *arguments, name,
+        ],
+        env={"MYSQL_PWD": server.admin_secret.open(), "PATH": "/usr/bin:/bin"}, capture_output=True, check=False,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_goes_round_and_what_is_hostile_runs_nowhere(
+    site: Site, target: StorageTarget, backup_root: Path, tmp_path: Path
+) -> None:
+    project = site.ready()
+    with site.login(project) as session, session.cursor() as cursor:
+        cursor.execute("CREATE TABLE more (id int PRIMARY KEY, t text)")
+        cursor.execute("INSERT INTO more VALUES (1, 'naïve; 🐬'), (2, NULL), (3, '\\\\! \\n-- x')")
+        cursor.execute("CREATE VIEW seen AS SELECT id FROM more")
+        cursor.execute("CREATE TRIGGER told BEFORE INSERT ON more FOR EACH ROW BEGIN SET NEW.t = upper(NEW.t); END")
+        cursor.execute("CREATE PROCEDURE noop() BEGIN SELECT 1; SELECT ';'; END")
+        session.commit()
+    wanted = take(project).manifest["contents"]
+    backup, operation = taken(site, project, gzip.compress(dump(project, "--databases")), filename="shop.sql.gz")
+    assert operation.state == "succeeded", told(operation)
+    assert (backup.status, backup.trusted) == ("stored", True)
+    assert backup.manifest["contents"]["tables"] == wanted["tables"]
+    assert sorted(map(tuple, backup.manifest["contents"]["facts"])) == sorted(map(tuple, wanted["facts"]))
+    assert any("definer" in note for note in backup.notes)
+
+    mark = tmp_path / "ran"
+    tmp_path.chmod(0o777)
+    good = b"CREATE TABLE kept (a int);\nINSERT INTO kept VALUES (1);\n"
+    for name, (data, code) in {
+        "system": (good + b"system touch %b\n" % str(mark).encode(), "upload_meta_command"),
+        "behind": (good + b"SELECT 1 \\! touch %b\n;\n" % str(mark).encode(), "upload_statement_failed"),
+        "outfile": (good + b"SELECT 1 INTO OUTFILE '%b';\n" % str(mark).encode(), "upload_statement_failed"),
+        "infile": (good + b"LOAD DATA LOCAL INFILE '/etc/passwd' INTO TABLE kept;\n", "upload_statement_failed"),
+        "elsewhere": (good + b"CREATE TABLE mysql.x (a int);\n", "upload_statement_failed"),
+    }.items():
+        backup, operation = taken(site, project, data)
+        assert backup.error is not None, (name, told(operation))
+        assert (backup.status, backup.error["code"]) == ("failed", code), (name, backup.error)
+        nothing_left(backup_root)
+    assert not mark.exists() and site.rows_of(project) == 1000
+    site.check_exactly(project)
