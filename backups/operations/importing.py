@@ -250,6 +250,23 @@ def sweep() -> int:
             log.warning("what is left of an upload could not be removed", backup=str(backup.pk), code=error.code)
             continue
         swept += 1
+    return swept + _sweep_sources()
+
+
+def _sweep_sources() -> int:
+    """Files that an import has done with, and could not remove when it ended."""
+    ended = Backup.objects.filter(trigger=BackupTrigger.UPLOAD, status__in=[BackupStatus.FAILED, *USABLE])
+    live = Operation.objects.live().filter(kind=KIND).values_list("pk", flat=True)
+    rows = ended.filter(upload__has_key="key").exclude(upload__key="").exclude(operation_id__in=list(live))
+    swept = 0
+    for backup in rows.select_related("storage")[:100]:
+        try:
+            storages.storage_of(backup.storage).delete(str(backup.upload["key"]))
+        except StorageError as error:
+            log.warning("an uploaded file could not be removed", backup=str(backup.pk), code=error.code)
+            continue
+        Backup.objects.filter(pk=backup.pk).update(upload={**backup.upload, "key": ""})
+        swept += 1
     return swept
 
 

@@ -105,7 +105,9 @@ class Intake:
             self._begin(filename, label, target)
         except BaseException as error:
             self.discard()
-            raise _told(error) from error
+            if (told := _told(error)) is not error:
+                raise told from error
+            raise
 
     def _begin(self, filename: str, label: str, target: StorageTarget | None) -> None:
         with transaction.atomic():
@@ -157,7 +159,9 @@ class Intake:
             self._note()
         except BaseException as error:
             self.discard()
-            raise _told(error) from error
+            if (told := _told(error)) is not error:
+                raise told from error
+            raise
 
     def _take(self, part: bytes) -> None:
         self._unpacked += len(part)
@@ -191,6 +195,8 @@ class Intake:
         try:
             if self._announced is not None and self._came != self._announced:
                 raise UploadInterrupted(f"{self._came} of {self._announced} bytes came. Nothing of it was kept.")
+            self._noted = 0.0
+            self._note()
             for part in self._unpacker.finish():
                 self._take(part)
             if not self._format:
@@ -212,7 +218,9 @@ class Intake:
             return self._digest.hexdigest()
         except BaseException as error:
             self.discard()
-            raise _told(error) from error
+            if (told := _told(error)) is not error:
+                raise told from error
+            raise
 
     def begin(self, *, label: str = "") -> Backup:
         """Have it imported, under another label if there is one. In a transaction, after `receive`; when that one fails,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 from uuid import UUID
 
@@ -56,7 +57,7 @@ class _Receiver(FileUploadHandler):
             self._stop(problem)
 
     def file_complete(self, file_size: int) -> UploadedFile:
-        return UploadedFile(file=None, name=self.file_name, size=file_size)
+        return UploadedFile(file=io.BytesIO(), name=self.file_name, size=file_size)
 
     def _stop(self, problem: Problem) -> None:
         self.problem = problem

@@ -75,11 +75,10 @@ def test_it_is_unpacked_sealed_and_an_operation_waits(team: Team, project: Proje
 
 
 REFUSED = {
-    "empty": (b"", "upload_empty"),
     "gzip of nothing": (gzip.compress(b""), "upload_empty"),
     "cut gzip": (gzip.compress(SQL)[:-9], "upload_truncated"),
     "cut zstd": (zstandard.compress(SQL)[:-9], "upload_truncated"),
-    "damaged gzip": (gzip.compress(SQL)[:200] + bytes(500), "upload_damaged"),
+    "damaged gzip": (gzip.compress(SQL)[:-8] + bytes(8), "upload_damaged"),
     "behind gzip": (gzip.compress(SQL) + b"more", "upload_damaged"),
     "zip": (b"PK\x03\x04" + bytes(100), "upload_compression"),
     "bzip2": (b"BZh91AY" + bytes(100), "upload_compression"),
@@ -267,12 +266,9 @@ class TestThePage:
 
     def test_a_form_that_breaks_off_leaves_nothing(self, team: Team, project: Project, backup_root: Path) -> None:
         body = encode_multipart("b", {"label": "x", "file": io.BytesIO(SQL)})
+        cut = {"wsgi.input": io.BytesIO(body[:-1000]), "CONTENT_LENGTH": len(body)}
         answer = self.browser(team).generic(
-            "POST",
-            self.url(project),
-            body[:-1000],
-            content_type="multipart/form-data; boundary=b",
-            CONTENT_LENGTH=len(body),
-        )
+            "POST", self.url(project), body, content_type="multipart/form-data; boundary=b", **cut
+        )  # fmt: skip
         assert answer.status_code == 400 and "did not come whole" in answer.content.decode()
         assert not Backup.objects.exists() and not files(backup_root)
