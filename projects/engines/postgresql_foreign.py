@@ -153,7 +153,8 @@ class _Reader:
         section = 2
         for entry in entries:  # comments and the like stand where what they are about stands
             section = entry.section if entry.section in sections else section
-            sections[section].append(entry)
+            # Large objects have to be there before their data, though they count as data since 17.
+            sections[2 if entry.kind in {"BLOB", "BLOB METADATA"} else section].append(entry)
         for entry in sections[2]:
             yield from self._defined(entry)
         yield from self._all_data({entry.id: entry for entry in entries if entry.has_data})
