@@ -10,7 +10,7 @@ import structlog
 from django.db import transaction
 from django.db.models.functions import Coalesce
 
-from backups.models import Backup, BackupStatus, Drill, ProofKind
+from backups.models import Backup, BackupStatus, BackupTrigger, Drill, ProofKind
 from backups.operations import proving, schedules
 from novastack.common.clock import now
 from novastack.common.errors import Conflict, OperationInProgress
@@ -33,7 +33,7 @@ def newest(project_id: UUID) -> Backup | None:
     rows = Backup.objects.filter(project_uuid=project_id, trusted=True, delete_requested_at=None).select_related(
         "storage"
     )
-    rows = rows.order_by(Coalesce("started_at", "created_at").desc())
+    rows = rows.exclude(trigger=BackupTrigger.UPLOAD).order_by(Coalesce("started_at", "created_at").desc())
     missed = Backup.objects.filter(project_uuid=project_id, verify_error__code="object_missing").values("pk")
     for some in (rows.exclude(pk__in=missed), rows):
         for status in (BackupStatus.VERIFIED, BackupStatus.STORED):

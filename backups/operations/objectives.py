@@ -11,7 +11,17 @@ from uuid import UUID
 from django.db.models import Count, QuerySet
 from django.db.models.functions import Coalesce
 
-from backups.models import Backup, BackupPolicy, BackupStatus, Proof, ProofKind, ProofState, RunOutcome, ScheduleRun
+from backups.models import (
+    Backup,
+    BackupPolicy,
+    BackupStatus,
+    BackupTrigger,
+    Proof,
+    ProofKind,
+    ProofState,
+    RunOutcome,
+    ScheduleRun,
+)
 from novastack.common.clock import now
 from projects.models import Project
 
@@ -59,7 +69,8 @@ def objectives_of(projects: Collection[Project]) -> dict[UUID, Objective]:
     """Of each, in six queries however many there are."""
     ids, moment = [project.pk for project in projects], now()
     policies = {policy.project_id: policy for policy in BackupPolicy.objects.filter(project__in=ids)}
-    rows = Backup.objects.filter(project_uuid__in=ids).defer("manifest")
+    # What somebody uploaded says nothing about what is in the project.
+    rows = Backup.objects.filter(project_uuid__in=ids).exclude(trigger=BackupTrigger.UPLOAD).defer("manifest")
     ended = rows.exclude(status__in=[BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.DELETING])
     last = {row.project_uuid: row for row in _first(ended, "-created_at", "-id")}
     proven = rows.filter(status__in=[BackupStatus.VERIFIED, BackupStatus.VERIFYING], verified_at__isnull=False)

@@ -295,6 +295,9 @@ def ask(ctx: Context) -> None:
 
 def tell(ctx: Context) -> None:
     """Whoever has to know: when half of it is gone (rule 33); who waits for the sign of life of the project's backups."""
+    if _backup(ctx).trigger == BackupTrigger.UPLOAD:
+        ctx.explain("It says nothing about the project's own data")
+        return
     if found := retaining.verified(_backup(ctx)):
         ctx.say(found, level="warning")
     ctx.explain(heartbeats.send(_backup(ctx)))

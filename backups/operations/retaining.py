@@ -170,7 +170,7 @@ def compare(project: Project, *, paused_for: Schedule | None = None) -> str:
     is pinned, retention stops for all schedules of the project, and somebody is told. Once for each. In a transaction that
     holds the project; returns why, empty if nothing is wrong. `paused_for` is told as well, as it is in memory."""
     verified = Backup.objects.filter(project_uuid=project.pk, verified_at__isnull=False, status__in=_PROVEN)
-    verified = verified.defer("manifest")
+    verified = verified.exclude(trigger=BackupTrigger.UPLOAD).defer("manifest")  # that is other data
     fresh = list(verified.filter(compared_at=None).order_by("created_at", "id"))
     why = ""
     for row in fresh:
@@ -288,6 +288,7 @@ def _safety_due(moment: datetime) -> list[Backup]:
 
 def _last_verified(projects: set[UUID]) -> set[UUID]:
     rows = Backup.objects.filter(project_uuid__in=projects, verified_at__isnull=False, status__in=_PROVEN)
+    rows = rows.exclude(trigger=BackupTrigger.UPLOAD)
     newest = rows.order_by("project_uuid", "-created_at", "-id").distinct("project_uuid")
     return set(newest.values_list("pk", flat=True))
 

@@ -19,6 +19,7 @@ from backups.models import (
     Backup,
     BackupPolicy,
     BackupStatus,
+    BackupTrigger,
     OfflineKey,
     Restore,
     RestoreStatus,
@@ -30,7 +31,8 @@ from backups.operations import restoring
 from novastack.common.clock import now
 from projects.models import Project
 
-PROVEN = Q(status__in=USABLE, verified_at__isnull=False)
+OWN = ~Q(trigger=BackupTrigger.UPLOAD)  # what was uploaded says nothing about the project's own data
+PROVEN = Q(status__in=USABLE, verified_at__isnull=False) & OWN
 ENDED = (BackupStatus.STORED, BackupStatus.VERIFYING, BackupStatus.VERIFIED, BackupStatus.FAILED, BackupStatus.CORRUPT)
 BUSY = (BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.VERIFYING, BackupStatus.DELETING)
 WINDOW = timedelta(days=30)
@@ -60,10 +62,10 @@ def figures_of(project: Project) -> dict[str, Any]:
     counted = backups_of(project).aggregate(
         count=Count("id", filter=Q(status__in=USABLE)),
         size_bytes=Sum("size_bytes", default=0),
-        ended=Count("id", filter=recent & Q(status__in=ENDED)),
+        ended=Count("id", filter=recent & OWN & Q(status__in=ENDED)),
         verified=Count("id", filter=recent & PROVEN),
-        corrupt=Count("id", filter=recent & Q(status=BackupStatus.CORRUPT)),
-        failed=Count("id", filter=recent & Q(status=BackupStatus.FAILED)),
+        corrupt=Count("id", filter=recent & OWN & Q(status=BackupStatus.CORRUPT)),
+        failed=Count("id", filter=recent & OWN & Q(status=BackupStatus.FAILED)),
         busy=Count("id", filter=Q(status__in=BUSY)),
     )
     return counted | {

@@ -150,7 +150,7 @@ def test_what_a_failed_attempt_left_is_noted_and_in_nobodys_way(proxy: Proxy, id
     locked = Locked(proxy, proxy.start(), days=30)
     backup = make_backup(idle, locked.target, status=BackupStatus.DUMPING)
     place = store(backup)
-    (note,) = taking_steps._throw_away(backup, place)
+    (note,) = taking_steps.throw_away(backup, place)
     assert note.startswith("Attempt 1 failed, and what it left can't be removed yet.")
     assert f"until {now() + timedelta(days=30):%Y-%m-%d}" in note
     # The next attempt has a name of its own, and its row knows the first one's: it goes when the backup goes.

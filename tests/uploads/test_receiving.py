@@ -18,8 +18,8 @@ from django.test.client import encode_multipart
 from accounts.models import AuditEvent
 from backups.archive import Opener
 from backups.models import Backup, StorageTarget
-from backups.operations import deleting, importing, keys, storages
-from backups.services import uploads
+from backups.operations import deleting, drills, importing, keys, objectives, retaining, storages
+from backups.services import figures, readings, uploads
 from novastack.common.clock import now
 from projects.models import Operation, Project
 from tests.factories import Team, api_client, make_project
@@ -272,3 +272,20 @@ class TestThePage:
         )  # fmt: skip
         assert answer.status_code == 400 and "did not come whole" in answer.content.decode()
         assert not Backup.objects.exists() and not files(backup_root)
+
+
+def test_what_was_uploaded_is_no_backup_of_the_project_s_own_data(
+    team: Team, project: Project, target: StorageTarget
+) -> None:
+    """Proven or not: objectives, drills and the last good one look past it."""
+    moment = now()
+    Backup.objects.create(
+        organization_id=project.organization_id, project_uuid=project.pk, project_name=project.name,
+        project_slug=project.slug, engine="postgresql", version="18", storage=target, trigger="upload", status="verified",
+        started_at=moment, finished_at=moment, verified_at=moment, rows=5, dump_bytes=5,
+    )  # fmt: skip
+    assert readings.last_good(project) is None and readings.figures_of(project)["verified"] == 0
+    assert readings.last_good_of([project])[project.pk]["at"] is None
+    assert objectives.objective_of(project).last_verified is None
+    assert drills.newest(project.pk) is None and retaining.compare(project) == ""
+    assert figures.figures().projects_verified == 0
