@@ -110,7 +110,8 @@ def run_script(place: Endpoint, credentials: Credentials) -> tuple[Command, byte
     argv = framing.unframed(
         "psql", "--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1", "--output=/dev/null", "--file=-",
     )  # fmt: skip
-    first = b"\\restrict %b\n" % secrets.token_hex(24).encode()
+    # What people write by hand names no schema.
+    first = b'\\restrict %b\nSET search_path = "$user", public;\n' % secrets.token_hex(24).encode()
     return postgresql_copy.command(place, credentials, *argv), first
 
 
