@@ -234,7 +234,7 @@ def test_a_copy_s_size_is_looked_at_by_time_and_by_what_went_into_it(monkeypatch
     monkeypatch.setattr(scratch, "check_growth", look)
     monkeypatch.setattr(proving_steps, "SIZE_EVERY_SECONDS", 1e9)
     side = cast(Any, SimpleNamespace(pulse=lambda: None, guard=lambda: None, record=lambda **_: None))
-    pulse, step = proving_steps._watched(side, 1), proving_steps.SIZE_EVERY_BYTES
+    pulse, step = proving_steps.watched(side, 1), proving_steps.SIZE_EVERY_BYTES
     for moved in (0, step - 1, step, step + 1, 2 * step - 1, 2 * step):
         pulse(moved)
     assert len(looks) == 2
