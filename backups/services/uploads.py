@@ -43,7 +43,7 @@ class UploadTooLarge(Problem):
 
 
 class UploadOverQuota(Problem):
-    status, code, title = 413, "quota_exceeded", "The organization's quota does not hold the file"
+    status, code, title = 413, "upload_over_quota", "The organization's quota does not hold the file"
 
 
 class UploadInterrupted(Problem):

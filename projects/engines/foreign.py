@@ -93,7 +93,7 @@ class Pull:
 def plain_text(head: bytes) -> bytes:
     """The head of a script without its byte order mark; refuses what is no text, and says what it seems to be."""
     if not head:
-        raise ForeignRefused("upload_empty", "The file is empty.")
+        raise ForeignRefused("upload_empty", "The file is empty: nothing was dumped into it.")
     if head[:2] in {b"\xff\xfe", b"\xfe\xff"}:
         raise ForeignRefused(
             "upload_encoding", "It is text in UTF-16, as `>` in PowerShell makes it: have the dump tool write the file."

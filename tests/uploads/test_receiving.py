@@ -137,7 +137,7 @@ def test_one_that_is_too_large_is_413_before_and_while_it_comes(
         project,
         HEAD % b"15.1" + b"-- %b\n" % uuid4().hex.encode() * 10_000 + hashlib.shake_256().digest(90_000).hex().encode(),
     )
-    assert (answer.status_code, answer.json()["code"]) == (413, "quota_exceeded")
+    assert (answer.status_code, answer.json()["code"]) == (413, "upload_over_quota")
     assert not Backup.objects.exists() and not files(backup_root)
 
 
@@ -194,8 +194,8 @@ def test_the_same_key_makes_one_backup(team: Team, project: Project, backup_root
 def test_who_may_and_what_must_be_said(team: Team, project: Project, settings: Any) -> None:
     url = f"/api/v1/projects/{project.pk}/uploads/"
     octets = {"data": SQL, "content_type": "application/octet-stream"}
-    assert api_client(team.mallory).post(url, **octets).status_code == 404
-    assert api_client(team.viewer).post(url, **octets).status_code == 403
+    assert api_client(team.charlie).post(url, **octets).status_code == 404
+    assert api_client(team.vera).post(url, **octets).status_code == 403
     assert api_client(team.bob, scopes=["read"]).post(url, **octets).status_code == 403
     answer = api_client(team.bob).post(url, {"file": io.BytesIO(SQL)}, format="multipart")
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
