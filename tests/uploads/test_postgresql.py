@@ -66,7 +66,7 @@ def test_what_is_hostile_or_broken_runs_nowhere(
     tmp_path.chmod(0o777)
     touch = f"touch {mark}".encode()
     whole = pg_dump(source, "--format=custom")
-    lying = whole[:-400] + b"\x01\x00\xff\xff\x00\x00" + whole[-394:]
+    lying = whole + b"\x01\x00\xff\xff\x00\x00 and more"
     cases: dict[str, tuple[bytes, str]] = {
         "shell": (GOOD + b"\\! %b\n" % touch, "upload_meta_command"),
         "program": (GOOD + b"COPY kept FROM PROGRAM '%b';\n" % touch, "upload_statement_failed"),
