@@ -11,13 +11,21 @@ import re
 from collections.abc import Iterable, Iterator
 
 from projects.engines.foreign import ForeignRefused, Left, plain_text
-from projects.engines.scripts import Buffered
+from projects.engines.scripts import Buffered, past
 
 FORMATS = ("plain",)
 _ID = rb"(?:`(?:[^`]|``)*`|\"(?:[^\"]|\"\")*\"|'(?:[^'\\]|''|\\.)*'|[\w$.%-]+)"
-_DEFINER = re.compile(rb"\bDEFINER\s*=\s*(?:CURRENT_USER(?:\s*\(\s*\))?|" + _ID + rb"(?:\s*@\s*" + _ID + rb")?)", re.I)
+_WHO = rb"DEFINER\s*=\s*(?:CURRENT_USER(?:\s*\(\s*\))?|" + _ID + rb"(?:\s*@\s*" + _ID + rb")?)"
+# Only where it is a clause: nothing of names, bodies and comments may change. Group 1 goes.
+_DEFINER = re.compile(
+    rb"CREATE\b(?:\s|\*/|/\*M?!\d*|/\*(?!M?!)(?:[^*]|\*(?!/))*\*/|\bOR\s+REPLACE\b|\bALGORITHM\s*=\s*\w+)*?"
+    rb"(/\*M?!\d*\s*" + _WHO + rb"\s*\*/|\b" + _WHO + rb")",
+    re.I,
+)
 _HEAD_BYTES = 2000  # of a statement: its definer stands before its body
-_SPACE = re.compile(rb"(?:\s|--(?=\s)[^\n]*(?:\n|\Z)|#[^\n]*(?:\n|\Z)|/\*(?!M?!)(?:[^*]|\*(?!/))*\*/)*")
+# So many at a time: what a group matched stays in memory until all of it is matched, at 150 bytes for each.
+_SPACES = re.compile(rb"(?:\s+|--(?=\s)[^\n]*|#[^\n]*|/\*(?!M?!)[^*]*\*/){0,500}")
+_COMMENT = re.compile(rb"/\*(?!M?!)")
 _OPEN = re.compile(rb"/\*M?!\d{0,6}\s*")
 _COMMAND = re.compile(
     rb"(?:\\[A-Za-z.!#?]|(?:system|source|tee|notee|pager|nopager|edit|connect|prompt|resetconnection|rehash|charset|print)\b"
@@ -73,6 +81,16 @@ def place_in_script(said: str, before: int) -> str:
     return f"Line {int(found[2]) - before}: {found[3]} ({found[1]})" if found else said
 
 
+def space_end(data: bytes, at: int = 0) -> int:
+    """Where blanks and comments end that begin there, in memory that does not grow with them. What is not ended is none."""
+    while True:
+        begin, at = at, past(_SPACES, data, at)
+        if _COMMENT.match(data, at) and (end := data.find(b"*/", at + 2)) >= 0:
+            at = end + 2
+        if at == begin:
+            return at
+
+
 def script(pieces: Iterable[bytes], left: Left) -> Iterator[bytes]:
     """Statements for the client, in order, with the lines of the file. Raises `ForeignRefused`."""
     return _Script(pieces, left).run()
@@ -105,7 +123,7 @@ class _Script(Buffered):
         rest = self._buffer[self._start :]
         if b"-- Dump completed" in rest[-_KEEP_BYTES:]:
             self._whole = True
-        if _SPACE.sub(b"", rest).strip():
+        if space_end(rest) < len(rest):
             self._refuse("upload_truncated", "The file ends within a statement.")
         if not self._whole:
             raise ForeignRefused(
@@ -116,17 +134,15 @@ class _Script(Buffered):
         """Lines before a statement that the client itself takes: `delimiter`, and what opens MariaDB's sandbox. Others of its
         commands are refused."""
         while True:
-            self._whole_line()
-            space = _SPACE.match(self._buffer, self._start)
-            begin = space.end() if space else self._start
+            begin = space_end(self._buffer, self._start)
             if begin >= len(self._buffer):
                 if self._ended or not self._more():
                     return
                 continue
             if (
-                b"\n" not in self._buffer[begin:]
+                len(self._buffer) - begin < 4096
+                and self._buffer.find(b"\n", begin) < 0
                 and not self._ended
-                and len(self._buffer) - begin < 4096
                 and self._more()
             ):
                 continue
@@ -147,11 +163,6 @@ class _Script(Buffered):
             self._line += taken.count(b"\n")
             self._start = self._at = known.end()
             yield taken if known.re is _DELIMITER else b"\n" * taken.count(b"\n")
-
-    def _whole_line(self) -> None:
-        """A comment that is cut by the end of the buffer would look like something else."""
-        while b"\n" not in self._buffer[self._start :] and not self._ended and self._more():
-            pass
 
     def _statement(self) -> bytes | None:
         while True:
@@ -185,8 +196,7 @@ class _Script(Buffered):
             self._at += 1  # whatever it is that the backslash stands before
 
     def _taken(self, statement: bytes) -> Iterator[bytes]:
-        space = _SPACE.match(statement)
-        body = statement[space.end() if space else 0 :]
+        body = statement[space_end(statement) :]
         if (opened := _OPEN.match(body)) is not None:
             body = body[opened.end() :]
         lines, head = statement.count(b"\n"), body[:_HEAD_BYTES]
@@ -200,16 +210,10 @@ class _Script(Buffered):
                 self._left.counted[what] += 1
             yield b"\n" * lines
             return
-        if head[:6].upper() == b"CREATE":
+        if (definer := _DEFINER.match(head)) is not None:
+            self._left.counted["definer (it belongs to who restores it)"] += 1
             at = len(statement) - len(body)
-            clean, count = _DEFINER.subn(b"", head, 1)
-            if count:
-                self._left.counted["definer (it belongs to who restores it)"] += 1
-                statement = (
-                    statement[:at]
-                    + clean.replace(b"/*!50017 */", b"").replace(b"/*!50117 */", b"")
-                    + body[_HEAD_BYTES:]
-                )
+            statement = statement[: at + definer.start(1)] + body[definer.end(1) :]
         yield statement
 
     def _name(self, name: bytes) -> None:

@@ -109,10 +109,13 @@ class Head:
         self.made_by = (yield from self._text()) or ""
         return compression, server
 
-    def table(self) -> Generator[int, bytes, list[Entry]]:
-        """The table of contents, after the preface."""
-        entries = []
-        for _ in range((yield from self._number())):
+    def table(self, *, most: int | None = None) -> Generator[int, bytes, list[Entry]]:
+        """The table of contents, after the preface. `most`: so many entries are taken."""
+        entries: list[Entry] = []
+        count = yield from self._number()
+        if most is not None and count > most:
+            raise EngineError(f"the archive's table of contents has {count} entries, {most} are taken")
+        for _ in range(count):
             entry = yield from self._entry(self._version, self._offset)
             if self._wanted(entry.kind):
                 entries.append(entry)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import secrets
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
 
 import zstandard
 
@@ -28,7 +29,9 @@ _SAID = re.compile(r"psql:<stdin>:(\d+): (?:ERROR|FATAL|error): *(.*)", re.DOTAL
 _CUSTOM, _TAR, _DIRECTORY = 1, 3, 5
 _DATA, _BLOBS = 1, 3
 _NONE, _GZIP, _LZ4, _ZSTD = range(4)
+_PREFACE_BYTES = 64 << 10
 _TOC_BYTES = 64 << 20
+_TOC_ENTRIES = 200_000
 _OUT_BYTES = 1 << 20
 _BLOB_BYTES = 16 << 10
 # What others own or may, and what needs a superuser: named when it is left out.
@@ -94,6 +97,8 @@ def _server_of(head: bytes) -> str | None:
         found.begin()
     except EngineError as error:
         if isinstance(error, ForeignRefused):
+            if error.code != "upload_truncated":
+                raise
             return None
         raise ForeignRefused("upload_newer_version", f"{error}: a newer pg_dump took it, or a very old one.") from None
     return found.server
@@ -135,13 +140,19 @@ class _Reader:
 
     def begin(self) -> None:
         """As far as the source's version."""
-        steps = self._head.preface()
-        wanted = next(steps)
+        self._compression, self.server = self._read(self._head.preface(), _PREFACE_BYTES)
+
+    def _read(self, steps: Generator[int, bytes, Any], most: int) -> Any:
+        """What comes of a part of the head. How long its texts are the file says: no more than `most` is read in all."""
+        wanted, taken = next(steps), 0
         try:
             while True:
+                taken += wanted
+                if wanted < 0 or taken > most:
+                    raise ForeignRefused("upload_damaged", "The archive's table of contents is damaged, or too large.")
                 wanted = steps.send(self._pull.take(wanted))
         except StopIteration as done:
-            self._compression, self.server = done.value
+            return done.value
 
     def script(self) -> Iterator[bytes]:
         self._left.where = "The archive's table of contents"
@@ -165,18 +176,7 @@ class _Reader:
     def _contents(self) -> list[Entry]:
         try:
             self.begin()
-            steps = self._head.table()
-            wanted, taken = next(steps), 0
-            try:
-                while True:
-                    taken += wanted
-                    if wanted < 0 or wanted > _TOC_BYTES or taken > _TOC_BYTES:
-                        raise ForeignRefused(
-                            "upload_damaged", "The archive's table of contents is damaged, or too large."
-                        )
-                    wanted = steps.send(self._pull.take(wanted))
-            except StopIteration as done:
-                found: list[Entry] = done.value
+            found: list[Entry] = self._read(self._head.table(most=_TOC_ENTRIES), _TOC_BYTES)
         except EngineError as error:
             if isinstance(error, ForeignRefused):
                 raise

@@ -12,13 +12,15 @@ import re
 from collections.abc import Iterable, Iterator
 
 from projects.engines.foreign import ForeignRefused, Left
-from projects.engines.scripts import Buffered
+from projects.engines.scripts import Buffered, past
 
 _WORD = rb"[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*"
 _NEXT = re.compile(rb"['\"$;\\()]|--|/\*|" + _WORD)
 _NEXT_QUICK = re.compile(rb"['\"$;\\()]|--|/\*")
 _TAG = re.compile(rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*)?\$")
-_SPACE = re.compile(rb"(?:\s|--[^\n]*\n|/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/)*")
+# So many at a time: what a group matched stays in memory until all of it is matched, at 150 bytes for each.
+_SPACES = re.compile(rb"(?:\s+|--[^\n]*\n|/\*[^*/]*\*/){0,500}")
+_RESTRICTS = 100  # pg_dump writes two; each costs a copy of what stands before it
 _RESTRICT = re.compile(rb"\\(?:un)?restrict [A-Za-z0-9]+[ \t\r]*(?:\n|\Z)")
 _END_OF_COPY = re.compile(rb"^\\\.\r?(?:\n|\Z)", re.MULTILINE)
 _COPY = re.compile(rb"COPY\b.*\bFROM\s+STDIN\b", re.IGNORECASE | re.DOTALL)
@@ -45,6 +47,26 @@ _CLUSTER = re.compile(
 )
 
 
+def space_end(data: bytes, at: int = 0) -> int:
+    """Where blanks and comments end that begin there, in memory that does not grow with them. What is not ended is none."""
+    while True:
+        begin, at = at, past(_SPACES, data, at)
+        if data.startswith(b"/*", at):
+            at = _comment_end(data, at) or at
+        if at == begin:
+            return at
+
+
+def _comment_end(data: bytes, at: int) -> int:
+    """Comments hold comments. 0: it has no end."""
+    depth = 0
+    for found in _COMMENT.finditer(data, at):
+        depth += 1 if found[0] == b"/*" else -1
+        if not depth:
+            return found.end()
+    return 0
+
+
 def script(pieces: Iterable[bytes], left: Left) -> Iterator[bytes]:
     """Statements and data for psql, in order, with the lines of the file. Raises `ForeignRefused`."""
     return _Script(pieces, left).run()
@@ -55,6 +77,7 @@ class _Script(Buffered):
         super().__init__(pieces, left)
         self._conforming = True  # a backslash in a string is a backslash
         self._whole = True  # False while the closing line of pg_dump is awaited
+        self._restricts = 0
 
     # --- statements ---------------------------------------------------------------------------------------------------------
     def run(self) -> Iterator[bytes]:
@@ -71,7 +94,7 @@ class _Script(Buffered):
         rest = self._buffer[self._start :]
         if b"-- PostgreSQL database dump complete" in rest[-_KEEP_BYTES:]:
             self._whole = True
-        if _SPACE.sub(b"", rest + b"\n").strip():
+        if space_end(rest + b"\n") <= len(rest):
             self._refuse("upload_truncated", "The file ends within a statement.")
         if not self._whole:
             raise ForeignRefused(
@@ -187,8 +210,9 @@ class _Script(Buffered):
         begin = self._start + offset
         line_begins = begin == self._start or self._buffer[begin - 1 : begin] == b"\n"
         known = _RESTRICT.match(self._buffer, begin)
-        alone = not _SPACE.sub(b"", self._buffer[self._start : begin] + b"\n").strip()
-        if known is not None and line_begins and alone:
+        before = self._buffer[self._start : begin] + b"\n"
+        if known is not None and line_begins and space_end(before) == len(before) and self._restricts < _RESTRICTS:
+            self._restricts += 1
             # Blank, and the line stays a line.
             self._buffer = self._buffer[:begin] + b"\n" + self._buffer[known.end() :]
             self._at = begin + 1
@@ -204,8 +228,7 @@ class _Script(Buffered):
 
     # --- what becomes of one ----------------------------------------------------------------------------------------------
     def _taken(self, statement: bytes) -> Iterator[bytes]:
-        space = _SPACE.match(statement)
-        body = statement[space.end() if space else 0 :]
+        body = statement[space_end(statement) :]
         lines = statement.count(b"\n")
         if b"\0" in statement:
             self._refuse("upload_damaged", "A statement holds a zero byte.")

@@ -8,6 +8,14 @@ from typing import NoReturn
 
 from projects.engines.foreign import STATEMENT_BYTES, ForeignRefused, Left
 
+_AT_ONCE = 1 << 20
+
+
+def past(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:
+    """Where the pattern ends that begins there; there, if it does not."""
+    found = pattern.match(data, at)
+    return at if found is None else found.end()
+
 
 class Buffered:
     """`_start`: what before it was handed out; `_at`: how far it was read."""
@@ -28,7 +36,12 @@ class Buffered:
         kept = self._buffer[self._start :]
         if len(kept) > STATEMENT_BYTES:
             self._refuse("upload_statement_too_large", f"A statement is longer than {STATEMENT_BYTES >> 20} MiB.")
-        self._buffer = kept + piece
+        # Small pieces are put together while much is kept: else all of it is copied for each of them.
+        pieces, count = [piece], len(piece)
+        while count < min(len(kept) // 8, _AT_ONCE) and (piece := next(self._pieces, b"")):
+            pieces.append(piece)
+            count += len(piece)
+        self._buffer = b"".join((kept, *pieces))
         self._at -= self._start
         self._start = 0
         return True

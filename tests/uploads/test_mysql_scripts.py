@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
 
 from projects.engines.foreign import ForeignRefused, Left
-from projects.engines.mysql_script import place_in_script, recognise, script
+from projects.engines.mysql_script import place_in_script, recognise, script, space_end
 
 GOOD = """/*M!999999\\- enable the sandbox mode */
 -- MariaDB dump 10.19  Distrib 10.11.6-MariaDB
@@ -129,3 +130,56 @@ def test_by_its_head_it_is_told_apart() -> None:
 
 def test_an_error_has_the_line_of_the_file() -> None:
     assert place_in_script("ERROR 1064 (42000) at line 12: You have", 0) == "Line 12: You have (1064 (42000))"
+
+
+@pytest.mark.parametrize("text", [" \n", "/**/", "-- \n", "#\n", "/* ; */\n-- ;\n# '\n"])
+def test_blanks_and_comments_take_no_more_than_they_are(text: str) -> None:
+    data = text.encode() * ((4 << 20) // len(text)) + b"SELECT 1;\n"
+    tracemalloc.start()
+    try:
+        found = b"".join(script((data[at : at + (1 << 20)] for at in range(0, len(data), 1 << 20)), Left()))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.endswith(b"SELECT 1;")
+    assert peak < 12 * len(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (" \t\r\n-- a\n#b\n/* c * / */x", "x"), ("--x", "--x"), ("-", "-"), ("--", "--"), ("/*!1 a */", "/*!1 a */"),
+        ("/*M!1 a */", "/*M!1 a */"), ("/* a", "/* a"), ("-- a", ""), ("# a", ""), ("/**/", ""), ("/*/", "/*/"), ("", ""),
+    ],
+)  # fmt: skip
+def test_where_blanks_and_comments_end(text: str, left: str) -> None:
+    assert text[space_end(text.encode()) :] == left
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CREATE FUNCTION f() RETURNS text RETURN 'DEFINER=`a`@`b`';", "CREATE TABLE t (a int COMMENT 'DEFINER = x');",
+        "CREATE PROCEDURE p() BEGIN /*!50017 */ SELECT DEFINER=a FROM t; END;", "CREATE TABLE t (definer int, b int);",
+        "CREATE /* DEFINER=a */ VIEW v AS SELECT 1 /* */ DEFINER=b;",
+    ],
+)  # fmt: skip
+def test_a_definer_is_cut_from_where_it_is_one_only(text: str) -> None:
+    left = Left()
+    assert b"".join(script(pieces(text, 9999), left)).decode() == text
+    assert not left.counted
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "CREATE DEFINER=`a`@`b` {}", "create or replace definer = 'a'@'b' {}", "CREATE ALGORITHM=MERGE DEFINER=a@b {}",
+        "CREATE /* c */ OR REPLACE ALGORITHM = UNDEFINED DEFINER=CURRENT_USER {}",
+        "/*!50106 CREATE*/ /*!50117 DEFINER=a@b*/ {}",
+    ],
+)  # fmt: skip
+def test_a_definer_is_cut_and_nothing_else(head: str) -> None:
+    left, body = Left(), "EVENT e DO SELECT 'DEFINER=`c`@`d` /*!50017 */';"
+    found = b"".join(script(pieces(head.format(body), 9999), left)).decode()
+    assert found.endswith(body) and found.count("DEFINER") == 1
+    assert sum(left.counted.values()) == 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
 
 from projects.engines.foreign import ForeignRefused, Left
-from projects.engines.postgresql_script import script
+from projects.engines.postgresql_foreign import recognise, script_of
+from projects.engines.postgresql_script import script, space_end
+from projects.engines.scripts import Buffered
 
 GOOD = r"""SET a = 'x;y'; -- c ; \! no
 /* \! in /* nested; */ */ SELECT $$ ; \! $$, $a$ $$ ; $a$, E'\';\\ \! ', "a;\!b", a$b, $1, U&'\0061';
@@ -114,3 +117,90 @@ def test_what_is_about_the_server_is_refused(text: str) -> None:
 def test_a_statement_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("projects.engines.scripts.STATEMENT_BYTES", 1000)
     assert code_of("SELECT '" + "x" * 5000, 100)[0] == "upload_statement_too_large"
+
+
+@pytest.mark.parametrize("text", [" \n", "/**/", "--\n", "/* /* ; */ */\n-- ;\n"])
+def test_blanks_and_comments_take_no_more_than_they_are(text: str) -> None:
+    data = text.encode() * ((4 << 20) // len(text)) + b"SELECT 1;\n"
+    tracemalloc.start()
+    try:
+        end = space_end(data)
+        if text.isspace():  # quick enough, while memory is traced, to go all the way
+            list(script((data[at : at + (1 << 20)] for at in range(0, len(data), 1 << 20)), Left()))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert data[end:] == b"SELECT 1;\n"
+    assert peak < 12 * len(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (" \t\r\n--a\n/* b /* c */ * / */x", "x"), ("-", "-"), ("--", "--"), ("/* a", "/* a"), ("/* /* a */", "/* /* a */"),
+        ("/**/", ""), ("/*/", "/*/"), ("--a\n", ""), ("", ""),
+    ],
+)  # fmt: skip
+def test_where_blanks_and_comments_end(text: str, left: str) -> None:
+    assert text[space_end(text.encode()) :] == left
+
+
+def test_lines_that_are_passed_over_have_an_end() -> None:
+    assert code_of("\\restrict a\n" * 1000)[0] == "upload_meta_command"
+
+
+@pytest.mark.parametrize("quote", ["$$", "'"])
+def test_small_pieces_of_a_long_statement_are_not_joined_one_by_one(
+    quote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time all that is kept is copied: as often as it grows by an eighth, not as often as a byte comes."""
+    count, more = 0, Buffered._more
+
+    def counted(self: Buffered) -> bool:
+        nonlocal count
+        count += 1
+        return more(self)
+
+    monkeypatch.setattr(Buffered, "_more", counted)
+    text = f"SELECT {quote}" + "x" * 100_000 + f"{quote};\n"
+    assert b"".join(script(pieces(text, 1), Left())).decode().rstrip() == text.rstrip()
+    assert count < 500
+
+
+# --- an archive's head --------------------------------------------------------------------------------------------------
+def number(value: int) -> bytes:
+    return b"\0" + value.to_bytes(4, "little")
+
+
+def archive(database: bytes, entries: int = 0) -> bytes:
+    begin = b"PGDMP\x01\x0f\x00\x04\x08\x01\x01" + number(0) * 7
+    return begin + database + (number(4) + b"15.1") * 2 + number(entries)
+
+
+def endless(begin: bytes, asked: list[int]) -> Iterator[bytes]:
+    yield begin
+    for at in range(1 << 10):
+        asked.append(at)
+        yield b"a" * (1 << 20)
+
+
+@pytest.mark.parametrize("length", [(64 << 10) + 1, 300 << 20, (1 << 32) - 1])
+def test_a_text_of_an_archive_s_head_is_as_long_as_it_may_be(length: int) -> None:
+    asked: list[int] = []
+    data = archive(number(length))
+    with pytest.raises(ForeignRefused) as refused:
+        list(script_of(endless(data, asked), "custom", Left()))
+    assert refused.value.code == "upload_damaged" and not asked
+    with pytest.raises(ForeignRefused) as refused:
+        recognise(data, "15")
+    assert refused.value.code == "upload_damaged"
+
+
+@pytest.mark.parametrize("entries", [200_001, (1 << 31) - 1])
+def test_an_archive_s_table_of_contents_is_as_long_as_it_may_be(entries: int) -> None:
+    asked: list[int] = []
+    data = archive(number(1) + b"a", entries)
+    with pytest.raises(ForeignRefused) as refused:
+        list(script_of(endless(data, asked), "custom", Left()))
+    assert refused.value.code == "upload_damaged" and str(entries) in refused.value.detail and not asked
+    assert recognise(data, "15") == "custom"
