@@ -13,6 +13,7 @@ from projects.engines.foreign import ForeignRefused
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _OUT_BYTES = 1 << 20
 _ZSTD_IN_BYTES = 512  # a block of four bytes may stand for 128 KiB
+_GZIP_IN_BYTES = 16 << 10  # what follows a member of 20 bytes is copied with each
 _WINDOW_LOG = 27
 
 
@@ -60,7 +61,8 @@ class Unpacker:
     def _unpacked(self, piece: bytes) -> Iterator[bytes]:
         try:
             if self.packing == "gzip":
-                yield from self._gunzipped(piece)
+                for at in range(0, len(piece), _GZIP_IN_BYTES):
+                    yield from self._gunzipped(piece[at : at + _GZIP_IN_BYTES])
             elif self._zstd is not None:
                 self._walker.feed(piece)
                 for at in range(0, len(piece), _ZSTD_IN_BYTES):

@@ -26,15 +26,35 @@ from backups.storage.base import StorageError
 from novastack.common.clock import now
 from projects.engines import foreign, framing
 from projects.engines.base import Engine
-from projects.models import Database, DatabaseSlot, LockMode, OnGiveUp, Operation, Project
-from projects.operations import copying, wiring
-from projects.operations.base import DATABASE_RETRY, SERVER_RETRY, Definition, RetryPolicy, Step, StepFailed, register
+from projects.models import (
+    Database,
+    DatabaseServer,
+    DatabaseSlot,
+    LockMode,
+    OnGiveUp,
+    Operation,
+    Project,
+    ServerKind,
+)
+from projects.operations import copying, locks, wiring
+from projects.operations.base import (
+    DATABASE_RETRY,
+    SERVER_RETRY,
+    Definition,
+    RetryPolicy,
+    Step,
+    StepFailed,
+    Wait,
+    register,
+)
 from projects.operations.context import Context
 from projects.operations.move_sides import admitted_to_restore, given_back, side_of
 
 log = structlog.get_logger(__name__)
 KIND = "import_upload"
 SECONDS = 6 * 3600.0
+AT_ONCE = 2  # in a region, and one of an organization: a file may have its server at work for as long as it likes
+CUSTOM_GROWS = 5  # a guess: of an archive that is compressed within nobody knows before how much is in it
 STALE = timedelta(minutes=10)  # without a byte that somebody noted
 
 
@@ -106,12 +126,35 @@ def _bytes(backup: Backup) -> int:
     return int(backup.upload.get("unpacked_bytes") or 0)
 
 
+def _guessed_bytes(backup: Backup) -> int:
+    grows = CUSTOM_GROWS if backup.upload.get("format") == "custom" else 1
+    return min(_bytes(backup) * grows, settings.NOVASTACK_UPLOAD_UNPACKED_BYTES)
+
+
+def _take_turn(ctx: Context, backup: Backup) -> None:
+    """A place for its throw-away server. Proofs have places of their own: nobody's file keeps backups from being verified."""
+    region = scratch.region_for(backup)
+    with ctx.fenced():
+        locks.lock_subject(locks.subject_of("imports", "all"))
+        at_work = Operation.objects.live().filter(kind=KIND).exclude(pk=ctx.operation.pk)
+        placed = at_work.filter(server_uuid__in=DatabaseServer.objects.filter(kind=ServerKind.SCRATCH).values("pk"))
+        here = placed.filter(server_uuid__in=DatabaseServer.objects.filter(region=region).values("pk"))
+        if placed.filter(organization_id=backup.organization_id).exists():
+            reason = "Another file of the organization is being imported."
+        elif here.count() >= AT_ONCE:
+            reason = f"Other files are being imported in {region.name}."
+        else:
+            scratch.plan(ctx, region=region, engine=backup.engine, version=backup.version)
+            return
+    raise Wait(reason, seconds=proving_steps.TURN_SECONDS)
+
+
 # --- steps --------------------------------------------------------------------------------------------------------------
 def claim(ctx: Context) -> None:
     backup = _backup(ctx)
     if ctx.operation.server_uuid is None:
-        proving_steps.take_turn(ctx, backup, scratch.region_for(backup))
-    scratch.room_for(ctx.seen_as(Scratch).region, _bytes(backup))
+        _take_turn(ctx, backup)
+    scratch.room_for(ctx.seen_as(Scratch).region, _guessed_bytes(backup))
     with ctx.fenced():
         _row(ctx).update(
             status=BackupStatus.DUMPING, started_at=backup.started_at or now(), error=None, updated_at=now()
@@ -139,7 +182,7 @@ def load(ctx: Context) -> None:
         try:
             restoring_data.feed(
                 side, target, script, name=copying.tool_names(str(ctx.operation.pk))[1],
-                pulse=proving_steps.watched(side, _bytes(backup)), command=command,
+                pulse=proving_steps.watched(side, _bytes(backup), follow=True), command=command, read_on=False,
             )  # fmt: skip
         except StepFailed as failure:
             raise _told(failure, side.engine, kind, first) from failure
@@ -165,7 +208,9 @@ def _opened(backup: Backup) -> Opener:
 
 
 def _told(failure: StepFailed, engine: Engine, kind: str, first: bytes) -> StepFailed:
-    """What the server said, at the line of the file that it was about."""
+    """What the server said, at the line of the file that it was about. What takes too long would do so again."""
+    if failure.code == "deadline_exceeded":
+        return StepFailed(failure.code, failure.detail, retryable=False)
     if failure.code != "restore_failed":
         return failure
     detail = engine.place_in_script(str(failure.detail), kind, first.count(b"\n"))
@@ -271,7 +316,10 @@ def _sweep_sources() -> int:
 
 
 def forget(backup: Backup) -> None:
-    """Of an upload that did not come whole nothing stays. Raises `StorageError`; then the row stays for `sweep`."""
+    """Of an upload that did not come whole nothing stays. Raises `StorageError`; then the row stays for `sweep`. One that is
+    being imported is not touched: whoever asks may not know that it was begun after all."""
+    if Backup.objects.filter(pk=backup.pk, operation_id__isnull=False).exists():
+        return
     storage, key = storages.storage_of(backup.storage), str(backup.upload.get("key") or "")
     if key:
         if backup.upload.get("upload_id"):

@@ -23,7 +23,6 @@ from projects.operations.context import Context
 
 VERIFY, DRILL = "verify", "drill"
 KINDS = (VERIFY, DRILL)
-AT_WORK = (*KINDS, "import_upload")  # what makes a throw-away server
 PROVABLE = (BackupStatus.STORED, BackupStatus.VERIFIED, BackupStatus.CORRUPT)
 DIFFERENCES_KEPT = 20
 GUARD_SECONDS = 2.0
@@ -83,15 +82,15 @@ def _let_backups_go_first(ctx: Context, region: Region) -> None:
 
 
 def take_turn(ctx: Context, backup: Backup, region: Region) -> None:
-    """A place among the throw-away servers that run in the region at a time, taken with the rows of its server."""
+    """A place among the proofs that run in the region at a time, taken with the rows of its server."""
     with ctx.fenced():
         locks.lock_subject(locks.subject_of("proofs", region.pk))
         mine = DatabaseServer.objects.filter(kind=ServerKind.SCRATCH, region=region).values("pk")
-        at_work = Operation.objects.live().filter(kind__in=AT_WORK, server_uuid__in=mine).exclude(pk=ctx.operation.pk)
+        at_work = Operation.objects.live().filter(kind__in=KINDS, server_uuid__in=mine).exclude(pk=ctx.operation.pk)
         if at_work.count() < max(1, settings.NOVASTACK_VERIFY_PARALLEL):
             scratch.plan(ctx, region=region, engine=backup.engine, version=backup.version)
             return
-    raise Wait(f"Another backup is being verified or imported in {region.name}.", seconds=TURN_SECONDS)
+    raise Wait(f"Another backup is being verified in {region.name}.", seconds=TURN_SECONDS)
 
 
 def judged(run: Callable[[Context], None]) -> Callable[[Context], None]:
@@ -191,9 +190,10 @@ class server_lost:
             raise StepFailed("server_not_ready", f"The throw-away server went away: {error}"[:400]) from error
 
 
-def watched(side: Scratch, database_bytes: int) -> Callable[[int], None]:
+def watched(side: Scratch, database_bytes: int, *, follow: bool = False) -> Callable[[int], None]:
     """What long work calls: promises are looked at often, the copy's size now and then, and whenever so much more went into
-    it. So a copy is ended at the latest so many bytes of its dump, or seconds of its own work, beyond what it may have."""
+    it. So a copy is ended at the latest so many bytes of its dump, or seconds of its own work, beyond what it may have.
+    `follow`: nobody knows how large it gets; what went into it counts as far as that is more."""
     asked = sized = time.monotonic()
     seen = silent = 0
 
@@ -206,7 +206,7 @@ def watched(side: Scratch, database_bytes: int) -> Callable[[int], None]:
             side.record(moved=moved)
         if time.monotonic() - sized > SIZE_EVERY_SECONDS or moved - seen >= SIZE_EVERY_BYTES:
             seen = moved
-            silent = 0 if scratch.check_growth(side, database_bytes) else silent + 1
+            silent = 0 if scratch.check_growth(side, max(database_bytes, moved if follow else 0)) else silent + 1
             sized = time.monotonic()
             if silent >= SILENT_MOST:
                 raise StepFailed("server_not_ready", f"The throw-away server did not say its size {silent} times.")

@@ -166,10 +166,11 @@ class Archive(Protocol):
 
 def feed(
     side: Context, target: copying.Side, opener: Archive, *, name: str, pulse: Callable[[int], None],
-    hear: Callable[[bytes], None] = lambda _: None, command: domain.Command | None = None,
+    hear: Callable[[bytes], None] = lambda _: None, command: domain.Command | None = None, read_on: bool = True,
 ) -> int:  # fmt: skip
     """Run the restore tool (or `command`) on what the opener gives, each piece of which `hear` gets first; returns the
-    archive's bytes. The opener is closed in any case."""
+    archive's bytes. The opener is closed in any case. `read_on`: when the tool refuses it, all of it is read, since it may
+    be damaged, which says more; else what was wrong first counts."""
     stage: stages.Stage | None = None
     feeder: _Feeder | None = None
     try:
@@ -182,7 +183,7 @@ def feed(
         stage.listen()
         feeder = _Feeder(opener, target.runtime.stdin_of(tool), name, hear)
         feeder.start()
-        return _watch(stage, feeder, pulse)
+        return _watch(stage, feeder, pulse, read_on)
     finally:
         if feeder is not None:
             feeder.stop.set()
@@ -193,16 +194,18 @@ def feed(
             feeder.join(5)
 
 
-def _watch(stage: stages.Stage, feeder: _Feeder, pulse: Callable[[int], None]) -> int:
+def _watch(stage: stages.Stage, feeder: _Feeder, pulse: Callable[[int], None], read_on: bool) -> int:
     while feeder.is_alive():
         feeder.join(_LOOK_SECONDS)
         pulse(feeder.moved)
         ended = stage.poll()
+        if feeder.broken and not read_on:
+            feeder.stop.set()
         if ended is not None and feeder.is_alive() and not feeder.refused.is_set():
             feeder.refused.set()  # nobody takes any more: from here on it only reads, to see what the object is
-            if stage.failure(ended).code != "restore_failed":
+            if not read_on or stage.failure(ended).code != "restore_failed":
                 feeder.stop.set()
-    if feeder.error is not None:
+    if feeder.error is not None and (read_on or not (feeder.broken or feeder.refused.is_set())):
         raise feeder.error
     if feeder.broken or feeder.refused.is_set():
         ended = stage.awaited(pulse, feeder.moved, seconds=_END_SECONDS)

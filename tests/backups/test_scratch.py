@@ -227,8 +227,8 @@ def test_a_copy_s_size_is_looked_at_by_time_and_by_what_went_into_it(monkeypatch
 
     looks, answers = [], [True]
 
-    def look(_side: Any, _bytes: int) -> bool:
-        looks.append(1)
+    def look(_side: Any, database_bytes: int) -> bool:
+        looks.append(database_bytes)
         return answers[0]
 
     monkeypatch.setattr(scratch, "check_growth", look)
@@ -237,7 +237,12 @@ def test_a_copy_s_size_is_looked_at_by_time_and_by_what_went_into_it(monkeypatch
     pulse, step = proving_steps.watched(side, 1), proving_steps.SIZE_EVERY_BYTES
     for moved in (0, step - 1, step, step + 1, 2 * step - 1, 2 * step):
         pulse(moved)
-    assert len(looks) == 2
+    assert looks == [1, 1]
+    follows = proving_steps.watched(side, step + 5, follow=True)  # as of a file whose archive is compressed within
+    for moved in (step, 2 * step, 9 * step):
+        follows(moved)
+    assert looks[2:] == [step + 5, 2 * step, 9 * step]
+    del looks[2:]
     monkeypatch.setattr(proving_steps, "SIZE_EVERY_SECONDS", 0)
     answers[0] = False
     with pytest.raises(StepFailed) as told:

@@ -5,23 +5,43 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import time
+import zlib
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import zstandard
+from django.db import transaction
 from django.test import Client
 from django.test.client import encode_multipart
 
 from accounts.models import AuditEvent
 from backups.archive import Opener
 from backups.models import Backup, StorageTarget
-from backups.operations import deleting, drills, importing, keys, objectives, retaining, storages
+from backups.operations import (
+    deleting,
+    drills,
+    importing,
+    keys,
+    objectives,
+    proving,
+    proving_steps,
+    restoring_data,
+    retaining,
+    storages,
+)
 from backups.services import figures, readings, uploads
+from backups.unpacking import Unpacker
 from novastack.common.clock import now
-from projects.models import Operation, Project
+from projects import domain
+from projects.engines.foreign import ForeignRefused
+from projects.models import DatabaseServer, Operation, Project
+from projects.operations.base import StepFailed, Wait
 from tests.factories import Team, api_client, make_project
 from tests.operations.conftest import ready, runtime, shop  # noqa: F401
 
@@ -289,3 +309,109 @@ def test_what_was_uploaded_is_no_backup_of_the_project_s_own_data(
     assert objectives.objective_of(project).last_verified is None
     assert drills.newest(project.pk) is None and retaining.compare(project) == ""
     assert figures.figures().projects_verified == 0
+
+
+def test_a_gzip_of_many_members_is_not_copied_for_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows a member is handed back as a copy, so it must not be much."""
+    longest, real = 0, zlib.decompressobj
+
+    class Counted:
+        def __init__(self, bits: int) -> None:
+            self._real = real(bits)
+
+        def decompress(self, piece: bytes, most: int) -> bytes:
+            nonlocal longest
+            longest = max(longest, len(piece))
+            return self._real.decompress(piece, most)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+    monkeypatch.setattr("backups.unpacking.zlib.decompressobj", Counted)
+    unpacker = Unpacker()
+    data = gzip.compress(b"a") * 20_000
+    assert b"".join([*unpacker.feed(data), *unpacker.finish()]) == b"a" * 20_000
+    assert longest <= 16 << 10
+
+
+def test_what_is_being_imported_is_not_thrown_away(team: Team, project: Project, backup_root: Path) -> None:
+    """The answer may have failed after all was begun: who sends it does not know, and takes its file back."""
+    from accounts.permissions import Principal
+
+    intake = uploads.Intake(Principal.of(team.bob), project, size_bytes=len(SQL))
+    uploads.upload_receive(intake, io.BytesIO(SQL))
+    with transaction.atomic():
+        backup = intake.begin()
+    intake.discard()
+    backup.refresh_from_db()
+    assert stored(backup) == SQL and backup.status == "queued"
+
+
+def placed(backup: Backup, operation_id: Any, proof: bool = False) -> None:
+    operation = Operation.objects.get(pk=operation_id)
+    ctx: Any = SimpleNamespace(operation=operation, fenced=transaction.atomic)
+    if proof:
+        proving_steps.take_turn(ctx, backup, importing.scratch.region_for(backup))
+    else:
+        importing._take_turn(ctx, backup)
+    assert DatabaseServer.objects.filter(pk=operation.server_uuid).exists()
+
+
+def test_imports_have_turns_and_keep_no_proof_from_its_own(team: Team, project: Project) -> None:
+    files = [Backup.objects.get(pk=send(team, project, SQL).json()["id"]) for _ in range(3)]
+    placed(files[0], files[0].operation_id)
+    with pytest.raises(Wait, match="of the organization"):
+        placed(files[1], files[1].operation_id)
+    other = uuid4()
+    Operation.objects.filter(pk=files[0].operation_id).update(organization_id=other)
+    placed(files[1], files[1].operation_id)
+    Operation.objects.filter(pk=files[1].operation_id).update(organization_id=other)
+    with pytest.raises(Wait, match="Other files"):
+        placed(files[2], files[2].operation_id)
+    proven = Backup.objects.get(pk=files[2].pk)
+    Backup.objects.filter(pk=proven.pk).update(status="stored", trusted=True)
+    proven.refresh_from_db()
+    with transaction.atomic():
+        proof = proving.verify_begin(proven, kind="manual")
+    placed(proven, proof.pk, proof=True)
+
+
+def test_what_takes_too_long_is_not_tried_again(project: Project) -> None:
+    told = importing._told(StepFailed("deadline_exceeded", "Too long."), importing.wiring, "plain", b"")  # type: ignore[arg-type]
+    assert (told.code, told.retryable) == ("deadline_exceeded", False)
+
+
+def test_room_is_guessed_for_what_is_compressed_within(settings: Any) -> None:
+    settings.NOVASTACK_UPLOAD_UNPACKED_BYTES = 4000
+    for kind, size, wanted in (("plain", 100, 100), ("custom", 100, 500), ("custom", 3000, 4000)):
+        assert importing._guessed_bytes(Backup(upload={"format": kind, "unpacked_bytes": size})) == wanted
+
+
+def test_after_the_server_refused_a_file_nothing_more_is_read() -> None:
+    read: list[int] = []
+
+    class Opener:
+        def __iter__(self) -> Iterator[bytes]:
+            for at in range(1000):
+                read.append(at)
+                time.sleep(0.01)
+                yield b"SELECT 1;\n"
+            raise ForeignRefused("upload_truncated", "It ends in the middle.")
+
+        def close(self) -> None: ...
+
+    class Gone(io.BytesIO):
+        def write(self, _data: Any) -> int:
+            raise BrokenPipeError
+
+    ended = domain.ExitResult(3)
+    stage: Any = SimpleNamespace(
+        poll=lambda: ended, failure=lambda _: StepFailed("restore_failed", "Line 1: no"), awaited=lambda *_, **__: ended
+    )
+    for sink in (Gone(), io.BytesIO()):
+        read.clear()
+        feeder = restoring_data._Feeder(Opener(), sink, "test", lambda _: None)
+        feeder.start()
+        with pytest.raises(StepFailed) as told:
+            restoring_data._watch(stage, feeder, lambda _: None, False)
+        assert told.value.code == "restore_failed" and len(read) < 1000
