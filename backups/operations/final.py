@@ -153,7 +153,7 @@ def _guarded(run: Callable[[Context], None]) -> Callable[[Context], None]:
     def step(ctx: Context) -> None:
         if _waived(ctx):
             if not ctx.row.data.get("given_up"):
-                taking_steps.Taking(PARAM).undo(ctx)
+                taking_steps.Taking(PARAM).give_up(ctx)
                 ctx.record(given_up=True)
             ctx.explain("Waived")
             return

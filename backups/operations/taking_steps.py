@@ -22,7 +22,7 @@ from backups.storage.base import Storage, StorageError, Writer
 from novastack.common.clock import now
 from projects import domain
 from projects.operations import copying, steps, wiring
-from projects.operations.base import StepFailed
+from projects.operations.base import StepFailed, Wait
 from projects.operations.context import Context
 from projects.operations.move_sides import admitted, ensure_up, side_of
 
@@ -158,27 +158,47 @@ class Taking:
 
     # --- back -------------------------------------------------------------------------------------------------------------
     def undo(self, ctx: Context) -> None:
-        """It failed: the row says so at once; then what was left is removed, as far as the storage can be reached."""
+        """It failed: the row says so at once; then what was left is removed, as far as the storage can be reached, and the
+        dump tool's login: that is tried again, and named to operators when it fails for good."""
+        backup = self._settled(ctx)
+        if backup is None or not backup.attempt:  # it never came to a login
+            return
+        if ctx.server.desired_state == domain.ServerState.RUNNING:
+            try:
+                ensure_up(ctx)  # it may be what failed: nobody else starts it meanwhile
+            except Wait as problem:  # a pool has others who do; the next backup takes the login away
+                ctx.say(f"The dump tool's login could not be removed now: {problem}"[:300], level="warning")
+                return
+        self._dismiss(ctx)
+
+    def give_up(self, ctx: Context) -> None:
+        """As `undo`, once: what can't be removed now is said."""
+        if self._settled(ctx) is not None:
+            try:
+                self._dismiss(ctx)
+            except (domain.EngineError, StepFailed) as problem:
+                ctx.say(f"The dump tool's login could not be removed now: {problem}"[:300], level="warning")
+
+    def _settled(self, ctx: Context) -> Backup | None:
+        """Failed, without its tool and what it stored. None: there is none, or it is of use."""
         wanted = ctx.operation.params.get(self._param)
         backup = Backup.objects.select_related("storage").filter(pk=wanted).first() if wanted else None
         if backup is None or backup.status in USABLE:
-            return
+            return None
         error = ctx.operation.error or {"code": "cancelled", "detail": "Cancelled.", "retryable": False}
         with ctx.fenced():
             mark_failed(backup, error)
         ctx.runtime.remove_tool(_tool(backup))
         try:
-            self._dismiss(ctx)
-        except (domain.EngineError, StepFailed) as problem:
-            ctx.say(f"The dump tool's login could not be removed now: {problem}"[:300], level="warning")
-        try:
             kept = throw_away(backup, storages.storage_of(backup.storage))
         except (StorageError, StepFailed) as problem:
             ctx.say(f"What was stored of it could not be removed now: {problem}"[:300], level="warning")
-            return
-        for note in kept:
-            ctx.say(note, level="warning")
-        _save(ctx, backup, upload_id="", size_bytes=None, notes=[*backup.notes, *kept])
+        else:
+            new = [note for note in kept if note not in backup.notes]
+            for note in new:
+                ctx.say(note, level="warning")
+            _save(ctx, backup, upload_id="", size_bytes=None, notes=[*backup.notes, *new])
+        return backup
 
     def _dismiss(self, ctx: Context) -> None:
         ctx.guard()

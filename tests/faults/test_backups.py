@@ -18,10 +18,11 @@ from django.db import transaction
 
 from backups.archive import Opener
 from backups.models import BackupTrigger
-from backups.operations import keys, storages, taking
+from backups.operations import keys, storages, streaming, taking
 from backups.operations.restoring_data import read_manifest
-from projects.models import Operation, OperationLock
+from projects.models import DatabaseServer, Operation, OperationLock
 from projects.operations import base, register_all
+from projects.operations.base import StepFailed
 from tests.backups import taken
 from tests.faults.conftest import ALL, Site
 
@@ -92,3 +93,30 @@ def test_a_killed_worker_and_a_backup(
             left = session.execute("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'nvs%copy'").fetchone()
             assert left == (0,)
         site.check_exactly(project)
+
+
+def test_a_backup_that_failed_with_its_server_leaves_no_login(
+    process_site: Site, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is started again, since the dump tool's login has to go."""
+    site = process_site
+    project = site.ready()
+    target = taken.target(settings, tmp_path)
+    storages.claim(target)
+    target.save()
+
+    def lost(*_: Any, **__: Any) -> None:
+        site.runtime.stop(DatabaseServer.objects.get(project_uuid=project.pk).handle, grace_seconds=1)
+        raise StepFailed("source_lost", "The source's server went away.", retryable=False)
+
+    monkeypatch.setattr(streaming, "take", lost)
+    with transaction.atomic():
+        backup = taking.backup_begin(project, trigger=BackupTrigger.MANUAL, storage=target, created_by_label="test")
+    site.finish(Operation.objects.get(pk=backup.operation_id), 60)
+    backup.refresh_from_db()
+    assert (backup.status, backup.error["code"]) == ("failed", "source_lost")
+    with site.client.administrator(project) as session:
+        left = session.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'nvs%copy'").fetchall()
+    assert left == []
+    assert site.rows_of(project) == 1000
+    site.check_exactly(project)
