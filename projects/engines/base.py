@@ -203,7 +203,7 @@ class EngineAdmin(ABC):
 
     def admit_part(self, names: TenantNames, username: str, password: str, places: Sequence[str]) -> None:
         """A login that reads this database and makes these places in it, of which none is there yet (`Engine.set_apart`).
-        Where rights reach so far it can change nothing else."""
+        Where rights reach so far it can change nothing else; it never has rights of the control role."""
         self.admit_tool(names, username, password)
 
     def around(self, names: TenantNames) -> dict[str, Any]:

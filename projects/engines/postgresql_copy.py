@@ -1,6 +1,6 @@
 """Copies of a PostgreSQL database: the tools' commands, and what their login is.
 
-The archive is pg_dump's custom one. A login of our own takes and restores it: a member of all of the tenant's roles that
+The archive is pg_dump's custom one. A login of our own takes and restores it: a member of the tenant's roles that
 sees past row level security, and no superuser: whatever the tenant's functions do while indexes and constraints are
 made, they do with the tenant's rights (rule 18).
 """
@@ -8,7 +8,7 @@ made, they do with the tenant's rights (rule 18).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -122,6 +122,20 @@ class PostgreSQLCopies(PostgreSQLFigures):
         return [f"{count} {what}" for count, what in found if count]
 
     def admit_tool(self, names: TenantNames, username: str, password: str) -> None:
+        # The control role's: on pools nobody else but it reads what databases and logins have set, which pg_dump asks.
+        self._admit(names, username, password, {names.group, names.control, *self._logins(names)})
+
+    def admit_restorer(self, names: TenantNames, username: str, password: str) -> str:
+        """While it is at work the tenant's code runs in its sessions, which can take on every role that it is a member of:
+        the tenant's own, and never the control role's."""
+        self._admit(names, username, password, {names.group, *self._logins(names)})
+        return username
+
+    def admit_part(self, names: TenantNames, username: str, password: str, places: Sequence[str]) -> None:
+        """As a restorer; what it makes is the group's."""
+        self._admit(names, username, password, {names.group})
+
+    def _admit(self, names: TenantNames, username: str, password: str, roles: set[str]) -> None:
         self._alone(names.owner)
         with translated(), self._connection.transaction():
             if not self._role_exists(username):
@@ -131,8 +145,13 @@ class PostgreSQLCopies(PostgreSQLFigures):
                 " CONNECTION LIMIT {} PASSWORD {}",
                 username, TOOL_CONNECTIONS, self._verifier(username, password),
             )  # fmt: skip
-            # The control role's: on pools nobody else but it reads what databases and logins have set, which pg_dump asks.
-            for role in {names.group, names.control, *self._logins(names)} - {username}:
+            for (role,) in self._rows(
+                "SELECT g.rolname FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid"
+                " JOIN pg_roles l ON l.oid = m.member WHERE l.rolname = %s", username,
+            ):  # fmt: skip
+                if role not in roles:
+                    self._do("REVOKE {} FROM {}", str(role), username)
+            for role in roles - {username}:
                 self._do("GRANT {} TO {}", role, username)
             # Without a limit of its own it would have the server's on files that sorting for an index needs.
             self._do("ALTER ROLE {} SET temp_file_limit = -1", username)

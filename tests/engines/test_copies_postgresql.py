@@ -312,6 +312,31 @@ def test_the_tools_login_has_no_rights_elsewhere(servers: tuple[CopyServer, Copy
         ENGINE.probe(copier.source.endpoint, copier.tool)
 
 
+def test_where_the_tenants_code_runs_no_login_of_ours_can_become_the_control_role(copier: Copier) -> None:
+    """CHECKs and functions of indexes run in the sessions of what restores: SET ROLE is theirs."""
+    names = copier.names
+    part = Credentials(names.part, "of-a-moment", names.database)
+
+    def may(login: Credentials, role: str) -> bool:
+        with connect(copier.source, login) as session:
+            try:
+                session.execute("SELECT set_config('role', %s, false)", [role])
+            except psycopg.errors.InsufficientPrivilege:
+                return False
+        return True
+
+    with ENGINE.admin(copier.source.endpoint, copier.source.admin) as admin:
+        admin.admit_tool(names, names.tool, copier.tool.password)  # pg_dump's reads what only that role may read
+        admin.admit_tool(names, names.part, part.password)  # as an older version left it
+        assert may(copier.tool, names.control)
+        admin.admit_restorer(names, names.tool, copier.tool.password)
+        admin.admit_part(names, names.part, part.password, ())
+        assert not may(copier.tool, names.control) and not may(part, names.control)
+        assert may(copier.tool, names.group) and may(copier.tool, names.login) and may(part, names.group)
+        assert not may(part, names.login)
+        admin.dismiss_tool(names, names.part)
+
+
 def test_who_pulses_ends_it(copier: Copier) -> None:
     with connect(copier.source, copier.login) as tenant:
         tenant.execute("CREATE TABLE big AS SELECT i, repeat('x', 200) AS t FROM generate_series(1, 200000) i")

@@ -10,6 +10,7 @@ import zstandard
 
 from backups.models import Backup, StorageTarget
 from projects.models import DatabaseServer, Operation, OperationLock, ServerKind
+from projects.operations.wiring import tenant_names
 from tests.engines.test_copies_postgresql import HOSTILE
 from tests.factories import api_client
 from tests.faults.conftest import Site
@@ -67,6 +68,7 @@ def test_what_is_hostile_or_broken_runs_nowhere(
     mark = tmp_path / "ran"
     tmp_path.chmod(0o777)
     touch = f"touch {mark}".encode()
+    control = tenant_names(source.databases.get(slot="current")).control.encode()  # a definer's function could stay its
     whole = pg_dump(source, "--format=custom")
     lying = whole + b"\x01\x00\xff\xff\x00\x00 and more"
     cases: dict[str, tuple[bytes, str]] = {
@@ -74,6 +76,7 @@ def test_what_is_hostile_or_broken_runs_nowhere(
         "program": (GOOD + b"COPY kept FROM PROGRAM '%b';\n" % touch, "upload_statement_failed"),
         "to program": (GOOD + b"COPY kept TO PROGRAM '%b';\n" % touch, "upload_statement_failed"),
         "superuser": (GOOD + b"DO $$ BEGIN EXECUTE 'ALTER ROLE CURRENT_USER SUPERUSER'; END $$;\n", "upload_statement_failed"),
+        "control role": (GOOD + b"SELECT set_config('role', '%b', false);\n" % control, "upload_statement_failed"),
         "untrusted": (GOOD + b"CREATE FUNCTION f() RETURNS int LANGUAGE c AS 'libc', 'system';\n", "upload_statement_failed"),
         "lying archive": (lying, "upload_damaged"),
         "half an archive": (whole[: len(whole) // 2], "upload_truncated"),
