@@ -23,6 +23,7 @@ FORMAT = 1
 MOST_BYTES = 512 << 20  # of the JSON; a database with a million objects has about 200 MB
 _MAGIC = b"novastack-manifest"
 _FIRST_LINE_BYTES = 256
+_LATER = frozenset({"trigger"})  # fields that the first manifests did not have
 
 
 class ManifestError(Exception):
@@ -56,6 +57,7 @@ class Manifest:
     contents: Fingerprint | None
     around: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    trigger: str = ""  # what it was taken for; older ones do not say
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +75,7 @@ class Manifest:
             raise ManifestError("damaged", "It is no manifest, or a newer NovaStack made it.")
         known = {f.name for f in fields(cls)}
         try:
-            values = {name: plain[name] for name in known}
+            values = {name: plain[name] for name in known - _LATER} | {n: plain[n] for n in _LATER & plain.keys()}
             contents = values.pop("contents")
             made = cls(**values, contents=None if contents is None else contents_from_json(contents))
         except (KeyError, TypeError, ValueError) as error:

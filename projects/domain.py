@@ -155,6 +155,13 @@ class EngineError(Exception):
     retryable = True
 
 
+class PartNeedsMore(EngineError):
+    """What was chosen of a database can't be without something that was not (`Engine.set_apart`)."""
+
+    code = "dependencies_missing"
+    retryable = False
+
+
 class LoginRefused(EngineError):
     """The server answered and refused these credentials."""
 

@@ -2,7 +2,8 @@
 
 The whole backup is restored into a throw-away server and compared, as for a proof. There what was chosen is set apart under
 names that nothing live has, is dumped by itself, and comes into the live database as the tenant's own; it counts as restored
-only after it was read there again. Until then a failure takes all of it away: what lives is not touched at any time.
+only after it was read there again. Until then a failure takes all of it away, unless somebody uses it already: what lives is
+not touched at any time.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from projects.operations.base import (
     Wait,
     register,
 )
-from projects.operations.context import Context
+from projects.operations.context import COMMITTED, Context
 from projects.operations.move_sides import admitted, admitted_to_restore, given_back, side_of
 from projects.operations.queue import also_hold, operation_create
 
 EXTRACT = "extract"
-PUT = "put"  # the step that brings it into the live database
+PUT, PROVE = "put", "prove"  # the steps that bring it into the live database, and read it there
 HOURS = 3600.0
 TWICE = RetryPolicy(attempts=2, delay_seconds=5)
 
@@ -167,6 +168,8 @@ def _admitted(ctx: Context, places: tuple[str, ...] = ()) -> domain.Credentials:
 def put(ctx: Context) -> None:
     """What was chosen, by itself, into the live database. Done again, it begins with what came half, and with a new copy."""
     side, data = ctx.seen_as(Scratch), ctx.row.data
+    if data.get("copied"):
+        return  # whole, and somebody may use it by now
     steps.writes_allowed(ctx)
     if data.get("begun"):
         take_back(ctx)
@@ -206,6 +209,7 @@ def put(ctx: Context) -> None:
     copying.remove_tools(side.runtime, ctx.runtime, str(ctx.operation.pk))
     ctx.guard()
     moved = copying.copy(ctx.engine, source, target, stem=str(ctx.operation.pk), pulse=pulse, commands=commands)
+    ctx.record(copied=True)
     ctx.explain(f"{moved / sides.MIB:.1f} MiB into {_where(apart.places)}")
 
 
@@ -242,11 +246,8 @@ def _check(
 ) -> None:  # fmt: skip
     """Before anything is written: it is what the manifest says, the live database has what it uses, and room."""
     manifest = restoring_data.read_manifest(sides.backup_of(sides.restore_of(ctx.operation)))
-    assert manifest.contents is not None  # noqa: S101 - `fetch` has looked
-    for before, after in apart.tables.items():
-        wanted, found = manifest.contents.tables.get(before), contents.get(after)
-        if wanted is None or found is None or wanted.rows != found.rows:
-            raise StepFailed("restore_differs", f"{before} is not what was backed up.", retryable=False)
+    if wrong := sides.wrong_in(manifest, ctx.engine, apart.tables, contents):
+        raise StepFailed("restore_differs", f"{_where(wrong)} is not what was backed up.", retryable=False)
     if lacking := ctx.engine.lacking(ctx.server.control_endpoint, login, apart.needs):
         told = ", ".join(lacking[:10]) + (f" and {len(lacking) - 10} more" if len(lacking) > 10 else "")
         raise StepFailed(
@@ -262,7 +263,10 @@ def _check(
 
 
 def prove(ctx: Context) -> None:
-    """Read in the live database what came there; only then it is said to be restored."""
+    """Read in the live database what came there; only then it is said to be restored. Done again after that, it is over:
+    what was restored may be anything by then."""
+    if ctx.row.data.get(COMMITTED):
+        return
     data = move_steps.row_of(ctx, PUT).data
     login = _admitted(ctx, tuple(data["places"]))
     pulse = move_copying.watched(ctx, lambda _moved: None)
@@ -273,9 +277,10 @@ def prove(ctx: Context) -> None:
         if found.get(name) is None or (found[name].rows, found[name].digest) != (rows, digest)
     ]
     if wrong:
-        raise StepFailed(
-            "restore_differs", f"What came is not what was backed up: {_where(sorted(wrong))}.", retryable=False
-        )
+        # It came whole: who has changed it meanwhile wants to keep it.
+        ctx.record(kept=True)
+        told = f"Unproven, changed meanwhile: {_where(sorted(wrong))} is not what was backed up. Nothing of it is taken away."
+        raise StepFailed("restore_unproven", told, retryable=False)
     _dismiss(ctx)
     rows = sum(told[0] for told in data["contents"].values())
     outcome = {
@@ -296,15 +301,18 @@ def _dismiss(ctx: Context) -> None:
 
 
 def take_back(ctx: Context) -> None:
-    """Undo: nothing of it stays in the live database, nor its login."""
+    """Undo: nothing of it stays in the live database, nor its login, but for what somebody uses by now."""
     data = move_steps.row_of(ctx, PUT).data
     if not data.get("begun"):
         return
     copying.remove_tools(ctx.seen_as(Scratch).runtime, ctx.runtime, str(ctx.operation.pk))
-    if data["places"]:
+    _dismiss(ctx)  # with the sessions of a tool that is not known to be gone
+    if data["places"] and not move_steps.row_of(ctx, PROVE).data.get("kept"):
         login = _admitted(ctx, tuple(data["places"]))
-        ctx.engine.drop_part(ctx.server.control_endpoint, login, data["places"], _owner(ctx))
-    _dismiss(ctx)
+        used = ctx.engine.drop_part(ctx.server.control_endpoint, login, data["places"], _owner(ctx))
+        if used:
+            ctx.say(f"{_where(data['places'])} stays, unproven: {_where(used)} uses it.", level="warning")
+        _dismiss(ctx)
 
 
 # --- ends ---------------------------------------------------------------------------------------------------------------
@@ -332,7 +340,7 @@ register(
         steps=(
             *COPY_STEPS,
             Step(PUT, "Put them beside what is live", put, take_back, TWICE, 12 * HOURS, scratch.STEP),
-            Step("prove", "Compare what came", prove, None, DATABASE_RETRY, 6 * HOURS),
+            Step(PROVE, "Compare what came", prove, None, DATABASE_RETRY, 6 * HOURS),
             Step("clean_up", "Remove the throw-away server", scratch.remove, retry=SERVER_RETRY),
         ),
     )

@@ -14,6 +14,7 @@ from django.db import IntegrityError
 
 from backups.models import Restore, RestoreStatus
 from backups.operations import restore_sides as sides
+from backups.operations import restoring_data
 from novastack.common.clock import now
 from projects.models import Operation, OperationStep, Project, RoleKind, ServerKind
 from projects.operations import base, copying, move_copying, placing, provision, steps, wiring
@@ -139,10 +140,9 @@ def _leave_out_the_rest(ctx: Context, restore: Restore) -> None:
     pulse = move_copying.watched(ctx, lambda _moved: None)
     reader = admitted(ctx, ctx.names)
     found = ctx.engine.contents_of(endpoint, reader, list(apart.tables), pulse=lambda: pulse(0))
-    wanted = sides.tables_of(sides.backup_of(restore))
-    wrong = [name for name in apart.tables if name not in found or found[name].rows != wanted.get(name)]
-    if wrong:
-        told = f"Without the rest {', '.join(sorted(wrong)[:5])} is not what was backed up."
+    manifest = restoring_data.read_manifest(sides.backup_of(restore))
+    if wrong := sides.wrong_in(manifest, ctx.engine, apart.tables, found):
+        told = f"Without the rest {', '.join(wrong[:5])} is not what was backed up."
         raise StepFailed("restore_differs", told, retryable=False)
     rows = sum(content.rows for content in found.values())
     outcome = {

@@ -15,6 +15,7 @@ from backups.operations.queueing import subject_of
 from novastack.common.clock import now
 from novastack.common.errors import OperationInProgress
 from projects import domain, registry
+from projects.engines.base import Engine
 from projects.models import LockMode, Operation, OperationState, Project, RoleKind
 from projects.operations import locks, wiring
 from projects.operations.base import StepFailed, Wait
@@ -154,6 +155,21 @@ def tables_of(backup: Backup) -> dict[str, int]:
     """Table → rows, as the backup's row says it; empty when that is not known."""
     tables = (backup.manifest.get("contents") or {}).get("tables") or {}
     return {str(name): int(told[0] if isinstance(told, list) else told) for name, told in tables.items()}
+
+
+def wrong_in(
+    manifest: Manifest, engine: Engine, tables: Mapping[str, str], found: Mapping[str, domain.TableContent]
+) -> list[str]:
+    """Tables of a part (by what they are called in the backup → now) that are not what the manifest says; the values too,
+    where this engine reads them as manifests have them."""
+    assert manifest.contents is not None  # noqa: S101 - it was compared with as a whole
+    wrong = []
+    for before, after in tables.items():
+        wanted, content = manifest.contents.tables.get(before), found.get(after)
+        same = wanted is not None and content is not None and wanted.rows == content.rows
+        if not same or (engine.contents_as_backed_up and wanted != content):
+            wrong.append(before)
+    return sorted(wrong)
 
 
 # --- the content --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from django.db.models import QuerySet
 from accounts.models import Organization
 from backups import manifest as manifests
 from backups.manifest import Manifest
-from backups.models import USABLE, Backup, BackupStatus
+from backups.models import USABLE, Backup, BackupStatus, BackupTrigger
 from backups.operations import keys, limits, storages, streaming
 from backups.operations.restoring_data import BackupCorrupt, read_manifest, storage_errors
 from backups.storage.base import Storage, StorageError, Writer
@@ -239,15 +239,17 @@ def writable(backup: Backup) -> Storage:
 
 
 def _check_room(backup: Backup, storage: Storage) -> None:
-    """Where the storage can tell: room for one as large as the last one."""
-    before = Backup.objects.filter(project_uuid=backup.project_uuid, status__in=USABLE).order_by("-created_at").first()
+    """Where the storage can tell: room for one as large as the last one of the project's own data, or as what was uploaded."""
+    if backup.trigger == BackupTrigger.UPLOAD:
+        wanted, what = int(backup.upload.get("bytes") or 0), "what was uploaded"
+    else:
+        rows = Backup.objects.filter(project_uuid=backup.project_uuid, status__in=USABLE)
+        before = rows.exclude(trigger=BackupTrigger.UPLOAD).order_by("-created_at").first()
+        wanted, what = (before.size_bytes or 0) if before else 0, "the last backup"
     with storage_errors():
         free = storage.free_bytes()
-    if free is not None and before is not None and free < (before.size_bytes or 0):
-        raise StepFailed(
-            "storage_full",
-            f"{free / MIB:.0f} MiB are free, the last backup has {(before.size_bytes or 0) / MIB:.0f} MiB.",
-        )
+    if free is not None and free < wanted:
+        raise StepFailed("storage_full", f"{free / MIB:.0f} MiB are free, {what} has {wanted / MIB:.0f} MiB.")
 
 
 def _most_bytes(backup: Backup) -> int | None:
@@ -359,5 +361,5 @@ def _manifest(
             "database": names.database, "owner": names.owner, "group": names.group, "login": names.login,
             "control": names.control, "connection_limit": str(names.connection_limit),
         },
-        contents=taken.contents, around=around, notes=tuple(backup.notes),
+        contents=taken.contents, around=around, notes=tuple(backup.notes), trigger=str(backup.trigger),
     )  # fmt: skip

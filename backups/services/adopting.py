@@ -167,7 +167,9 @@ def _values(manifest: Manifest, *, sealed: bool) -> dict[str, Any]:
         "project_uuid": UUID(manifest.project["id"]), "project_name": str(manifest.project.get("name", ""))[:63],
         "project_slug": str(manifest.project.get("slug", ""))[:63], "engine": manifest.engine[:16],
         "version": manifest.version[:16], "server_version": manifest.server_version[:64],
-        "trigger": BackupTrigger.ADOPTED, "status": BackupStatus.STORED, "object_key": manifest.key,
+        # Uploads stay what they are: other data than the project's own.
+        "trigger": BackupTrigger.UPLOAD if manifest.trigger == BackupTrigger.UPLOAD else BackupTrigger.ADOPTED,
+        "status": BackupStatus.STORED, "object_key": manifest.key,
         "attempt": _attempt(manifest.key), "encrypted": sealed, "compressed": bool(stored.get("compressed", True)),
         "key_ids": list(stored.get("recipients") or []), "size_bytes": int(stored["bytes"]),
         "dump_bytes": manifest.dump.get("bytes"), "database_bytes": manifest.database.get("bytes"),

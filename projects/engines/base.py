@@ -311,6 +311,7 @@ class Engine(ABC):
     upload_formats: ClassVar[
         tuple[str, ...]
     ] = ()  # dumps that others took and that it takes; none: it takes no uploads
+    contents_as_backed_up: ClassVar[bool] = False  # `contents_of` tells a table as manifests do, digest and all
     # A dump names the tenant's roles: those of a copy are called as at the source until it is proven, and renamed then.
     dumps_name_roles: ClassVar[bool] = True
     warnings: ClassVar[tuple[str, ...]] = ()  # what else one must know before choosing it
@@ -449,8 +450,9 @@ class Engine(ABC):
         """As `restore`, beside what is there, as the tenant's own; all of it or, where the product can, nothing."""
         raise NotImplementedError
 
-    def drop_part(self, endpoint: Endpoint, credentials: Credentials, places: Sequence[str], owner: str) -> None:
-        """Take what `restore_part` made away again; absent is success. Where it is written whose a place is, only `owner`'s."""
+    def drop_part(self, endpoint: Endpoint, credentials: Credentials, places: Sequence[str], owner: str) -> list[str]:
+        """Take what `restore_part` made away again; absent is success. Where it is written whose a place is, only `owner`'s.
+        Returns what others have built on it meanwhile, for people: then all of it stays."""
         raise NotImplementedError
 
     def contents_of(

@@ -284,8 +284,8 @@ class MySQLFamily(Engine):
     def restore_part(self, place: Endpoint, credentials: Credentials, names: TenantNames) -> Command:
         return self.restore(place, credentials)
 
-    def drop_part(self, endpoint: Endpoint, credentials: Credentials, places: Sequence[str], owner: str) -> None:
-        mysql_parts.drop(endpoint, credentials, places)
+    def drop_part(self, endpoint: Endpoint, credentials: Credentials, places: Sequence[str], owner: str) -> list[str]:
+        return mysql_parts.drop(endpoint, credentials, places)
 
     def contents_of(
         self, endpoint: Endpoint, credentials: Credentials, tables: Sequence[str], *, pulse: Callable[[], None]

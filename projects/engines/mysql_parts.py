@@ -25,6 +25,7 @@ _REFERENCES = re.compile(rf"^FOREIGN KEY \((?:{_NAME}(?:, )?)+\) REFERENCES {_NA
 _TABLES = (
     "SELECT table_name, table_type FROM information_schema.tables WHERE table_schema = DATABASE() ORDER BY table_name"
 )
+_CONSTRAINTS = "SELECT constraint_name FROM information_schema.table_constraints WHERE constraint_schema = DATABASE()"
 
 # `sh -c DUMP sh <client> <dump program> <query for FLOAT values> argument …`; as in `mysql_copy`, without what is not a table.
 _DUMP = f"""set -u
@@ -160,9 +161,12 @@ class _Apart:
 
 
 def places(endpoint: Endpoint, credentials: Credentials) -> dict[str, str]:
-    """Tables and views; whose they are is written nowhere."""
+    """Tables and views, and keys and checks, which keep their names when a table gets another one; whose they are is written
+    nowhere."""
     with connect(endpoint, credentials, timeout_seconds=10) as session:
-        return {str(table): "" for table, _kind in session.rows(_TABLES)}
+        names = [str(table) for table, _kind in session.rows(_TABLES)]
+        names += [str(row[0]) for row in session.rows(_CONSTRAINTS)]
+        return dict.fromkeys(names, "")
 
 
 def dump(
@@ -178,12 +182,28 @@ def dump(
     return mysql_copy.command(place, credentials, argv, mariadb=mariadb)
 
 
-def drop(endpoint: Endpoint, credentials: Credentials, tables: Sequence[str]) -> None:
+def drop(endpoint: Endpoint, credentials: Credentials, tables: Sequence[str]) -> list[str]:
     with connect(endpoint, credentials, timeout_seconds=10) as session:
         session.bound(600)
+        if users := _users(session, tables):
+            return users
         session.do("SET SESSION foreign_key_checks = 0, lock_wait_timeout = 60")
         for table in tables:
             session.do(f"DROP TABLE IF EXISTS {_quoted(table)}")
+    return []
+
+
+def _users(session: Session, tables: Sequence[str]) -> list[str]:
+    """Keys of other tables to these, and views on them."""
+    keys = session.rows(
+        "SELECT DISTINCT table_name, constraint_name, referenced_table_name FROM information_schema.key_column_usage"
+        " WHERE table_schema = DATABASE() AND referenced_table_schema = DATABASE() ORDER BY 1, 2"
+    )
+    found = [f"foreign key {key} of {table}" for table, key, other in keys if other in tables and table not in tables]
+    views = session.rows(
+        "SELECT table_name, view_definition FROM information_schema.views WHERE table_schema = DATABASE() ORDER BY 1"
+    )
+    return found + [f"view {view}" for view, text in views if any(f"`.{_quoted(t)}" in str(text) for t in tables)]
 
 
 def _quoted(value: str) -> str:

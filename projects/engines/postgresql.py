@@ -86,6 +86,7 @@ class PostgreSQL(Engine):
     official_image: ClassVar[str] = "postgres"
     server_program: ClassVar[str] = "postgres"
     dump_format: ClassVar[str] = "pg_dump custom"
+    contents_as_backed_up: ClassVar[bool] = True
     upload_formats: ClassVar[tuple[str, ...]] = postgresql_foreign.FORMATS
     client_program: ClassVar[str] = "psql"
     lift_fence_sql: ClassVar[str] = "SET default_transaction_read_only = off;"
@@ -245,8 +246,8 @@ class PostgreSQL(Engine):
     def restore_part(self, place: Endpoint, credentials: Credentials, names: TenantNames) -> Command:
         return postgresql_parts.restore(place, credentials, names)
 
-    def drop_part(self, endpoint: Endpoint, credentials: Credentials, places: Sequence[str], owner: str) -> None:
-        postgresql_parts.drop(endpoint, credentials, places, owner)
+    def drop_part(self, endpoint: Endpoint, credentials: Credentials, places: Sequence[str], owner: str) -> list[str]:
+        return postgresql_parts.drop(endpoint, credentials, places, owner)
 
     def contents_of(
         self, endpoint: Endpoint, credentials: Credentials, tables: Sequence[str], *, pulse: Callable[[], None]

@@ -14,7 +14,17 @@ from typing import Any
 
 from psycopg import sql
 
-from projects.domain import Command, Credentials, Endpoint, EngineError, Selection, SetApart, TableContent, TenantNames
+from projects.domain import (
+    Command,
+    Credentials,
+    Endpoint,
+    EngineError,
+    PartNeedsMore,
+    Selection,
+    SetApart,
+    TableContent,
+    TenantNames,
+)
 from projects.engines import postgresql_copy
 from projects.engines.postgresql_copy import inside
 from projects.engines.postgresql_fingerprint import contents_of_tables, prepare
@@ -73,6 +83,27 @@ _THERE = {
         " WHERE format('%%I.%%I', n.nspname, o.opcname) = %s)"
     ),
 }
+
+
+# What CASCADE would take along from outside of these schemas.
+_USERS = """
+WITH RECURSIVE gone(c, o) AS (
+  SELECT 'pg_namespace'::regclass::oid, oid FROM pg_namespace WHERE nspname = ANY(%s::text[])
+  UNION SELECT d.classid, d.objid FROM gone JOIN pg_depend d ON d.refclassid = gone.c AND d.refobjid = gone.o),
+homes AS (
+  SELECT c, o, o AS rel FROM gone WHERE c = 'pg_class'::regclass
+  UNION ALL SELECT c, o, adrelid FROM gone JOIN pg_attrdef ON c = 'pg_attrdef'::regclass AND o = oid
+  UNION ALL SELECT c, o, conrelid FROM gone JOIN pg_constraint ON c = 'pg_constraint'::regclass AND o = oid AND conrelid <> 0
+  UNION ALL SELECT c, o, tgrelid FROM gone JOIN pg_trigger ON c = 'pg_trigger'::regclass AND o = oid AND NOT tgisinternal
+  UNION ALL SELECT c, o, polrelid FROM gone JOIN pg_policy ON c = 'pg_policy'::regclass AND o = oid
+  UNION ALL SELECT c, o, ev_class FROM gone JOIN pg_rewrite ON c = 'pg_rewrite'::regclass AND o = oid),
+placed AS (
+  SELECT c, o, relnamespace AS n FROM homes JOIN pg_class ON pg_class.oid = rel
+  UNION ALL SELECT c, o, pronamespace FROM gone JOIN pg_proc ON c = 'pg_proc'::regclass AND o = oid
+  UNION ALL SELECT c, o, typnamespace FROM gone JOIN pg_type ON c = 'pg_type'::regclass AND o = oid)
+SELECT DISTINCT pg_describe_object(c, o, 0) FROM placed JOIN pg_namespace ON pg_namespace.oid = n
+ WHERE nspname <> ALL(%s::text[]) AND nspname !~ '^pg_toast' ORDER BY 1
+"""
 
 
 def set_apart(endpoint: Endpoint, credentials: Credentials, chosen: Selection, mark: str, owner: str) -> SetApart:
@@ -238,7 +269,18 @@ class _Apart:
             self._notes.append(f"Left out: views on it, here {_some(users)}.")
 
     def _drop_others(self) -> tuple[str, ...]:
-        """All other tables, views and sequences; sequences that defaults of what stays draw from stay as well."""
+        """All other tables, views and sequences; sequences that defaults of what stays draw from stay as well. What goes
+        takes along what uses it: columns of its row type are refused, all else is said."""
+        for (sequence,) in self._rows("""
+            SELECT DISTINCT s.oid::regclass::text FROM pg_class s
+              JOIN pg_depend o ON o.classid = 'pg_class'::regclass AND o.objid = s.oid
+               AND o.refclassid = 'pg_class'::regclass AND o.deptype = 'a' AND o.refobjid <> ALL(%(rels)s)
+              JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = s.oid
+               AND d.classid = 'pg_attrdef'::regclass
+              JOIN pg_attrdef f ON f.oid = d.objid AND f.adrelid = ANY(%(rels)s)
+             WHERE s.relkind = 'S'"""):
+            self._do(f"ALTER SEQUENCE {sequence} OWNED BY NONE")
+        before = self._details()
         while rows := self._rows(f"""
             SELECT {_SHOWN}, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't' AND {_OWN}
@@ -251,8 +293,49 @@ class _Apart:
                    AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.refobjid = ANY(%(rels)s)))
              ORDER BY c.relkind = 'S', c.oid LIMIT 1"""):
             self._do(f"DROP {_ALTER[str(rows[0][1])]} {rows[0][0]} CASCADE")
+        after = self._details()
+        gone = [shown for thing, shown in before.items() if thing not in after]
+        if lost := [shown for shown in gone if shown.startswith("column ")]:
+            raise PartNeedsMore(
+                f"Of the type of a table that was not chosen is {_some(lost)}: choose that table as well."
+            )
+        if gone:
+            self._notes.append(f"Left out, since it uses what was not chosen: {_some(gone, 20)}.")
+        self._rels = [oid for oid in self._rels if oid in self._names()]
         self._notes.append("Functions, types and extensions of the whole database came along: tables may use them.")
         return ()
+
+    def _details(self) -> dict[tuple[int, int, int], str]:
+        """What may go with something else: by catalog, object and part, for people."""
+        rows = self._rows(f"""
+            WITH rels AS (SELECT c.oid, {_SHOWN} AS shown, c.relkind IN ('v', 'm') AS view
+                            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY(%(rels)s))
+            SELECT 'pg_attribute'::regclass::int8, r.oid::int8, a.attnum::int8, format('column %%I of %%s', a.attname, r.shown)
+              FROM rels r JOIN pg_attribute a ON a.attrelid = r.oid
+             WHERE NOT r.view AND a.attnum > 0 AND NOT a.attisdropped
+            UNION ALL SELECT 'pg_class'::regclass::int8, oid::int8, 0, shown FROM rels
+            UNION ALL SELECT 'pg_attrdef'::regclass::int8, f.oid::int8, 0, format('default of %%I of %%s', a.attname, r.shown)
+              FROM rels r JOIN pg_attrdef f ON f.adrelid = r.oid
+              JOIN pg_attribute a ON a.attrelid = f.adrelid AND a.attnum = f.adnum
+            UNION ALL SELECT 'pg_constraint'::regclass::int8, k.oid::int8, 0, format('constraint %%I of %%s', conname, shown)
+              FROM rels r JOIN pg_constraint k ON k.conrelid = r.oid
+            UNION ALL SELECT 'pg_class'::regclass::int8, i.indexrelid::int8, 0,
+                   format('index %%s of %%s', i.indexrelid::regclass, shown)
+              FROM rels r JOIN pg_index i ON i.indrelid = r.oid
+            UNION ALL SELECT 'pg_trigger'::regclass::int8, t.oid::int8, 0, format('trigger %%I of %%s', tgname, shown)
+              FROM rels r JOIN pg_trigger t ON t.tgrelid = r.oid AND NOT t.tgisinternal
+            UNION ALL SELECT 'pg_policy'::regclass::int8, p.oid::int8, 0, format('policy %%I of %%s', polname, shown)
+              FROM rels r JOIN pg_policy p ON p.polrelid = r.oid
+            UNION ALL SELECT 'pg_rewrite'::regclass::int8, w.oid::int8, 0, format('rule %%I of %%s', rulename, shown)
+              FROM rels r JOIN pg_rewrite w ON w.ev_class = r.oid AND NOT r.view
+            UNION ALL SELECT 'pg_proc'::regclass::int8, p.oid::int8, 0, format('function %%s', p.oid::regprocedure)
+              FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE {_OWN}
+            UNION ALL SELECT 'pg_type'::regclass::int8, t.oid::int8, 0, format('type %%s', format_type(t.oid, NULL))
+              FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+              LEFT JOIN pg_class c ON c.oid = t.typrelid
+             WHERE {_OWN} AND (t.typtype IN ('d', 'e', 'r') OR c.relkind = 'c')
+            ORDER BY 1, 2, 3""")  # fmt: skip
+        return {(int(catalog), int(oid), int(part)): str(shown) for catalog, oid, part, shown in rows}
 
     # --- into schemas of its own -----------------------------------------------------------------------------------------
     def _move(self) -> tuple[str, ...]:
@@ -360,11 +443,14 @@ def lacking(endpoint: Endpoint, credentials: Credentials, needs: Sequence[tuple[
     return found
 
 
-def drop(endpoint: Endpoint, credentials: Credentials, wanted: Sequence[str], owner: str) -> None:
+def drop(endpoint: Endpoint, credentials: Credentials, wanted: Sequence[str], owner: str) -> list[str]:
     mine = [name for name, comment in places(endpoint, credentials).items() if name in wanted and comment == owner]
     with inside(endpoint, credentials) as connection, translated(), connection.transaction():
+        if users := [str(row[0]) for row in connection.execute(_USERS, [mine, mine]).fetchall()]:  # type: ignore[arg-type]
+            return users
         for name in mine:
             connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name)))
+    return []
 
 
 def contents_of(
@@ -385,6 +471,6 @@ def _cut_to(name: str, most: int) -> str:
     return name.encode()[:most].decode(errors="ignore")
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+def _some(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -304,10 +304,16 @@ CODES: Mapping[str, Code] = {
         "`detail` says in what. It was thrown away; what is live was not touched.",
         False,
     ),
+    "restore_unproven": Code(
+        "What came into the live database is not what was backed up any more: it was changed before it could be compared.",
+        "It stays where `detail` says. Restore it again and leave it alone until the restore has ended.",
+        False,
+    ),
     "not_in_backup": Code("The backup does not have a table that was chosen.", "Choose among its `tables`.", False),
     "dependencies_missing": Code(
-        "What was chosen uses types, functions or extensions that the live database does not have.",
-        "Make them first, or restore into a new project. What is live was not touched.",
+        "What was chosen uses types, functions or extensions that the live database does not have; or, in a new project, a"
+        " column is of the type of a table that was not chosen.",
+        "Make them first, or restore into a new project; choose that table as well. What is live was not touched.",
         False,
     ),
     "safety_backup_failed": Code(

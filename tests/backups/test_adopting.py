@@ -102,6 +102,16 @@ def test_the_catalogue_comes_back_and_its_backups_open(team: Team, target: Stora
     }
 
 
+def test_what_was_uploaded_stays_an_upload(team: Team, target: StorageTarget, kit: Path) -> None:
+    """It is no backup of the project's own data: drills, objectives and retention leave it out."""
+    kept = {store(team, target, trigger=trigger): told for trigger, told in
+            (("upload", "upload"), ("schedule", "adopted"), ("", "adopted"))}  # fmt: skip
+    burn_down()
+    OrganizationFactory(slug="new")
+    adopt(kit)
+    assert dict(Backup.objects.values_list("object_key", "trigger")) == kept
+
+
 def test_who_wrote_there_before_is_read_only(team: Team, target: StorageTarget, kit: Path) -> None:
     store(team, target)
     old = StorageTarget.objects.get()

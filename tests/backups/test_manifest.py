@@ -119,6 +119,13 @@ def test_json_that_lacks_something_is_damaged(missing: str) -> None:
         assert refused.value.code == "damaged"
 
 
+def test_an_old_one_does_not_say_what_it_was_taken_for() -> None:
+    plain = made(trigger="upload").to_json()
+    assert Manifest.from_json(plain).trigger == "upload"
+    del plain["trigger"]
+    assert Manifest.from_json(plain) == made()
+
+
 @pytest.mark.skipif(
     not (shutil.which("age") and shutil.which("zstd")), reason="needs the programs age and zstd (Debian: age, zstd)"
 )

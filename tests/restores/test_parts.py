@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +10,13 @@ from django.db import transaction
 
 from backups.models import Backup, Drill, Proof, Restore, StorageTarget
 from backups.operations import proving
+from projects import registry
+from projects.domain import Credentials, EngineError
+from projects.engines.postgresql import PostgreSQL
 from projects.models import DatabaseServer, DataTombstone, Operation, OperationLock, Project
+from projects.operations.base import StepFailed
+from projects.operations.context import Context
+from projects.operations.wiring import admin_session, tenant_names
 from tests.factories import api_client
 from tests.faults.conftest import Site, make_site
 from tests.restores.taken import take
@@ -81,15 +87,56 @@ def logins(site: Site, project: Project) -> list[str]:
         return [str(row[0]) for row in cursor.fetchall()]
 
 
+def of_user(site: Site, project: Project, statement: str, like: str = "") -> None:
+    """`{}` is the newest table that was restored of `like`, in MariaDB and MySQL."""
+    with site.login(project) as session, session.cursor() as cursor:
+        if like:
+            cursor.execute(f"SHOW TABLES LIKE '{like}__restored%'")
+            statement = statement.format(max(str(row[0]) for row in cursor.fetchall()))
+        cursor.execute(statement)
+        session.commit()
+
+
+def at_first(
+    monkeypatch: pytest.MonkeyPatch, step: str, do: Callable[[], object], *, code: str = "runtime_unreachable"
+) -> list[str]:
+    """The first time that this step of a restore has done all its work its worker fails, and `do` has happened meanwhile."""
+    happened: list[str] = []
+    explain = Context.explain
+
+    def once(ctx: Context, detail: str) -> None:
+        explain(ctx, detail)
+        if ctx.row.name == step and ctx.operation.kind == "extract" and not happened:
+            happened.append(detail)
+            do()
+            raise StepFailed(code, "It is a test.")
+
+    monkeypatch.setattr(Context, "explain", once)
+    return happened
+
+
 def rows(site: Site, project: Project, query: str) -> list[tuple[Any, ...]]:
     with site.login(project) as session, session.cursor() as cursor:
         cursor.execute(query)
         return [tuple(row) for row in cursor.fetchall()]
 
 
-def test_tables_come_beside_what_lives(site: Site, target: StorageTarget) -> None:
+def refusing(place: str) -> Callable[..., Any]:
+    """The live database's server does not tell what is in this schema, today."""
+    whole = PostgreSQL.contents_of
+
+    def contents_of(self: PostgreSQL, endpoint: Any, login: Credentials, tables: Any, **more: Any) -> Any:
+        if login.username.endswith("_part") and any(place in table for table in tables):
+            raise EngineError("It does not tell.")
+        return whole(self, endpoint, login, tables, **more)
+
+    return contents_of
+
+
+def test_tables_come_beside_what_lives(site: Site, target: StorageTarget, monkeypatch: pytest.MonkeyPatch) -> None:
     project = site.ready()
     unproven(project)
+    write(site, project, 1, 2)
     with site.login(project) as session:
         session.execute(POSTGRESQL)
     backup = take(project)
@@ -148,6 +195,34 @@ def test_tables_come_beside_what_lives(site: Site, target: StorageTarget) -> Non
     assert rows(site, project, f"SELECT to_regclass('{second}.outside') IS NULL, {second}.twice(4)") == [(True, 8)]
     assert "app.outside" in " ".join(made.outcome["notes"])
 
+    # Somebody goes to work on it before it is compared, and then it can't be: nothing of theirs goes with it.
+    def build() -> None:
+        of_user(site, project, f"CREATE VIEW built AS SELECT id FROM {third}.told")
+
+    with monkeypatch.context() as patch:
+        third = second[:-1] + "3"
+        assert at_first(patch, "put", build) == []
+        patch.setattr(PostgreSQL, "contents_of", refusing(third))
+        made, operation = begin(site, backup, target="in_place", tables=["told"])
+        operation = site.finish(operation, 180)
+    assert operation.state == "failed" and operation.error["code"] == "engine_error", told(operation)
+    assert operation.events.filter(message__contains="view built uses it").exists()
+    assert rows(site, project, "SELECT id FROM built ORDER BY 1") == [(1,), (2,)]
+    assert logins(site, project) == []
+
+    # They change what came: it is theirs now, though it was never proven.
+    with monkeypatch.context() as patch:
+        fourth = second[:-1] + "4"
+        at_first(patch, "put", lambda: of_user(site, project, f"DELETE FROM {fourth}.told WHERE id = 1"))
+        made, operation = begin(site, backup, target="in_place", tables=["told"])
+        operation = site.finish(operation, 180)
+    assert operation.state == "failed" and operation.error["code"] == "restore_unproven", told(operation)
+    assert rows(site, project, f"SELECT id FROM {fourth}.told") == [(2,)]
+    assert logins(site, project) == []
+    of_user(site, project, f"DROP SCHEMA {third} CASCADE")
+    of_user(site, project, f"DROP SCHEMA {fourth} CASCADE")
+    nothing_left()
+
     # What it uses is not there any more: said, and nothing came.
     with site.login(project) as session:
         session.execute('ALTER TABLE "Od""d.ly %s" DROP COLUMN feeling')
@@ -168,6 +243,14 @@ def test_a_new_project_with_these_tables_only(site: Site, target: StorageTarget)
     unproven(project)
     with site.login(project) as session:
         session.execute(POSTGRESQL)
+        # What uses what is not chosen: a sequence that another table's column owns, functions of its row type, the type itself.
+        session.execute("""
+            CREATE TABLE drawn (id serial PRIMARY KEY);
+            ALTER TABLE lines ADD COLUMN drawn int DEFAULT nextval('drawn_id_seq');
+            CREATE FUNCTION of_people(people) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 5';
+            ALTER TABLE lines ADD CONSTRAINT of_nobody CHECK (of_people(NULL) = 5);
+            CREATE TABLE typed (id int, who people);
+            INSERT INTO typed VALUES (1, ROW(1, 'Ada'))""")
     backup = take(project)
     made, operation = begin(
         site, backup, target="new_project", name="Only", tables=["lines", 'public."Od""d.ly %s"', "parted_1"]
@@ -187,11 +270,17 @@ def test_a_new_project_with_these_tables_only(site: Site, target: StorageTarget)
     with site.login(copy) as session:  # sequences, triggers, functions and policies work
         assert session.execute("INSERT INTO lines (odd, words) VALUES (3, 'x') RETURNING id").fetchone() == (3,)
         session.execute("UPDATE lines SET words = 'y' WHERE id = 3")
+        assert session.execute("SELECT drawn FROM lines ORDER BY id").fetchall() == [(1,), (2,), (3,)]
         assert session.execute('INSERT INTO "Od""d.ly %s" DEFAULT VALUES RETURNING number').fetchone() == (4,)
     notes = " ".join(made.outcome["notes"])
-    for word in ("people", "parted_1 was a part of", "Functions, types"):
+    for word in ("people", "parted_1 was a part of", "Functions, types", "constraint of_nobody of public.lines"):
         assert word in notes, notes
     nothing_left()
+
+    made, operation = begin(site, backup, target="new_project", name="Typed", tables=["typed"])
+    operation = site.finish(operation, 180)
+    assert operation.state == "failed" and operation.error["code"] == "dependencies_missing", told(operation)
+    assert "column who of public.typed" in operation.error["detail"]
 
 
 def refused(site: Site, backup: Backup, field: str, **body: Any) -> str:
@@ -243,11 +332,13 @@ def mariadb(_fresh: None) -> Iterator[Site]:
     yield from make_site("process", "mariadb")
 
 
-def test_tables_of_mariadb_come_under_other_names(mariadb: Site, target: StorageTarget) -> None:
-    of_the_family(mariadb)
+def test_tables_of_mariadb_come_under_other_names(
+    mariadb: Site, target: StorageTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_the_family(mariadb, monkeypatch)
 
 
-def of_the_family(site: Site) -> None:
+def of_the_family(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     project = site.ready()
     unproven(project)
     with site.login(project) as session, session.cursor() as cursor:
@@ -293,10 +384,40 @@ def of_the_family(site: Site) -> None:
         assert word in notes, notes
     assert ("nextval" in notes) is (site.engine == "mariadb")
     asks(site, project, backup)
-    # Once more: beside the first ones.
-    made, operation = begin(site, backup, target="in_place", tables=["numbered"])
+    # Once more, when the first ones have the live ones' names: keys and checks have kept theirs, which nothing else may have.
+    with site.login(project) as session, session.cursor() as cursor:
+        cursor.execute("DROP TABLE `line items`")
+        cursor.execute("DROP TABLE `od``d.ly %s`")
+        cursor.execute(f"RENAME TABLE `{lines}` TO `line items`, `{odd}` TO `od``d.ly %s`, `{now['numbered']}` TO mine")
+        session.commit()
+    # A worker dies after it was said to be restored, and somebody goes to work at once: there is nothing to compare any more.
+    after = at_first(monkeypatch, "prove", lambda: of_user(site, project, "DELETE FROM `{}`", "numbered"))
+    made, operation = begin(site, backup, target="in_place", tables=["line items", "od`d.ly %s", "numbered"])
     made = finished(made, site, operation)
-    assert made.outcome["places"][0].endswith("_2")
+    assert after and all(place.endswith("_2") for place in made.outcome["places"])
+
+    # What others use is not dropped.
+    names, places = tenant_names(project.databases.get(slot="current")), made.outcome["places"]
+    server = DatabaseServer.objects.get(project_uuid=project.pk)
+    part = Credentials(names.part, "of-a-moment", names.database)
+    engine = registry.engine(site.engine)
+
+    def dropped() -> list[str]:
+        return engine.drop_part(server.control_endpoint, part, places, "")
+
+    with admin_session(engine, server) as admin:
+        admin.admit_part(names, names.part, part.password, places)
+    odd = next(place for place in places if place.startswith("od")).replace("`", "``")
+    of_user(site, project, f"CREATE VIEW built AS SELECT id FROM `{odd}`")
+    of_user(site, project, f"CREATE TABLE keyed (odd int, CONSTRAINT to_odd FOREIGN KEY (odd) REFERENCES `{odd}` (id))")
+    assert dropped() == ["foreign key to_odd of keyed", "view built"]
+    assert rows(site, project, f"SELECT count(*) FROM `{odd}`") == [(3,)]
+    of_user(site, project, "DROP VIEW built")
+    of_user(site, project, "DROP TABLE keyed")
+    assert dropped() == [] and dropped() == []
+    assert rows(site, project, "SHOW TABLES LIKE '%restored%'") == []
+    with admin_session(engine, server) as admin:
+        admin.dismiss_tool(names, names.part)
 
 
 def shown(site: Site, made: Restore) -> dict[str, Any]:

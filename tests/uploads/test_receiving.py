@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
@@ -34,6 +35,7 @@ from backups.operations import (
     restoring_data,
     retaining,
     storages,
+    taking_steps,
 )
 from backups.services import figures, readings, uploads
 from backups.unpacking import Unpacker
@@ -42,6 +44,7 @@ from projects import domain
 from projects.engines.foreign import ForeignRefused
 from projects.models import DatabaseServer, Operation, Project
 from projects.operations.base import StepFailed, Wait
+from tests.backups.rows import make_backup
 from tests.factories import Team, api_client, make_project
 from tests.operations.conftest import ready, runtime, shop  # noqa: F401
 
@@ -71,6 +74,18 @@ def stored(backup: Backup) -> bytes:
         source, keys.identities_of(backup.organization_id), compressed=True, sha256=backup.upload["stored_sha256"]
     ) as opener:
         return b"".join(opener)
+
+
+def test_room_is_asked_for_the_projects_own_data(project: Project) -> None:
+    """The size of what somebody uploaded says nothing about the next backup, and the last backup nothing about an upload."""
+    storage = StorageTarget.objects.get()
+    make_backup(project, storage, size_bytes=10)
+    upload = make_backup(project, storage, hours=1, trigger="upload", size_bytes=5000, upload={"bytes": 2000})
+    place = Mock(free_bytes=lambda: 1000)
+    taking_steps._check_room(make_backup(project, storage, hours=0, status="dumping"), place)
+    with pytest.raises(StepFailed, match="what was uploaded") as refused:
+        taking_steps._check_room(upload, place)
+    assert refused.value.code == "storage_full"
 
 
 @pytest.mark.parametrize("pack", [lambda data: data, gzip.compress, zstandard.compress], ids=["as_is", "gzip", "zstd"])
