@@ -102,7 +102,8 @@ placed AS (
   UNION ALL SELECT c, o, pronamespace FROM gone JOIN pg_proc ON c = 'pg_proc'::regclass AND o = oid
   UNION ALL SELECT c, o, typnamespace FROM gone JOIN pg_type ON c = 'pg_type'::regclass AND o = oid)
 SELECT DISTINCT pg_describe_object(c, o, 0) FROM placed JOIN pg_namespace ON pg_namespace.oid = n
- WHERE nspname <> ALL(%s::text[]) AND nspname !~ '^pg_toast' ORDER BY 1
+ WHERE nspname <> ALL(%s::text[]) AND nspname !~ '^pg_toast'
+UNION SELECT pg_describe_object(c, o, 0) FROM gone WHERE c = 'pg_extension'::regclass ORDER BY 1
 """
 
 
