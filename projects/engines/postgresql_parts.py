@@ -96,7 +96,8 @@ homes AS (
   UNION ALL SELECT c, o, conrelid FROM gone JOIN pg_constraint ON c = 'pg_constraint'::regclass AND o = oid AND conrelid <> 0
   UNION ALL SELECT c, o, tgrelid FROM gone JOIN pg_trigger ON c = 'pg_trigger'::regclass AND o = oid AND NOT tgisinternal
   UNION ALL SELECT c, o, polrelid FROM gone JOIN pg_policy ON c = 'pg_policy'::regclass AND o = oid
-  UNION ALL SELECT c, o, ev_class FROM gone JOIN pg_rewrite ON c = 'pg_rewrite'::regclass AND o = oid),
+  UNION ALL SELECT 'pg_class'::regclass::oid, ev_class, ev_class FROM gone
+              JOIN pg_rewrite ON c = 'pg_rewrite'::regclass AND o = oid),
 placed AS (
   SELECT c, o, relnamespace AS n FROM homes JOIN pg_class ON pg_class.oid = rel
   UNION ALL SELECT c, o, pronamespace FROM gone JOIN pg_proc ON c = 'pg_proc'::regclass AND o = oid

@@ -206,7 +206,7 @@ def test_tables_come_beside_what_lives(site: Site, target: StorageTarget, monkey
         made, operation = begin(site, backup, target="in_place", tables=["told"])
         operation = site.finish(operation, 180)
     assert operation.state == "failed" and operation.error["code"] == "engine_error", told(operation)
-    assert operation.events.filter(message__contains="view built uses it").exists()
+    assert operation.events.filter(message__contains="view public.built uses it").exists()
     assert rows(site, project, "SELECT id FROM built ORDER BY 1") == [(1,), (2,)]
     assert logins(site, project) == []
 
