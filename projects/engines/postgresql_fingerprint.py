@@ -20,7 +20,14 @@ from projects.engines import postgresql_texts
 from projects.engines.postgresql_copy import inside
 from projects.engines.postgresql_rows import Column, hashed
 from projects.engines.postgresql_session import BoundedConnection, translated
-from projects.engines.postgresql_texts import DUMPED_INDEX, UNDUMPED_CONSTRAINTS, UNDUMPED_INDEXES, member
+from projects.engines.postgresql_texts import (
+    CONSTRAINT_NAME,
+    DUMPED_INDEX,
+    UNDUMPED_CONSTRAINTS,
+    UNDUMPED_INDEXES,
+    described,
+    member,
+)
 
 _LO_PIECE = 1 << 20
 _OURS = "n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"
@@ -119,7 +126,8 @@ _FACTS = [
           JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am m ON m.oid = c.relam
          WHERE t.relpersistence <> 't' AND {DUMPED_INDEX} AND {_OURS} AND NOT {member("pg_class", "c.oid")}
            AND NOT {member("pg_class", "t.oid")}""",
-    f"""SELECT 'constraint', format('%I.%s.%I', n.nspname, coalesce(quote_ident(t.relname), y.typname), k.conname),
+    f"""SELECT 'constraint', format('%I.%s.%I', n.nspname, coalesce(quote_ident(t.relname), y.typname),
+                  {CONSTRAINT_NAME}),
                concat_ws('|', k.contype, k.condeferrable, k.condeferred, k.convalidated, k.confupdtype, k.confdeltype,
                   k.confmatchtype,
                   -- of a partition's key it says whether the partition was attached later, as pg_dump does
@@ -179,7 +187,7 @@ _FACTS = [
            AND NOT (d.classoid = 'pg_constraint'::regclass AND d.objoid IN ({UNDUMPED_CONSTRAINTS}))""",
     *(
         f"SELECT '{catalog.removeprefix('pg_').replace('_', ' ')}', pg_describe_object('{catalog}'::regclass, o.oid, 0), ''"
-        f" FROM {catalog} o WHERE o.oid >= 16384 AND NOT {member(catalog, 'o.oid')}"
+        f" FROM {catalog} o WHERE {described(catalog)}"
         for catalog in _PRESENT
     ),
 ]  # fmt: skip

@@ -39,13 +39,24 @@ UNDUMPED_INDEXES = (
 # A partition's part of a foreign key is made with the key, and its name is the server's choice.
 UNDUMPED_CONSTRAINTS = f"""SELECT u.oid FROM pg_constraint u WHERE u.contype = 'f' AND u.conparentid <> 0
              OR u.contype IN ('p', 'u', 'x') AND u.conindid IN ({UNDUMPED_INDEXES})"""
+# Of a constraint k, of the type y. pg_dump of 17 names no NOT NULL of a domain: a restore gives it the default's name, and
+# that is what it is told by (cut to 63 bytes, as the server cuts it), whatever it is called.
+CONSTRAINT_NAME = """CASE WHEN k.contype = 'n' AND k.contypid <> 0
+                     THEN substr((repeat('_', 9) || y.typname)::name::text, 10) || '_not_null' ELSE k.conname END"""
+# A name without a function, as another operator's COMMUTATOR or NEGATOR makes it: pg_dump passes it over.
+DUMPED_OPERATOR = "o.oprcode <> 0"
+
+
+def described(catalog: str) -> str:
+    """Which objects `o` of a catalog are told by the server's own description."""
+    shell = f" AND {DUMPED_OPERATOR}" if catalog == "pg_operator" else ""
+    return f"o.oid >= 16384 AND NOT {member(catalog, 'o.oid')}{shell}"
 
 
 def _described(catalog: str, text: str, more: str = "") -> str:
-    """Of a catalog whose objects are named by the server's own description."""
     return (
         f"SELECT pg_describe_object('{catalog}'::regclass, o.oid, 0), {text} FROM {catalog} o {more}"
-        f" WHERE o.oid >= 16384 AND NOT {member(catalog, 'o.oid')}"
+        f" WHERE {described(catalog)}"
     )
 
 
@@ -81,7 +92,8 @@ _TEXTS: dict[str, str] = {
           JOIN pg_namespace n ON n.oid = c.relnamespace
          WHERE t.relpersistence <> 't' AND {DUMPED_INDEX} AND {_OURS} AND NOT {member("pg_class", "c.oid")}
            AND NOT {member("pg_class", "t.oid")}""",
-    "constraint": f"""SELECT format('%I.%s.%I', n.nspname, coalesce(quote_ident(t.relname), y.typname), k.conname),
+    "constraint": f"""SELECT format('%I.%s.%I', n.nspname, coalesce(quote_ident(t.relname), y.typname),
+                  {CONSTRAINT_NAME}),
                pg_get_constraintdef(k.oid)
           FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace LEFT JOIN pg_class t ON t.oid = k.conrelid
           LEFT JOIN pg_type y ON y.oid = k.contypid
@@ -99,7 +111,9 @@ _TEXTS: dict[str, str] = {
          WHERE {_OURS}""",
     "routine": f"""SELECT format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
                concat_ws('|', pg_get_function_arguments(p.oid), pg_get_function_result(p.oid), pg_get_function_sqlbody(p.oid),
-                  p.probin, p.prosupport::text, p.protrftypes::text,
+                  p.probin, p.prosupport::text,
+                  (SELECT string_agg(format_type(x.type, NULL), ',' ORDER BY x.at)
+                     FROM unnest(p.protrftypes) WITH ORDINALITY AS x(type, at)),
                   (SELECT concat_ws('|', g.aggkind, g.aggnumdirectargs, g.aggtransfn, g.aggfinalfn, g.aggcombinefn,
                           g.aggserialfn, g.aggdeserialfn, g.aggmtransfn, g.aggminvtransfn, g.aggmfinalfn, g.aggfinalextra,
                           g.aggmfinalextra, g.aggfinalmodify, g.aggmfinalmodify, g.aggsortop::regoperator,

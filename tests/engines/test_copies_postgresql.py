@@ -168,6 +168,12 @@ def test_what_a_dump_leaves_out_or_puts_in_another_order_is_no_difference(copier
             "ALTER TABLE p ATTACH PARTITION p_0 FOR VALUES FROM (0) TO (50);"
             "CREATE TABLE g (id int REFERENCES p); ALTER TABLE g ADD FOREIGN KEY (id) REFERENCES p_z;"
             "CREATE INDEX lone ON ONLY f (id); CREATE INDEX f_9_other ON f_9 (id);"
+            "CREATE DOMAIN named AS int CONSTRAINT must NOT NULL CHECK (VALUE > 0); CREATE DOMAIN early AS int NOT NULL;"
+            'ALTER DOMAIN early RENAME TO "Late one";'
+            f"CREATE DOMAIN {'é' * 28} AS int NOT NULL; COMMENT ON CONSTRAINT named_check ON DOMAIN named IS 'kept';"
+            # An operator's shell, which stays when that operator goes.
+            "CREATE OPERATOR <<<< (leftarg = int, rightarg = int, function = int4lt, commutator = >>>>);"
+            "DROP OPERATOR <<<< (int, int);"
         )
         for first, second in ((group, login), (login, group)):
             policy = psycopg.sql.SQL("CREATE POLICY {} ON a TO {}, {}").format(first, first, second)
@@ -183,6 +189,9 @@ def test_what_a_dump_leaves_out_or_puts_in_another_order_is_no_difference(copier
     assert ("index", "public.lone") in source.facts
     assert ("index", "public.failed") not in source.facts
     assert ("constraint", "public.g.g_id_fkey") in source.facts
+    assert not [name for kind, name in source.facts if "operator" in kind]
+    not_null = {name for kind, name in source.facts if kind == "constraint" and name.endswith("_not_null")}
+    assert not_null in ({}, {"public.named.named_not_null"})
     side = copier.source.side(copier.tool)
     with ENGINE.moment(copier.source.endpoint, side.place, copier.tool) as moment:
         assert [note for note in moment.notes if note.startswith("1 invalid indexes ")]
@@ -190,6 +199,23 @@ def test_what_a_dump_leaves_out_or_puts_in_another_order_is_no_difference(copier
         tenant.execute("ALTER TABLE twice ADD y int; DROP INDEX good; CREATE INDEX good ON twice (y, (x + 1))")
     source, copy = copier.fingerprints()
     assert "index public.good differs" in source.differences(copy)
+
+
+def test_no_number_of_an_object_is_told(copier: Copier) -> None:
+    """They are others in each copy: made again, all is equal."""
+    copier.run()
+    found = []
+    for _ in range(2):
+        with connect(copier.source, replace(copier.source.admin, database=copier.names.database)) as admin:
+            admin.execute(
+                "DROP TYPE IF EXISTS public.pair CASCADE; CREATE TYPE public.pair AS (a int);"
+                "CREATE TRANSFORM FOR public.pair LANGUAGE sql (FROM SQL WITH FUNCTION prsd_lextype(internal));"
+                "CREATE FUNCTION public.f(int, public.pair) RETURNS int LANGUAGE sql TRANSFORM FOR TYPE public.pair"
+                " AS 'SELECT 1'"
+            )
+        found.append(copier.fingerprints()[0])
+    assert ("text of routine", "public.f(integer, pair)") in found[0].facts
+    assert found[0].differences(found[1]) == found[0].remarks(found[1]) == []
 
 
 @pytest.mark.parametrize(
