@@ -488,6 +488,8 @@ class TableContent:
     digest: str
 
 
+# The digest of a table whose rows the server removes by itself when their time has come: it is not compared.
+EXPIRES = "expires"
 # Facts of these kinds are definitions as text, told as two hashes: of the text, and of what a restore can't respell of it.
 TEXT = "text of "
 TEXTS = ("texts", "compared")  # the fact that names the kinds of them that are told; older fingerprints tell none
@@ -514,6 +516,8 @@ class Fingerprint:
             mine, theirs = self.tables.get(name), copy.tables.get(name)
             if mine is None or theirs is None:
                 found.append(f"table {name} is {'missing' if theirs is None else 'there only in the copy'}")
+            elif self._untold(copy, name):
+                continue
             elif mine.rows != theirs.rows:
                 found.append(f"table {name} has {theirs.rows} rows instead of {mine.rows}")
             elif mine.digest != theirs.digest:
@@ -531,6 +535,12 @@ class Fingerprint:
         if (mine := self._texts) != (theirs := copy._texts):
             untold = sorted(mine ^ theirs)
             found.append(f"Not compared, since another version of NovaStack took it: the text of {', '.join(untold)}.")
+        if gone := sorted(name for name in self.tables.keys() & copy.tables.keys() if self._untold(copy, name)):
+            more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
+            found.append(
+                "Not compared, since the server removes their documents by itself when their time has come:"
+                f" {', '.join(gone[:5])}{more}."
+            )
         versions = {name: v for (kind, name), v in copy.facts.items() if kind == EXTENSION_VERSION}
         for (kind, name), version in sorted(self.facts.items()):
             if kind == EXTENSION_VERSION and versions.get(name, version) != version:
@@ -548,6 +558,9 @@ class Fingerprint:
                 f" aliases: {', '.join(respelled[:5])}{more}."
             )
         return found
+
+    def _untold(self, copy: Fingerprint, name: str) -> bool:
+        return EXPIRES in (self.tables[name].digest, copy.tables[name].digest)
 
     @property
     def _texts(self) -> set[str]:

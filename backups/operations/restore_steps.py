@@ -157,13 +157,17 @@ def fence(ctx: Context) -> None:
 
 
 def carry_password(ctx: Context, side: Context) -> None:
-    """The login's password as it is at the live database, whoever set it, is the copy's as well."""
+    """The login's password as it is at the live database, whoever set it, is the copy's as well. Of a product that gives no
+    hashes it is the one that we know, since nobody else can set it there."""
     mine, theirs = ctx.names.login, side.names.login
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         hashes = admin.password_hashes(ctx.names)
     ctx.guard()
     with move_copying.target_errors(), wiring.admin_session(side.engine, side.server) as admin:
-        admin.put_password_hashes(side.names, {theirs: hashes[mine]} if mine in hashes else {})
+        if mine in hashes:
+            admin.put_password_hashes(side.names, {theirs: hashes[mine]})
+        elif (known := ctx.role(RoleKind.LOGIN).secret) is not None:
+            admin.set_password(theirs, known.open())
 
 
 # --- the switch ---------------------------------------------------------------------------------------------------------

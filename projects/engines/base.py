@@ -268,15 +268,20 @@ class Restoring(ABC):
         """A piece of the archive, every one, in order. Raises `EngineError` when it is none."""
 
     @abstractmethod
-    def finish(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:
-        """The tool has ended well. `credentials` are its login's. May take as long as making indexes does."""
+    def finish(
+        self, endpoint: Endpoint, credentials: Credentials, names: TenantNames, *, pulse: Callable[[], None]
+    ) -> None:
+        """The tool has ended well. `credentials` are its login's. May take as long as making indexes does; `pulse` is called
+        between them, and ends it by raising."""
 
 
 class _OnlyFinished(Restoring):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def finish(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:
+    def finish(
+        self, endpoint: Endpoint, credentials: Credentials, names: TenantNames, *, pulse: Callable[[], None]
+    ) -> None:
         self._engine.finish_copy(endpoint, credentials, names)
 
 

@@ -36,9 +36,9 @@ from projects.domain import (
 from projects.engines import mongodb_copy, trust
 from projects.engines.base import TABLES_MOST, TABLES_SECONDS, Restoring
 from projects.engines.mongodb import DATA, MIB, SECRET, MongoDB
-from projects.engines.mongodb_admin import MongoDBAdmin, some
+from projects.engines.mongodb_admin import MongoDBAdmin
 from projects.engines.mongodb_moment import IndexedAfterwards
-from projects.engines.mongodb_reading import names_of
+from projects.engines.mongodb_reading import names_of, some
 from projects.engines.mongodb_session import ADMIN, Session
 
 MOUNT = "/var/lib/ferretdb"
@@ -167,6 +167,9 @@ class FerretDBAdmin(MongoDBAdmin):
             found.append(f"logins besides {names.login}, {some(logins)}")
         return found
 
+    def quiet(self, names: TenantNames, *, quiet: bool) -> None:
+        """It does nothing by itself that could be stopped."""
+
     def admit_tool(self, names: TenantNames, username: str, password: str) -> None:
         self._put(names, username, password)
 
@@ -272,6 +275,7 @@ class FerretDB(MongoDB):
     )
     admin_class: ClassVar[type[MongoDBAdmin]] = FerretDBAdmin
     trims_capped: ClassVar[bool] = True
+    expires: ClassVar[bool] = False
     lock_ends_sessions: ClassVar[bool] = False
     tool_programs: ClassVar[tuple[str, ...]] = (mongodb_copy.DUMP, mongodb_copy.RESTORE)
 

@@ -78,6 +78,7 @@ class MongoDB(Engine):
     trims_capped: ClassVar[bool] = (
         False  # capped collections lose their oldest documents some time after a write, not by it
     )
+    expires: ClassVar[bool] = True  # documents with a time to live go by themselves
 
     def server_spec(self, request: ServerRequest) -> ServerSpec:
         data = f"{MOUNT}/{DATA}"
@@ -162,7 +163,7 @@ class MongoDB(Engine):
         self, endpoint: Endpoint, place: Endpoint, credentials: Credentials, *, compress: bool = False
     ) -> contextlib.AbstractContextManager[Moment]:
         return mongodb_moment.held(
-            endpoint, place, credentials, program=self.dump_program, trims_capped=self.trims_capped
+            endpoint, place, credentials, program=self.dump_program, trims_capped=True, expires=self.expires
         )
 
     def restore(self, place: Endpoint, credentials: Credentials) -> Command:
@@ -171,7 +172,7 @@ class MongoDB(Engine):
     def fingerprint(
         self, endpoint: Endpoint, credentials: Credentials, *, pulse: Callable[[], None] = lambda: None
     ) -> Fingerprint:
-        return mongodb_reading.read(endpoint, credentials, pulse, trims_capped=self.trims_capped)
+        return mongodb_reading.read(endpoint, credentials, pulse, trims_capped=self.trims_capped, expires=self.expires)
 
     def validate_identifier(self, value: str) -> str:
         return mongodb_names.validate(value, self.title)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from projects.domain import Counters, EngineError, ServerStats, TableCount, TableCounts, TenantNames
 from projects.engines.base import TABLES_MOST, TABLES_SECONDS, EngineAdmin
 from projects.engines.mongodb_moment import unspeakable
-from projects.engines.mongodb_reading import names_of
+from projects.engines.mongodb_reading import collections_of, some, time_series, told_series
 from projects.engines.mongodb_session import ADMIN, NOT_FOUND, CommandFailed, Session
 
 PLATFORM = "novastack"
@@ -173,12 +173,19 @@ class MongoDBAdmin(EngineAdmin):
     def obstacles(self, names: TenantNames, *, renamed: bool = False) -> list[str]:
         """Collections that the tools pass over."""
         found = []
-        listed = names_of(self._session, names.database)
+        rows = collections_of(self._session, names.database)
+        listed = [str(row["name"]) for row in rows]
         if own := [name for name in listed if name.startswith("system.") and name not in _TAKEN_ALONG]:
             found.append(f"collections with a name of the server's own, {some(own)}: rename them")
         if broken := unspeakable(listed):
             found.append(f"collections with a line break in their name, {some(broken)}: rename them")
+        if series := time_series(rows):
+            found.append(told_series(series))
         return found
+
+    def quiet(self, names: TenantNames, *, quiet: bool) -> None:
+        """Documents with a time to live stay, of all databases. A restart lifts it."""
+        self._session.run(ADMIN, {"setParameter": 1, "ttlMonitorEnabled": not quiet})
 
     def admit_tool(self, names: TenantNames, username: str, password: str) -> None:
         self._user(names.database, username, password, [{"role": "read", "db": names.database}])
@@ -253,11 +260,6 @@ class MongoDBAdmin(EngineAdmin):
             if error.number != _ROLE_NOT_FOUND:
                 raise
             self._session.run(database, {"createRole": name, "privileges": privileges, "roles": []})
-
-
-def some(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name)[1:-1][:60] for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def _counters(server: dict[str, Any]) -> Counters:

@@ -18,7 +18,7 @@ from typing import Any
 import bson
 from bson.errors import BSONError
 
-from projects.domain import EngineError, Fingerprint, TableContent
+from projects.domain import EXPIRES, EngineError, Fingerprint, TableContent
 
 MAGIC = 0x8199E26D
 _TERMINATOR = -1
@@ -92,6 +92,11 @@ class Collection:
     def capped(self) -> bool:
         return bool(self.options.get("capped"))
 
+    @property
+    def expires(self) -> bool:
+        """The server removes documents by itself, when their time has come."""
+        return any("expireAfterSeconds" in spec for spec in (self.options, *self.indexes))
+
     def facts(self) -> dict[tuple[str, str], str]:
         """Its form, and each index with all of its options. In what order a server tells options says nothing; the order of
         an index's keys does."""
@@ -108,13 +113,21 @@ def _sorted(spec: Mapping[str, Any]) -> str:
 
 
 def contents(
-    collections: Mapping[str, Collection], documents: Mapping[str, Documents], *, trims_capped: bool
+    collections: Mapping[str, Collection],
+    documents: Mapping[str, Documents],
+    *,
+    trims_capped: bool,
+    expires: bool = False,
 ) -> Fingerprint:
+    """`trims_capped`, `expires`: the server removes documents of such collections by itself, some time after a write; so
+    that of the one the newest document is told, of the other none."""
     facts: dict[tuple[str, str], str] = {}
     tables = {}
     for name, collection in collections.items():
         facts.update(collection.facts())
-        if collection.kind != "view":
+        if expires and collection.expires:
+            tables[name] = TableContent(0, EXPIRES)
+        elif collection.kind != "view":
             tables[name] = documents.get(name, Documents()).content(trimmed=trims_capped and collection.capped)
     return Fingerprint(tables, facts)
 
@@ -178,7 +191,7 @@ class ArchiveReader:
             at += size
         return at
 
-    def contents(self, *, trims_capped: bool) -> Fingerprint:
+    def contents(self, *, trims_capped: bool, expires: bool = False) -> Fingerprint:
         """Of all that was fed. `EngineError` when it did not end where an archive ends."""
         whole = self.head_read and not self._held and self._current is None and not self._ending
         open_ones = [
@@ -188,7 +201,7 @@ class ArchiveReader:
         ]
         if not whole or open_ones:
             raise EngineError("the dump did not come to its end")
-        return contents(self.collections, self.documents, trims_capped=trims_capped)
+        return contents(self.collections, self.documents, trims_capped=trims_capped, expires=expires)
 
     # --- parts ------------------------------------------------------------------------------------------------------------
     def _terminated(self) -> None:

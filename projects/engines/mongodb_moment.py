@@ -16,7 +16,7 @@ from projects.domain import Command, Credentials, Endpoint, EngineError, Fingerp
 from projects.engines import mongodb_copy
 from projects.engines.base import Moment, Restoring
 from projects.engines.mongodb_archive import ArchiveReader
-from projects.engines.mongodb_reading import names_of
+from projects.engines.mongodb_reading import collections_of, time_series, told_series
 from projects.engines.mongodb_session import connect
 
 NOT_ONE = (
@@ -24,6 +24,9 @@ NOT_ONE = (
     " and there is no going back to a point in time."
 )
 USERS = "Logins and their passwords are not in it: a restored database has its project's own."
+EXPIRING = (
+    "Of {} collections with a time to live no document is counted or compared: the server removes them by itself."
+)
 TRIMMED = "Of {} capped collections only the newest document is counted and compared: the server removes the oldest by itself."
 
 
@@ -35,35 +38,42 @@ def unspeakable(names: Sequence[str]) -> list[str]:
 class MongoDBMoment(Moment):
     from_stream = True
 
-    def __init__(self, command: Command, notes: tuple[str, ...], *, trims_capped: bool) -> None:
+    def __init__(self, command: Command, notes: tuple[str, ...], *, trims_capped: bool, expires: bool = False) -> None:
         self.command, self.notes = command, notes
         self._reader = ArchiveReader()
-        self._trims_capped = trims_capped
+        self._trims_capped, self._expires = trims_capped, expires
 
     def hear(self, piece: bytes) -> None:
         self._reader.feed(piece)
         self.tool = self._reader.made_by
 
     def heard_all(self) -> None:
-        capped = sum(collection.capped for collection in self._reader.collections.values())
+        found = self._reader.collections.values()
+        capped = sum(collection.capped for collection in found)
+        expiring = sum(collection.expires for collection in found) if self._expires else 0
         if capped and self._trims_capped:
             self.notes = (*self.notes, TRIMMED.format(capped))
+        if expiring:
+            self.notes = (*self.notes, EXPIRING.format(expiring))
 
     def contents(self, pulse: Callable[[], None]) -> Fingerprint:
         if found := unspeakable(list(self._reader.collections)):
             raise EngineError(f"{len(found)} collections with a line break in their name came about meanwhile")
-        return self._reader.contents(trims_capped=self._trims_capped)
+        return self._reader.contents(trims_capped=self._trims_capped, expires=self._expires)
 
 
 @contextlib.contextmanager
 def held(
-    endpoint: Endpoint, place: Endpoint, credentials: Credentials, *, program: str, trims_capped: bool
+    endpoint: Endpoint, place: Endpoint, credentials: Credentials, *, program: str, trims_capped: bool, expires: bool
 ) -> Iterator[MongoDBMoment]:
     """The moments are the tool's own."""
     with connect(endpoint, credentials, timeout_seconds=10) as session:
-        left_out = unspeakable(names_of(session, credentials.database))
+        listed = collections_of(session, credentials.database)
+    series = time_series(listed)
+    left_out = [*unspeakable([str(row["name"]) for row in listed]), *series]
     command = mongodb_copy.dump(place, credentials, program, left_out=left_out)
-    yield MongoDBMoment(command, (NOT_ONE, USERS), trims_capped=trims_capped)
+    notes = (f"Not in the backup: {told_series(series)}.",) if series else ()
+    yield MongoDBMoment(command, (NOT_ONE, USERS, *notes), trims_capped=trims_capped, expires=expires)
 
 
 class IndexedAfterwards(Restoring):
@@ -76,7 +86,9 @@ class IndexedAfterwards(Restoring):
     def hear(self, piece: bytes) -> None:
         self._reader.feed(piece)
 
-    def finish(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:
+    def finish(
+        self, endpoint: Endpoint, credentials: Credentials, names: TenantNames, *, pulse: Callable[[], None]
+    ) -> None:
         with connect(endpoint, credentials, timeout_seconds=10, statement_seconds=3600) as session:
             for name, collection in self._reader.collections.items():
                 wanted = [
@@ -85,4 +97,5 @@ class IndexedAfterwards(Restoring):
                     if index.get("name") != "_id_"
                 ]
                 if wanted:
+                    pulse()
                     session.run(names.database, {"createIndexes": name, "indexes": wanted})

@@ -107,7 +107,7 @@ class Copier:
             engine, self.source.side(self.tool), self.target.side(restorer), stem=f"test-{uuid.uuid4()}", pulse=pulse,
             restoring=restoring,
         )  # fmt: skip
-        restoring.finish(self.target.endpoint, restorer, names)
+        restoring.finish(self.target.endpoint, restorer, names, pulse=lambda: pulse(moved))
         with engine.admin(self.source.endpoint, self.source.admin) as admin:
             around = admin.around(self.names)
         with engine.admin(self.target.endpoint, self.target.admin) as admin:

@@ -251,5 +251,7 @@ def test_indexes_that_can_t_be_made_are_an_error(copier: Copier) -> None:
         restoring.hear(dump[first : first + 11])
     with ENGINE.admin(copier.target.endpoint, copier.target.admin) as admin:
         admin.admit_restorer(copier.copied, copier.copied_tool.username, copier.copied_tool.password)
+    pulsed: list[int] = []
     with pytest.raises(EngineError, match=r"UNIQUE|E11000"):
-        restoring.finish(copier.target.endpoint, copier.copied_tool, copier.copied)
+        restoring.finish(copier.target.endpoint, copier.copied_tool, copier.copied, pulse=lambda: pulsed.append(1))
+    assert pulsed == [1]

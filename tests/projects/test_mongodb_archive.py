@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import bson
 import pytest
 
-from projects.domain import Command, EngineError, Fingerprint
+from projects.domain import EXPIRES, Command, Credentials, Endpoint, EngineError, Fingerprint, TenantNames
+from projects.engines import mongodb_moment, mongodb_reading
+from projects.engines.ferretdb import FerretDBAdmin
+from projects.engines.mongodb import MongoDB
+from projects.engines.mongodb_admin import MongoDBAdmin
 from projects.engines.mongodb_archive import MAGIC, ArchiveReader
 from projects.engines.mongodb_moment import MongoDBMoment, unspeakable
 
@@ -37,11 +43,11 @@ def end(name: str) -> bytes:
     return bson.encode({"db": "d", "collection": name, "EOF": True, "CRC": bson.Int64(7)}) + END
 
 
-def read(archive: bytes, size: int = 1 << 20, *, trims_capped: bool = False) -> Fingerprint:
+def read(archive: bytes, size: int = 1 << 20, *, trims_capped: bool = False, expires: bool = False) -> Fingerprint:
     reader = ArchiveReader()
     for first in range(0, len(archive), size):
         reader.feed(archive[first : first + size])
-    return reader.contents(trims_capped=trims_capped)
+    return reader.contents(trims_capped=trims_capped, expires=expires)
 
 
 HEAD = head(
@@ -75,6 +81,30 @@ def test_of_what_is_trimmed_the_newest_document_counts() -> None:
     assert read(longer, trims_capped=True) == read(shorter, trims_capped=True)
     assert read(longer) != read(shorter)
     assert read(newer, trims_capped=True) != read(shorter, trims_capped=True)
+
+
+@pytest.mark.parametrize(
+    "collection",
+    [
+        {"options": {"expireAfterSeconds": {"$numberLong": "60"}}},
+        {"indexes": [{**INDEX, "expireAfterSeconds": {"$numberInt": "60"}}]},
+    ],
+)
+def test_documents_that_the_server_removes_by_itself_are_not_compared(collection: dict[str, Any]) -> None:
+    begins = head(("a", collection))
+    before, after = begins + block("a", {"x": 1}, {"x": 2}) + end("a"), begins + block("a", {"x": 2}) + end("a")
+    assert read(before).differences(read(after)) == ["table a has 1 rows instead of 2"]
+    told = read(before, expires=True)
+    assert told.differences(read(after, expires=True)) == told.differences(read(after)) == []
+    (remark,) = told.remarks(read(after, expires=True))
+    assert remark.startswith("Not compared, since the server removes") and remark.endswith(": a.")
+    changed = head(("a", {})) + end("a")
+    assert told.differences(read(changed, expires=True))  # what it is, is
+    moment = MongoDBMoment(Command(()), (), trims_capped=True, expires=True)
+    moment.hear(before)
+    moment.heard_all()
+    assert [note for note in moment.notes if note.startswith("Of 1 collections with a time to live")]
+    assert moment.contents(lambda: None) == told
 
 
 def test_what_is_not_whole_is_refused() -> None:
@@ -112,3 +142,66 @@ def test_a_collection_that_a_restore_would_leave_out_is_none_of_a_dump() -> None
     moment.hear(head(("b\nc", {})) + end("b\nc"))
     with pytest.raises(EngineError, match="line break"):
         moment.contents(lambda: None)
+
+
+class Answers:
+    """In place of a session with MongoDB, which could not be run here: what is asked is kept."""
+
+    def __init__(self, *listed: dict[str, Any]) -> None:
+        self.listed, self.asked = list(listed), []  # type: list[dict[str, Any]], list[tuple[str, Any]]
+
+    def run(self, database: str, command: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append((database, command))
+        return {}
+
+    def whole(self, database: str, _answer: dict[str, Any]) -> list[dict[str, Any]]:
+        command = self.asked[-1][1]
+        return self.listed if "listCollections" in command else [{"name": "_id_", "key": {"_id": 1}, "v": 2}]
+
+    def raw(self, database: str, name: str, pulse: Any) -> Iterator[bytes]:
+        self.asked.append((database, name))
+        yield bson.encode({"_id": name})
+
+
+LISTED = (
+    {"name": "a", "type": "collection", "options": {}},
+    {"name": "system.js", "type": "collection", "options": {}},
+    {"name": "system.views", "type": "collection", "options": {}},
+    {"name": "system.other", "type": "collection", "options": {}},
+    {"name": "weather", "type": "timeseries", "options": {"timeseries": {"timeField": "t"}}},
+    {"name": "system.buckets.weather", "type": "collection", "options": {}},
+    {"name": "gone", "type": "collection", "options": {"expireAfterSeconds": 1, "clusteredIndex": True}},
+)
+NAMES = TenantNames(database="d", owner="o", group="g", login="l", control="c", connection_limit=9)
+
+
+def test_what_is_read_through_the_driver_is_what_a_dump_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = Answers(*LISTED)
+    monkeypatch.setattr(mongodb_reading, "connect", lambda *_, **__: contextlib.nullcontext(answers))
+    where, login = Endpoint("127.0.0.1", 1), Credentials("l", "p", "d")
+    found = mongodb_reading.read(where, login, lambda: None, trims_capped=False, expires=True)
+    assert set(found.tables) == {"a", "system.js", "gone"}
+    assert [name for _, name in answers.asked if isinstance(name, str)] == ["a", "system.js"]
+    assert found.tables["gone"].digest == EXPIRES
+    assert ("collection", "gone") in found.facts
+
+
+def test_a_time_series_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = Answers(*LISTED)
+    monkeypatch.setattr(mongodb_moment, "connect", lambda *_, **__: contextlib.nullcontext(answers))
+    where, login = Endpoint("127.0.0.1", 1), Credentials("l", "p", "d")
+    with MongoDB().moment(where, where, login) as moment:
+        assert [part for part in moment.command.argv if "exclude" in part] == ["--excludeCollection=weather"]
+        notes = moment.notes
+    obstacles = MongoDBAdmin(answers).obstacles(NAMES)  # type: ignore[arg-type]
+    assert [told for told in obstacles if f"Not in the backup: {told}." in notes]
+    assert any("weather" in told for told in obstacles)
+
+
+def test_nothing_expires_on_a_server_of_its_own_while_it_is_copied() -> None:
+    answers = Answers()
+    for quiet in (True, False):
+        MongoDBAdmin(answers).quiet(NAMES, quiet=quiet)  # type: ignore[arg-type]
+    assert answers.asked == [("admin", {"setParameter": 1, "ttlMonitorEnabled": on}) for on in (False, True)]
+    FerretDBAdmin(answers).quiet(NAMES, quiet=True)  # type: ignore[arg-type]
+    assert len(answers.asked) == 2
