@@ -217,6 +217,7 @@ def prove(ctx: Context, side: Context, backup: Backup) -> None:
     wanted = manifest.contents
     if wanted is None:
         raise StepFailed("restore_differs", "The manifest does not say what the backup holds.", retryable=False)
+    remarks = wanted.remarks(found)
     newer = version_numbers(side.server.version)[:1] != version_numbers(manifest.version)[:1]
     if newer:
         respelled = wanted.differences(replace(found, tables=wanted.tables))
@@ -231,6 +232,8 @@ def prove(ctx: Context, side: Context, backup: Backup) -> None:
         raise StepFailed(
             "restore_differs", f"What was restored is not what was backed up: {shown}{more}.", retryable=False
         )
+    for line in remarks[:20]:
+        ctx.say(line, level="warning")
     ctx.record(tables=len(wanted.tables), rows=wanted.rows, facts=len(wanted.facts))
     told = "" if newer else f" and {len(wanted.facts)} facts"
     ctx.explain(f"{wanted.rows} rows of {len(wanted.tables)} tables{told} are what was backed up")

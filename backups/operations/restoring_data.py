@@ -135,7 +135,8 @@ def restore_into(
     opener = open_archive(backup, manifest, storage)
     restoring = side.engine.restoring()
     moved = feed(side, side_of(side, taker), opener, name=copying.tool_names(stem)[1], pulse=pulse, hear=restoring.hear)
-    restoring.finish(side.server.control_endpoint, taker, names)
+    side.guard()
+    restoring.finish(side.server.control_endpoint, taker, names, pulse=lambda: pulse(moved))
     given_back(side, names)
     tool = admitted(side, names)
     with wiring.admin_session(side.engine, side.server) as admin:

@@ -95,7 +95,10 @@ class Taking:
         side = side_of(ctx, login)
         rate = settings.NOVASTACK_BACKUP_RATE_BYTES
         # With a rate limit it is the dump's own bytes that are counted, since they are what the source has to do.
-        with ctx.engine.moment(ctx.server.control_endpoint, side.place, login, compress=not rate) as moment:
+        with contextlib.ExitStack() as held:
+            moment = held.enter_context(
+                ctx.engine.moment(ctx.server.control_endpoint, side.place, login, compress=not rate)
+            )
             taken_at = now()
             with wiring.admin_session(ctx.engine, ctx.server) as admin:
                 around = admin.around(ctx.names)
@@ -107,8 +110,9 @@ class Taking:
                         side, moment, writer, recipients, name=_tool(backup), pulse=_watched(ctx, backup),
                         limits=streaming.Limits(rate, settings.NOVASTACK_BACKUP_NICE, _most_bytes(backup)),
                     )  # fmt: skip
+                    held.close()  # nothing is held of the database while the storage makes its answer
                     ctx.guard()
-                    _commit(storage, writer, key, taken.sealed.size_bytes, taken.sealed.sha256)
+                    _commit(storage, writer, key, taken.sealed.size_bytes, taken.sealed.sha256, ctx.pulse)
                 except BaseException:
                     writer.abort()
                     raise
@@ -148,7 +152,9 @@ class Taking:
                 try:
                     for first in range(0, len(data), _READ_BYTES):
                         writer.write(data[first : first + _READ_BYTES])
-                    _commit(storage, writer, backup.manifest_key, len(data), hashlib.sha256(data).hexdigest())
+                    _commit(
+                        storage, writer, backup.manifest_key, len(data), hashlib.sha256(data).hexdigest(), ctx.pulse
+                    )
                 except BaseException:
                     writer.abort()
                     raise
@@ -292,12 +298,15 @@ def throw_away(backup: Backup, storage: Storage) -> list[str]:
     return list(dict.fromkeys(kept))
 
 
-def _commit(storage: Storage, writer: Writer, key: str, size_bytes: int, sha256: str) -> None:
-    """Have the object under its name. An answer that leaves it open is settled by looking (rule 29)."""
+def _commit(
+    storage: Storage, writer: Writer, key: str, size_bytes: int, sha256: str, pulse: Callable[[], None]
+) -> None:
+    """Have the object under its name. An answer that leaves it open is settled by looking (rule 29); what is larger than
+    can be read here in time is taken anew."""
     try:
         writer.commit()
     except StorageError:
-        if not _is_there(storage, key, size_bytes, sha256):
+        if size_bytes > _DOUBTED_BYTES or not _is_there(storage, key, size_bytes, sha256, pulse):
             raise
         log.warning("a doubtful commit was settled by reading the object", key=key)
 
@@ -311,9 +320,7 @@ def _check_again(ctx: Context, backup: Backup, storage: Storage) -> None:
         raise StepFailed("object_missing", "What is stored is not what was written.", retryable=False)
 
 
-def _is_there(
-    storage: Storage, key: str, size_bytes: int, sha256: str, pulse: Callable[[], None] = lambda: None
-) -> bool:
+def _is_there(storage: Storage, key: str, size_bytes: int, sha256: str, pulse: Callable[[], None]) -> bool:
     try:
         stored = storage.head(key)
         if stored is None or stored.size_bytes != size_bytes:

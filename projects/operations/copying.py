@@ -13,12 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO
 
+import structlog
+
 from projects import domain
 from projects.engines import framing
 from projects.engines.base import Engine, Restoring
 from projects.operations.base import StepFailed
 from projects.operations.stages import END_SECONDS, LOOK_SECONDS, TOOL_MEMORY_BYTES, Stage
 from projects.runtimes.base import Runtime
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,8 @@ def _run(pump: _Pump, dump: Stage, restore: Stage, pulse: Callable[[int], None])
             raise restore.failure(ended)
     if pump.dumped is not None and pump.dumped != domain.ExitResult(0):
         raise dump.failure(pump.dumped)
+    if pump.error is not None and not pump.broken:
+        raise pump.error  # the other tool only waits for more, and says nothing about it
     if pump.error is not None:
         ended = restore.awaited(pulse, pump.moved)
         raise restore.failure(ended) if ended.exit_code else pump.error
@@ -120,6 +126,7 @@ class _Pump(threading.Thread):
         self.moved = 0
         self.dumped: domain.ExitResult | None = None
         self.error: Exception | None = None
+        self.broken = False  # the stream was: whoever takes may say why
 
     def run(self) -> None:
         source = self._dump.tool.stdout
@@ -141,8 +148,13 @@ class _Pump(threading.Thread):
             self.error = StepFailed("dump_failed", f"The dump tool wrote something else than a dump: {error}")
         except (OSError, ValueError) as error:
             # Either the tool that takes has ended, which its exit code says, or a connection broke.
+            self.broken = True
             self.error = StepFailed("copy_interrupted", f"The stream between the tools broke ({type(error).__name__}).")
         except (TimeoutError, domain.NovaStackRuntimeError) as error:
             self.error = (
                 error if isinstance(error, domain.NovaStackRuntimeError) else StepFailed("dump_failed", str(error))
             )
+        except Exception as error:
+            # Silence would leave both tools waiting for it, and clients shut out.
+            log.error("moving a dump broke", error=type(error).__name__, exc_info=error)
+            self.error = StepFailed("copy_interrupted", f"The stream between the tools broke ({type(error).__name__}).")

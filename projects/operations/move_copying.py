@@ -33,6 +33,7 @@ from projects.operations.move_steps import MIB, password_known, row_of, stem_of
 log = structlog.get_logger(__name__)
 GUARD_SECONDS = 2.0
 DIFFERENCES_SHOWN = 5
+SAID = 20
 
 
 def note_password(ctx: Context) -> None:
@@ -104,7 +105,8 @@ def copy(ctx: Context) -> None:
             raise StepFailed("target_full", detail, retryable=False) from error
         raise
     with target_errors():
-        restoring.finish(side.server.control_endpoint, taker, names)
+        side.guard()
+        restoring.finish(side.server.control_endpoint, taker, names, pulse=lambda: pulse(moved))
         given_back(side, names)
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         around = admin.around(ctx.names)
@@ -184,11 +186,13 @@ def compare(ctx: Context) -> None:
     with target_errors():
         copied = both[1].result()
     if found := source.differences(copied):
-        for line in found[:20]:
+        for line in found[:SAID]:
             ctx.say(line, level="error")
         shown = "; ".join(found[:DIFFERENCES_SHOWN])
         more = f" and {len(found) - DIFFERENCES_SHOWN} more" if len(found) > DIFFERENCES_SHOWN else ""
         raise StepFailed("copy_differs", f"The copy is not what the source is: {shown}{more}.", retryable=False)
+    for line in source.remarks(copied)[:SAID]:
+        ctx.say(line, level="warning")
     ctx.record(tables=len(source.tables), rows=source.rows, facts=len(source.facts))
     ctx.explain(f"{source.rows} rows of {len(source.tables)} tables and {len(source.facts)} facts are equal")
 

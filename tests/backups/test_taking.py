@@ -418,7 +418,7 @@ def test_a_doubtful_commit_is_settled_by_what_is_there(
     target: StorageTarget,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The answer got lost, the object did not."""
+    """The answer got lost, the object did not. The database's snapshot is over by then, however long it takes."""
     site = docker_site
     project = site.ready()
     commit, lost = _FileWriter.commit, []
@@ -426,6 +426,11 @@ def test_a_doubtful_commit_is_settled_by_what_is_there(
     def unanswered(writer: _FileWriter) -> None:
         commit(writer)
         lost.append(1)
+        deadline = time.monotonic() + 60
+        with site.client.administrator(project) as session:
+            while session.execute("SELECT FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'").fetchone():
+                assert time.monotonic() < deadline, "the snapshot is still held"
+                time.sleep(0.05)
         raise StorageError("storage_unreachable", "The storage did not answer.")
 
     with monkeypatch.context() as patched:
@@ -434,6 +439,28 @@ def test_a_doubtful_commit_is_settled_by_what_is_there(
     assert backup.attempt == 1 and len(lost) == 2
     read_manifest(backup)
     assert archive_of(backup).startswith(b"PGDMP")
+
+
+def test_what_takes_too_long_to_read_again_is_taken_anew(
+    docker_site: Site,
+    target: StorageTarget,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = docker_site
+    project = site.ready()
+    commit, lost = _FileWriter.commit, []
+
+    def unanswered(writer: _FileWriter) -> None:
+        commit(writer)
+        if not lost:
+            lost.append(1)
+            raise StorageError("storage_unreachable", "The storage did not answer.", retryable=True)
+
+    monkeypatch.setattr(_FileWriter, "commit", unanswered)
+    monkeypatch.setattr(taking_steps, "_DOUBTED_BYTES", 0)
+    backup = stored(site, project)
+    assert backup.attempt == 2
+    read_manifest(backup)
 
 
 def test_deletion_of_the_project_cuts_it_short(

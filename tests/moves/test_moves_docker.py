@@ -192,9 +192,13 @@ def test_to_another_region(docker_site: Site, process_region: Region) -> None:
     """Containers to plain processes: the address changes, which is told, and the old one stays reserved."""
     site = docker_site
     project = site.ready()
+    with site.login(project) as session:
+        session.execute("CREATE TABLE spelled (v varchar(9) CHECK (v IN ('a', 'b')))")
     before = Endpoint.objects.get(project=project)
     old = DatabaseServer.objects.get(project_uuid=project.pk)
     operation = done(site, begin(project, region=process_region))
+    (said,) = operation.events.filter(message__startswith="After a restore the server spells otherwise")
+    assert said.level == "warning" and "spelled_v_check" in said.message
     project.refresh_from_db()
     assert (project.region, project.status) == (process_region, "running")
     after = Endpoint.objects.get(project=project)

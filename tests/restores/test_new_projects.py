@@ -55,6 +55,8 @@ def test_all_that_was_in_it_goes_round(docker_site: Site, target: StorageTarget)
     assert operation.state == "succeeded", told(operation)
     assert made.status == "succeeded"
     assert made.duration_seconds is not None
+    (said,) = operation.events.filter(message__startswith="After a restore the server spells otherwise")
+    assert said.level == "warning" and "constraint public.spelled.spelled_v_check" in said.message
     project = Project.objects.get(pk=made.project_uuid)
     assert (project.name, project.status) == ("Shop, Monday", "running")
     assert site.rows_of(project) == 1000
