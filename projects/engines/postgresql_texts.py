@@ -39,8 +39,8 @@ UNDUMPED_INDEXES = (
 # A partition's part of a foreign key is made with the key, and its name is the server's choice.
 UNDUMPED_CONSTRAINTS = f"""SELECT u.oid FROM pg_constraint u WHERE u.contype = 'f' AND u.conparentid <> 0
              OR u.contype IN ('p', 'u', 'x') AND u.conindid IN ({UNDUMPED_INDEXES})"""
-# Of a constraint k, of the type y. pg_dump of 17 names no NOT NULL of a domain: a restore gives it the default's name, and
-# that is what it is told by (cut to 63 bytes, as the server cuts it), whatever it is called.
+# Of a constraint k, of the type y. pg_dump of 17 named no NOT NULL of a domain at first: a restore gave it the default's name,
+# and that is what it is told by (cut to 63 bytes, as the server cuts it), whatever it is called.
 CONSTRAINT_NAME = """CASE WHEN k.contype = 'n' AND k.contypid <> 0
                      THEN substr((repeat('_', 9) || y.typname)::name::text, 10) || '_not_null' ELSE k.conname END"""
 # A name without a function, as another operator's COMMUTATOR or NEGATOR makes it: pg_dump passes it over.
