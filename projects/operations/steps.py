@@ -249,7 +249,7 @@ def await_login(ctx: Context) -> None:
         _await_login(ctx, starts)
     except StepFailed as error:
         if error.code == "deadline_exceeded":  # the machine was too busy to look before
-            _fail_if_dead(ctx, starts)
+            _fail_if_dead(ctx, starts, most=1)
         raise
 
 
@@ -280,7 +280,7 @@ def _await_login(ctx: Context, starts: set[datetime]) -> None:
             )
         if ctx.remaining_seconds() < 1:
             ctx.guard()
-            _fail_if_dead(ctx, starts)
+            _fail_if_dead(ctx, starts, most=1)  # it was started again meanwhile: it does not run, it ends
             spec = ctx.engine.server_spec(wiring.server_request(server))
             raise StepFailed(
                 "no_answer",
@@ -302,12 +302,13 @@ def _seen_running(ctx: Context) -> None:
     ctx.save_server("observed_state", "observed_detail", "observed_at", "started_at")
 
 
-def _fail_if_dead(ctx: Context, starts: set[datetime]) -> None:
-    """`starts`: the times at which it was seen to have been started. One that needs several never comes up."""
+def _fail_if_dead(ctx: Context, starts: set[datetime], *, most: int = MAX_STARTS) -> None:
+    """`starts`: the times at which it was seen to have been started. One that needs several (more than `most`) never comes
+    up."""
     seen = ctx.runtime.observe([ctx.server.handle])[ctx.server.handle]
     if seen.started_at is not None:
         starts.add(seen.started_at)
-    if seen.state in {domain.ServerState.STOPPED, domain.ServerState.ABSENT} or len(starts) > MAX_STARTS:
+    if seen.state in {domain.ServerState.STOPPED, domain.ServerState.ABSENT} or len(starts) > most:
         reason = "killed: out of memory" if seen.oom_killed else seen.detail
         words = _last_words(ctx)
         full = bool(_NO_SPACE.search(words))

@@ -68,7 +68,7 @@ def own_image(docker_site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Si
     monkeypatch.setattr(settings, "NOVASTACK_IMAGES", {"postgresql": OWN})
     monkeypatch.setattr(base, "OPERATION_ATTEMPTS", 1)
     definition = base.latest_definition("provision")
-    quick = tuple(replace(s, deadline_seconds=12) if s.name == "ready" else s for s in definition.steps)
+    quick = tuple(replace(s, deadline_seconds=30) if s.name == "ready" else s for s in definition.steps)
     monkeypatch.setitem(base._definitions, ("provision", definition.version), replace(definition, steps=quick))
     yield docker_site
     docker_site.clean_up()
