@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -236,9 +237,17 @@ def _verdict(ours: list[float], raw: list[float]) -> str:
 
 
 def run() -> Iterator[str]:
+    with backed_up() as (project, folder):
+        _fill(project, BYTES)
+        yield from _measure(project, folder)
+
+
+@contextmanager
+def backed_up(engine: str = "postgresql", version: str | None = None) -> Iterator[tuple[Project, Path]]:
+    """A project on Docker that is backed up into a folder of its own; both are gone at the end."""
     user, organization = person()
     plan()
-    first = 13000 + secrets.randbelow(100) * 10
+    first = 13000 + secrets.randbelow(200) * 10
     region = Region.objects.create(
         slug=f"backups-{first}", name="Backups", runtime="docker", port_start=first, port_end=first + 9
     )
@@ -254,11 +263,12 @@ def run() -> Iterator[str]:
             target.save()
             project = project_create(
                 principal=Principal.of(user), organization=organization,
-                request=ProjectRequest(name="backed up", region=region.slug, bootstrap_schema=False),
+                request=ProjectRequest(
+                    name="backed up", engine=engine, version=version, region=region.slug, bootstrap_schema=False
+                ),
             )  # fmt: skip
             _done(Operation.objects.get(project_uuid=project.pk).pk)
-            _fill(project, BYTES)
-            yield from _measure(project, folder)
+            yield project, folder
         finally:
             runtime = wiring.runtime_of(region)
             mine = {str(pk) for pk in region.servers.values_list("pk", flat=True)}

@@ -17,18 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pymysql
-from django.conf import settings
 
-from accounts.permissions import Principal
-from backups.models import Backup, StorageTarget
+from backups.models import Backup
 from backups.operations import keys, storages
-from bench.backups import LEVEL, THREADS, _done, _our_backup, _our_proof
-from bench.fixtures import person, plan
+from bench.backups import LEVEL, THREADS, _our_backup, _our_proof, backed_up
 from novastack.common.secrets import random_password
 from projects import registry
-from projects.models import Database, DatabaseServer, Endpoint, Operation, Project, Region, RoleKind
+from projects.models import Database, DatabaseServer, Endpoint, Project, RoleKind
 from projects.operations import wiring
-from projects.services import ProjectRequest, project_create
 
 BYTES = int(os.environ.get("BENCH_BYTES", str(512 << 20)))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "1"))
@@ -125,37 +121,9 @@ def _raw_proof(project: Project, backup: Backup, folder: Path) -> float:
 
 
 def run() -> Iterator[str]:
-    user, organization = person()
-    plan()
-    first = 14000 + secrets.randbelow(100) * 10
-    region = Region.objects.create(
-        slug=f"backups-{first}", name="Backups", runtime="docker", port_start=first, port_end=first + 9
-    )
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=os.environ.get("BENCH_FOLDER") or None) as name:
-        folder = Path(name)
-        try:
-            settings.NOVASTACK_BACKUP_ROOT = str(folder)
-            target = StorageTarget.objects.create(
-                organization=organization, name="bench", kind="filesystem", config={"path": "stored"}, is_default=True
-            )
-            (folder / "stored").mkdir()
-            storages.claim(target)
-            target.save()
-            project = project_create(
-                principal=Principal.of(user), organization=organization,
-                request=ProjectRequest(
-                    name="backed up", engine="mariadb", version=VERSION, region=region.slug, bootstrap_schema=False
-                ),
-            )  # fmt: skip
-            _done(Operation.objects.get(project_uuid=project.pk).pk)
-            _fill(project, BYTES)
-            yield from _measure(project, folder)
-        finally:
-            runtime = wiring.runtime_of(region)
-            mine = {str(pk) for pk in region.servers.values_list("pk", flat=True)}
-            for handle in {*runtime.managed(), *runtime.managed_data()}:
-                if handle.server_id in mine:
-                    runtime.destroy(handle, delete_data=True)
+    with backed_up(engine="mariadb", version=VERSION) as (project, folder):
+        _fill(project, BYTES)
+        yield from _measure(project, folder)
 
 
 def _measure(project: Project, folder: Path) -> Iterator[str]:
