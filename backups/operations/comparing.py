@@ -10,7 +10,7 @@ from typing import Any
 from backups.manifest import Manifest
 from projects import domain
 from projects.engines import framing
-from projects.engines.base import Moment
+from projects.engines.moments import Moment
 from projects.operations import copying, wiring
 from projects.operations.base import StepFailed
 from projects.operations.context import Context

@@ -20,7 +20,7 @@ from backups.storage.base import StorageError, Writer
 from projects import domain
 from projects.domain import Fingerprint
 from projects.engines import zipping
-from projects.engines.base import Moment
+from projects.engines.moments import Moment
 from projects.operations.base import StepFailed
 from projects.operations.copying import Side
 from projects.operations.stages import END_SECONDS, TOOL_MEMORY_BYTES, Stage

@@ -34,7 +34,8 @@ from projects.domain import (
     TenantNames,
 )
 from projects.engines import mongodb_copy, trust
-from projects.engines.base import TABLES_MOST, TABLES_SECONDS, Restoring
+from projects.engines.admin import TABLES_MOST, TABLES_SECONDS
+from projects.engines.moments import Restoring
 from projects.engines.mongodb import DATA, MIB, SECRET, MongoDB
 from projects.engines.mongodb_admin import MongoDBAdmin
 from projects.engines.mongodb_moment import IndexedAfterwards

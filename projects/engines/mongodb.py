@@ -35,7 +35,9 @@ from projects.engines import (
     mongodb_tls,
     trust,
 )
-from projects.engines.base import Engine, EngineAdmin, Moment
+from projects.engines.admin import EngineAdmin
+from projects.engines.base import Engine
+from projects.engines.moments import Moment
 from projects.engines.mongodb_admin import PLATFORM, MongoDBAdmin, tenant_roles
 from projects.engines.mongodb_session import Session, connect
 

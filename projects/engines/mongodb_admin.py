@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from projects.domain import Counters, EngineError, ServerStats, TableCount, TableCounts, TenantNames
-from projects.engines.base import TABLES_MOST, TABLES_SECONDS, EngineAdmin
+from projects.engines.admin import TABLES_MOST, TABLES_SECONDS, EngineAdmin
 from projects.engines.mongodb_moment import unspeakable
 from projects.engines.mongodb_reading import collections_of, some, time_series, told_series
 from projects.engines.mongodb_session import ADMIN, NOT_FOUND, CommandFailed, Session

@@ -14,7 +14,7 @@ from bson import json_util
 
 from projects.domain import Command, Credentials, Endpoint, EngineError, Fingerprint, TenantNames
 from projects.engines import mongodb_copy
-from projects.engines.base import Moment, Restoring
+from projects.engines.moments import Moment, Restoring
 from projects.engines.mongodb_archive import ArchiveReader
 from projects.engines.mongodb_reading import collections_of, time_series, told_series
 from projects.engines.mongodb_session import connect

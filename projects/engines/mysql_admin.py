@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from projects.domain import Counters, EngineError, Limits, ServerStats, TableCount, TableCounts, TenantNames
 from projects.engines import mysql_prepared, mysql_tls
-from projects.engines.base import TABLES_MOST, TABLES_SECONDS
+from projects.engines.admin import TABLES_MOST, TABLES_SECONDS
 from projects.engines.mysql_copy import MySQLFamilyCopies
 from projects.engines.mysql_session import ANYWHERE, Session, name, pattern
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from projects.domain import Command, Credentials, Endpoint, EngineError, TenantNames
 from projects.engines import framing, mysql_floats, mysql_prepared
-from projects.engines.base import EngineAdmin
+from projects.engines.admin import EngineAdmin
 from projects.engines.mysql_session import ANYWHERE, Session, name, pattern
 
 TOOL_CONNECTIONS = 8

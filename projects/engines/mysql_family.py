@@ -36,8 +36,10 @@ from projects.engines import (
     mysql_snippets,
     mysql_tls,
 )
-from projects.engines.base import Engine, EngineAdmin, Moment
+from projects.engines.admin import EngineAdmin
+from projects.engines.base import Engine
 from projects.engines.foreign import Left
+from projects.engines.moments import Moment
 from projects.engines.mysql_admin import IDENTITY, PLATFORM, MySQLFamilyAdmin, buffer_pool_bytes
 from projects.engines.mysql_session import LoginFull, Session, connect, pattern
 

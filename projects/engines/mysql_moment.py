@@ -18,7 +18,7 @@ from typing import Any
 
 from projects.domain import Command, Credentials, Endpoint, EngineError, Fingerprint, TableContent
 from projects.engines import mysql_floats
-from projects.engines.base import Moment
+from projects.engines.moments import Moment
 from projects.engines.mysql_session import connect
 
 _MOST_BYTES = 8 << 20  # of a statement with several rows: the dump programs begin a new one after one megabyte

@@ -38,8 +38,10 @@ from projects.engines import (
     postgresql_snippets,
     postgresql_tls,
 )
-from projects.engines.base import Engine, EngineAdmin, Moment
+from projects.engines.admin import EngineAdmin
+from projects.engines.base import Engine
 from projects.engines.foreign import Left
+from projects.engines.moments import Moment
 from projects.engines.postgresql_admin import RESERVED_CONNECTIONS, SUPERUSER_CONNECTIONS, PostgreSQLAdmin
 from projects.engines.postgresql_session import OWN_LIMITS, RoleFull, connect, translated
 

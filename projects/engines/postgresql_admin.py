@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from projects.domain import EngineError, TenantNames
-from projects.engines.base import BLANK_PREFIX
+from projects.engines.admin import BLANK_PREFIX
 from projects.engines.postgresql_figures import FENCE_MARK, READ_ONLY
 from projects.engines.postgresql_session import translated
 from projects.engines.postgresql_tenants import INVALID, NOT_YET, SPARE, PostgreSQLTenants

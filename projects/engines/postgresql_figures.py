@@ -17,7 +17,7 @@ from projects.domain import (
     TableCount,
     TableCounts,
 )
-from projects.engines.base import BLANK_PREFIX, TABLES_MOST, TABLES_SECONDS, EngineAdmin
+from projects.engines.admin import BLANK_PREFIX, TABLES_MOST, TABLES_SECONDS, EngineAdmin
 from projects.engines.postgresql_session import BoundedConnection, Row, translated
 
 # The fence on a database: the mode of its new sessions, and a mark that says it is ours (`SHOW novastack.write_fence`).

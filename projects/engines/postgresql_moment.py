@@ -19,7 +19,7 @@ from psycopg import sql
 
 from projects.domain import Command, Credentials, Endpoint, EngineError, Fingerprint, SourceChanged
 from projects.engines import postgresql_copy, postgresql_fingerprint, postgresql_texts, zipping
-from projects.engines.base import Moment
+from projects.engines.moments import Moment
 from projects.engines.postgresql_archive import Head, sequence_values
 from projects.engines.postgresql_session import BoundedConnection, translated
 

@@ -25,7 +25,7 @@ from psycopg import sql
 
 from projects.domain import Bootstrapped, Credentials, Endpoint, EngineError, TenantNames
 from projects.engines import bootstrap, postgresql_bootstrap, postgresql_pools
-from projects.engines.base import BLANK_PREFIX
+from projects.engines.admin import BLANK_PREFIX
 from projects.engines.postgresql_copy import PostgreSQLCopies
 from projects.engines.postgresql_figures import TEMPLATE
 from projects.engines.postgresql_session import BoundedConnection, connect, translated

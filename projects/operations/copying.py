@@ -17,7 +17,8 @@ import structlog
 
 from projects import domain
 from projects.engines import framing
-from projects.engines.base import Engine, Restoring
+from projects.engines.base import Engine
+from projects.engines.moments import Restoring
 from projects.operations.base import StepFailed
 from projects.operations.stages import END_SECONDS, LOOK_SECONDS, TOOL_MEMORY_BYTES, Stage
 from projects.runtimes.base import Runtime

@@ -15,7 +15,7 @@ from django.conf import settings
 from novastack.common.clock import now
 from novastack.common.secrets import Sealed, random_password
 from projects import domain
-from projects.engines.base import EngineAdmin
+from projects.engines.admin import EngineAdmin
 from projects.models import (
     Database,
     DatabaseRole,

@@ -20,7 +20,7 @@ from novastack.common.ids import uuid7
 from novastack.common.models import Install
 from novastack.common.secrets import Sealed, random_password
 from projects import domain, registry
-from projects.engines.base import BLANK_PREFIX, EngineAdmin
+from projects.engines.admin import BLANK_PREFIX, EngineAdmin
 from projects.models import BlankDatabase, Database, DatabaseServer
 from projects.operations import pools, wiring
 

@@ -20,7 +20,8 @@ from django.db.models import Q
 from novastack.common.clock import now
 from novastack.common.models import Install
 from projects import domain, registry
-from projects.engines.base import BLANK_PREFIX, Engine
+from projects.engines.admin import BLANK_PREFIX
+from projects.engines.base import Engine
 from projects.models import (
     DISK_WARN_PERCENT,
     BlankDatabase,

@@ -16,7 +16,7 @@ from django.db.models import F, Q
 
 from novastack.common.clock import now
 from projects import domain, registry
-from projects.engines.base import EngineAdmin
+from projects.engines.admin import EngineAdmin
 from projects.models import (
     Database,
     DatabaseRole,

@@ -11,7 +11,8 @@ from django.conf import settings
 
 from novastack.common.models import Install
 from projects import domain, registry
-from projects.engines.base import Engine, EngineAdmin
+from projects.engines.admin import EngineAdmin
+from projects.engines.base import Engine
 from projects.models import (
     CertificateAuthority,
     Database,

@@ -35,7 +35,8 @@ from projects.domain import (
     TenantNames,
 )
 from projects.engines import catalogue
-from projects.engines.base import BLANK_PREFIX, EXPECTED, Engine, EngineAdmin
+from projects.engines.admin import BLANK_PREFIX, EngineAdmin
+from projects.engines.base import EXPECTED, Engine
 
 HOSTILE = "p@ss:w/o?r#d%20 '\"$`\\&{}é"
 SNIPPETS = {"cli", "env", "django", "sqlalchemy", "node", "prisma", "go", "jdbc", "compose"}

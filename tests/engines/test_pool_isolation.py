@@ -22,7 +22,7 @@ import pytest
 from psycopg import sql
 
 from projects.domain import Credentials, TenantNames
-from projects.engines.base import BLANK_PREFIX
+from projects.engines.admin import BLANK_PREFIX
 from projects.engines.postgresql import PostgreSQL
 from projects.runtimes.docker import DockerRuntime
 from projects.runtimes.process import ProcessRuntime

@@ -30,7 +30,7 @@ from projects.domain import (
     TlsNotTrusted,
 )
 from projects.engines import bootstrap
-from projects.engines.base import EngineAdmin
+from projects.engines.admin import EngineAdmin
 from projects.engines.postgresql import SECRET, PostgreSQL
 from projects.runtimes.memory import MemoryRuntime
 

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from projects.domain import ConnectionInfo, Credentials, LoginRefused, TenantNames
-from projects.engines.base import BLANK_PREFIX
+from projects.engines.admin import BLANK_PREFIX
 from projects.engines.postgresql import PostgreSQL
 from projects.engines.postgresql_tenants import PostgreSQLTenants
 from tests.contracts.engine_contract import HOSTILE, EngineContract, LiveServer, Tenant, new_names
