@@ -21,9 +21,9 @@ from projects.operations import runner
 from projects.runtimes.memory import MemoryRuntime
 from tests.client.proxy import Proxy
 from tests.factories import Team, make_catalogue, make_team, make_token
-from tests.operations.conftest import paper, runtime
+from tests.operations.conftest import paper, ready, runtime, shop
 
-__all__ = ["paper", "runtime"]
+__all__ = ["paper", "ready", "runtime", "shop"]
 
 
 class Awaited:

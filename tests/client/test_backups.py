@@ -4,6 +4,7 @@ databases are in test_real_databases."""
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import io
 import os
@@ -16,11 +17,11 @@ from drf_spectacular.generators import SchemaGenerator
 import novastack_client
 from backups.models import Backup, Restore, StorageKind, StorageTarget
 from backups.operations import storages
-from novastack_client import Conflict, DeadlineExceeded, Invalid, NotFound, Unavailable
+from novastack_client import Conflict, DeadlineExceeded, Invalid, NotFound, NovaStackError, Unavailable
 from projects.models import Project
 from tests.backups.rows import make_backup, make_proof, make_restore
 from tests.backups.test_api_backups import make
-from tests.client.proxy import LOST_ANSWER, Proxy
+from tests.client.proxy import LOST_ANSWER, LOST_REQUEST, Proxy
 from tests.factories import Team, make_project
 
 DUMP = b"PGDMP" + os.urandom(300_000)
@@ -97,6 +98,63 @@ def test_what_was_changed_is_not_fetched(
     nova = connect(proxy.url, token, retries=1)
     with pytest.raises((Unavailable, Conflict)):
         nova.download_backup(str(backup.pk), io.BytesIO())
+
+
+SQL = b"CREATE TABLE t (a int);\n" + b"INSERT INTO t VALUES (1);\n" * 150_000
+
+
+class Counted(io.BytesIO):
+    """A file that remembers how much of it was asked for at once."""
+
+    most = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = super().read(size)
+        self.most = max(self.most, len(found))
+        return found
+
+
+def test_a_dump_from_elsewhere_is_sent_in_pieces_and_kept_once(
+    nova: Any, proxy: Proxy, ready: Project, target: StorageTarget, tmp_path: Path
+) -> None:
+    path = tmp_path / "from-elsewhere.sql"
+    path.write_bytes(b"read already" + SQL)
+    proxy.faults += [LOST_REQUEST, LOST_ANSWER]
+    with path.open("rb") as file:
+        file.seek(12)
+        made = nova.upload_backup(str(ready.pk), file, label="from the old host", storage="this-machine")
+    assert (made.trigger, made.label, made.status, made.trusted) == ("upload", "from the old host", "queued", False)
+    assert made.operation.kind == "import_upload"
+    kept = Backup.objects.get()
+    assert kept.upload["filename"] == "from-elsewhere.sql" and kept.upload["bytes"] == len(SQL)
+    assert kept.upload["sha256"] == hashlib.sha256(SQL).hexdigest()
+    assert len([s for s in proxy.seen if s.method == "POST"]) == 3
+    source = Counted(SQL)
+    assert nova.upload_backup(str(ready.pk), source, filename="é #1.sql").label == "é #1.sql"
+    assert 0 < source.most < len(SQL) / 3
+
+
+def test_a_file_that_is_not_taken_says_why(nova: Any, proxy: Proxy, ready: Project, target: StorageTarget) -> None:
+    cases = {
+        "upload_empty": b"", "upload_truncated": gzip.compress(SQL)[:-9], "upload_compression": b"BZh91AY" + bytes(100),
+        "upload_wrong_engine": b"-- MySQL dump 10.13  Distrib 8.0.36\n--\n",
+    }  # fmt: skip
+    for code, data in cases.items():
+        with pytest.raises(Invalid) as refused:
+            nova.upload_backup(str(ready.pk), io.BytesIO(data))
+        assert refused.value.code == code and refused.value.detail
+    assert len(proxy.seen) == len(cases), "none of them is tried again"
+    with pytest.raises(DeadlineExceeded):
+        nova.upload_backup(str(ready.pk), io.BytesIO(SQL), wait=True, deadline_seconds=0)
+
+    class Shrinking(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.truncate(len(SQL) // 2)
+            return super().read(size)
+
+    with pytest.raises(NovaStackError) as changed:
+        nova.upload_backup(str(ready.pk), Shrinking(SQL))
+    assert changed.value.code == "file_changed" and not Backup.objects.exists()
 
 
 def test_proofs(nova: Any, project: Project, target: StorageTarget) -> None:

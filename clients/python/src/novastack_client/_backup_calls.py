@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, BinaryIO
 
-from novastack_client._core import Core, Deadline, Flow, Request, delete, get, parsed, part, patch, post
+from novastack_client._core import (
+    Core,
+    Deadline,
+    File,
+    Flow,
+    Request,
+    delete,
+    get,
+    parsed,
+    part,
+    patch,
+    post,
+    post_file,
+)
 from novastack_client._endpoints import Endpoint, listing
 from novastack_client.backup_models import (
     Backup,
@@ -103,6 +117,36 @@ class BackupCalls:
         or by itself, as the project's policy says)."""
         deadline = core.deadline(deadline_seconds if wait else None)
         request = post(f"projects/{part(project_id)}/backups/", {"label": label, "storage": storage})
+        made = yield from core.one(Backup, request, deadline)
+        if (yield from _ended(core, made.operation, wait, deadline)):
+            made = yield from core.one(Backup, get(f"backups/{part(made.id)}/"), deadline)
+        return made
+
+    @Endpoint
+    def upload_backup(
+        core: Core,
+        project_id: str,
+        source: BinaryIO,
+        *,
+        filename: str | None = None,
+        label: str | None = None,
+        storage: str | None = None,
+        wait: bool = False,
+        deadline_seconds: float | None = DEADLINE_SECONDS,
+    ) -> Flow[Backup]:
+        """Send a dump that was taken elsewhere: what a binary file that can be rewound holds, from where it stands on. It
+        becomes a backup with the trigger `upload`, to be restored as any other; with `wait` it is stored when this returns. A
+        file that is not taken is an `Invalid` whose `code` says why (`upload_truncated`, `upload_too_large` …), one whose
+        statements fail an `OperationFailed` (`upload_statement_failed`). What breaks off is sent anew, and kept once.
+        `filename`: the file's own name if it has one."""
+        deadline = core.deadline(deadline_seconds if wait else None)
+        if filename is None:
+            named = getattr(source, "name", None)
+            filename = PurePath(named).name if isinstance(named, str) else None
+        request = post_file(
+            f"projects/{part(project_id)}/uploads/", File.rest_of(source, deadline), filename=filename, label=label,
+            storage=storage,
+        )  # fmt: skip
         made = yield from core.one(Backup, request, deadline)
         if (yield from _ended(core, made.operation, wait, deadline)):
             made = yield from core.one(Backup, get(f"backups/{part(made.id)}/"), deadline)

@@ -26,6 +26,39 @@ from novastack_client.models import Operation
 T = TypeVar("T")
 log = logging.getLogger("novastack_client")
 WAIT_SECONDS = 30  # the longest that the server holds an answer
+PIECE_BYTES = 1 << 20
+STORING_SECONDS = 600  # once all of a file came, the server may take so long to have it stored
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """So many bytes of an open file, from a place on; read a piece at a time, and anew by each attempt."""
+
+    source: BinaryIO
+    begin: int
+    size: int
+    deadline: Deadline | None = None
+
+    @classmethod
+    def rest_of(cls, source: BinaryIO, deadline: Deadline | None) -> File:
+        """From where it stands to its end."""
+        begin = source.tell()
+        size = source.seek(0, 2) - begin
+        source.seek(begin)
+        return cls(source, begin, size, deadline)
+
+    def piece(self, at: int) -> bytes:
+        """What follows so many bytes; empty at the end. Raises `DeadlineExceeded`, and when the file got shorter meanwhile."""
+        if at >= self.size:
+            return b""
+        if self.deadline is not None and self.deadline.left <= 0:
+            raise DeadlineExceeded("The deadline is over, and the file not sent.")
+        if not at:
+            self.source.seek(self.begin)
+        found = self.source.read(min(PIECE_BYTES, self.size - at))
+        if not found:
+            raise NovaStackError("The file got shorter while it was sent.", code="file_changed")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +73,14 @@ class Request:
     held_seconds: float = 0  # the server may hold the answer for so long
     into: BinaryIO | None = field(default=None, repr=False, compare=False)  # where a good answer's bytes go
     begin: int = 0  # where in it
+    file: File | None = field(default=None, repr=False, compare=False)  # what is sent as it is, instead of `body`
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Idempotency-Key": self.key} if self.key else {}
+        found = {"Idempotency-Key": self.key} if self.key else {}
+        if self.file is not None:
+            found |= {"Content-Type": "application/octet-stream", "Content-Length": str(self.file.size)}
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +133,11 @@ def get(path: str, *, held_seconds: float = 0, **params: Any) -> Request:
 def post(path: str, body: Mapping[str, Any] | None = None) -> Request:
     """Every POST has a key of its own, which its retries keep: what was done and not told is not done twice."""
     return Request("POST", path, body=_given(body or {}), key=str(uuid.uuid4()))
+
+
+def post_file(path: str, file: File, **params: Any) -> Request:
+    """A file as the body."""
+    return Request("POST", path, _texts(params), key=str(uuid.uuid4()), held_seconds=STORING_SECONDS, file=file)
 
 
 def patch(path: str, body: Mapping[str, Any]) -> Request:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from novastack_client._calls import Calls
-from novastack_client._core import Answer, Core, Flow, Item, Lost, Reply, Send, Sleep
+from novastack_client._core import Answer, Core, File, Flow, Item, Lost, Reply, Send, Sleep
 from novastack_client._endpoints import AsyncRunner, SyncRunner
 from novastack_client._version import __version__
 
@@ -75,12 +75,28 @@ class _Settings:
         return f"{type(self).__name__}({self.base_url!r})"
 
 
-def _request(step: Send) -> dict[str, Any]:
-    request = step.request
+def _request(step: Send, content: Any = None) -> dict[str, Any]:
+    request, seconds = step.request, max(step.timeout_seconds, 0.001)
+    brief = max(min(seconds, 5), seconds - request.held_seconds)  # only its answer is waited for so long
     return {
         "method": request.method, "url": request.path, "params": dict(request.params), "json": request.body,
-        "headers": request.headers, "timeout": max(step.timeout_seconds, 0.001),
+        "content": content, "headers": request.headers,
+        "timeout": httpx.Timeout(brief, read=seconds),
     }  # fmt: skip
+
+
+def _pieces(file: File) -> Iterator[bytes]:
+    at = 0
+    while piece := file.piece(at):
+        at += len(piece)
+        yield piece
+
+
+async def _awaited_pieces(file: File) -> AsyncIterator[bytes]:
+    at = 0
+    while piece := await asyncio.to_thread(file.piece, at):
+        at += len(piece)
+        yield piece
 
 
 def _answer(response: httpx.Response) -> Answer:
@@ -147,7 +163,8 @@ class NovaStack(_Settings, Calls, SyncRunner):
 
     def _send(self, step: Send) -> Answer:
         if step.request.into is None:
-            return _answer(self._http.request(**_request(step)))
+            file = step.request.file
+            return _answer(self._http.request(**_request(step, None if file is None else _pieces(file))))
         with self._http.stream(**_request(step)) as response:
             into = _rewound(step, response)
             if into is None:
@@ -210,7 +227,8 @@ class AsyncNovaStack(_Settings, Calls, AsyncRunner):
 
     async def _send(self, step: Send) -> Answer:
         if step.request.into is None:
-            return _answer(await self._http.request(**_request(step)))
+            file = step.request.file
+            return _answer(await self._http.request(**_request(step, None if file is None else _awaited_pieces(file))))
         async with self._http.stream(**_request(step)) as response:
             into = _rewound(step, response)
             if into is None:
