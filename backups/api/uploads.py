@@ -42,7 +42,7 @@ class ProjectUploadsView(ProjectScoped, BackupScoped, generics.GenericAPIView[Ba
     )  # fmt: skip
     def post(self, request: Request, pk: UUID) -> Response:
         """Send a dump of your own: the file as the request's body, with its `Content-Length`. PostgreSQL takes pg_dump's
-        custom format and SQL, MySQL and MariaDB take SQL; each may be packed with gzip or zstd. It is streamed to the
+        custom and tar formats and SQL, MySQL and MariaDB take SQL; each may be packed with gzip or zstd. It is streamed to the
         storage, run in a throw-away server that reaches nothing, and kept as a backup with `trigger` = `upload`: 202 with
         that backup and the `operation` that makes it. Restore it as any other. What is not taken is answered with a
         code that says why (`upload_…`), and nothing of it stays."""

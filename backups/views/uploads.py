@@ -113,7 +113,7 @@ def _form(request: HttpRequest, principal: Principal, project: Project, receiver
 
 
 UPLOAD_WORDS = {
-    "postgresql": "a file of pg_dump, in custom format or as SQL",
+    "postgresql": "a file of pg_dump, in custom or tar format or as SQL",
     "mysql": "the SQL of mysqldump",
     "mariadb": "the SQL of mariadb-dump or mysqldump",
 }

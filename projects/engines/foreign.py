@@ -83,11 +83,22 @@ class Pull:
         return b"".join(parts)
 
     def pieces(self, count: int, most: int = 1 << 20) -> Iterator[bytes]:
-        """So many bytes, in parts that fit into memory."""
+        """So many bytes, in parts that fit into memory, as they come. `upload_truncated` when there are fewer."""
         while count > 0:
-            part = self.take(min(count, most))
+            if self._at >= len(self._held):
+                self._held, self._at = next(self._pieces, b""), 0
+                if not self._held:
+                    raise ForeignRefused("upload_truncated", "The file ends in the middle.")
+            part = self._held[self._at : self._at + min(count, most)]
+            self._at += len(part)
             count -= len(part)
             yield part
+
+    def rest(self) -> Iterator[bytes]:
+        """All that is left."""
+        held, self._held = self._held[self._at :], b""
+        yield held
+        yield from self._pieces
 
 
 def plain_text(head: bytes) -> bytes:

@@ -18,7 +18,7 @@ from projects.engines import zipping
 
 _MAGIC = b"PGDMP"
 _OLDEST, _NEWEST = (1, 12), (1, 16)
-_CUSTOM = 1
+CUSTOM, TAR, DIRECTORY = 1, 3, 5  # a folder's table of contents says that it is of a tar archive
 _MOST_BYTES = 256 << 20  # of a table of contents: some 500,000 objects
 _SETVAL = re.compile(r"setval\('.*', (-?\d+), (true|false)\);\s*\Z", re.DOTALL)
 
@@ -42,7 +42,8 @@ class Head:
 
     `wanted(kind)` says of which kinds entries are kept. Raises `EngineError` when it is no such archive."""
 
-    def __init__(self, wanted: Callable[[str], bool] = lambda _: True) -> None:
+    def __init__(self, wanted: Callable[[str], bool] = lambda _: True, *, format: int = CUSTOM) -> None:
+        self._format = format
         self.entries: list[Entry] | None = None
         self.made_by = ""  # the version of pg_dump
         self.int_bytes = self._offset = 4
@@ -98,7 +99,7 @@ class Head:
             raise EngineError("the dump is not an archive of pg_dump")
         major, minor, _, int_bytes, offset_bytes, kind = yield 6
         version = (major, minor)
-        if kind != _CUSTOM or not _OLDEST <= version <= _NEWEST or int_bytes not in {4, 8}:
+        if kind != self._format or not _OLDEST <= version <= _NEWEST or int_bytes not in {4, 8}:
             raise EngineError(f"the dump is an archive of a kind that is not known ({major}.{minor})")
         self.int_bytes, self._offset, self._version = int_bytes, offset_bytes, version
         compression = (yield 1)[0] if version >= (1, 15) else int(bool((yield from self._number())))
@@ -142,7 +143,10 @@ class Head:
         yield from self._text()  # with oids
         while (yield from self._text()) is not None:
             pass  # what it depends on
-        yield 1 + offset_bytes
+        if self._format == CUSTOM:
+            yield 1 + offset_bytes  # where its data is
+        else:
+            yield from self._text()  # in which file
         return Entry(
             schema or "", name or "", kind or "", definition or "", number, has_data > 0, section, copy or ""
         )  # fmt: skip

@@ -31,6 +31,24 @@ def pg_dump(project: Project, *arguments: str) -> bytes:
     return done.stdout
 
 
+def pg_dump_of_image(project: Project, *arguments: str) -> bytes:
+    """By the image's pg_dump: the bundled one compresses with gzip only."""
+    server = DatabaseServer.objects.get(project_uuid=project.pk)
+    place = server.control_endpoint
+    assert server.admin_secret is not None
+    name = project.databases.get(slot="current").name
+    done = subprocess.run(
+        [
+            "docker", "run", "--rm", "--network=host", "--env=PGPASSWORD", "--entrypoint=pg_dump",
+            server.image, f"--host={place.host}", f"--port={place.port}", f"--username={server.admin_username}",
+            *arguments, name,
+        ],
+        env={**os.environ, "PGPASSWORD": server.admin_secret.open()}, capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def send(site: Site, project: Project, data: bytes, *, filename: str = "dump", **headers: str) -> Any:
     return api_client(site.team.alice).post(
         f"/api/v1/projects/{project.pk}/uploads/?filename={filename}", data, content_type="application/octet-stream",

@@ -9,13 +9,15 @@ import pytest
 import zstandard
 
 from backups.models import Backup, StorageTarget
+from projects.engines import postgresql_foreign
+from projects.engines.foreign import Left
 from projects.models import DatabaseServer, Operation, OperationLock, ServerKind
 from projects.operations.wiring import tenant_names
 from tests.engines.test_copies_postgresql import HOSTILE
 from tests.factories import api_client
 from tests.faults.conftest import Site
 from tests.restores.taken import take
-from tests.uploads.sent import pg_dump, send, taken, told
+from tests.uploads.sent import pg_dump, pg_dump_of_image, send, taken, told
 
 pytestmark = pytest.mark.docker
 
@@ -27,6 +29,11 @@ def nothing_left(root: Path) -> None:
     assert not OperationLock.objects.filter(operation__kind="import_upload").exists()
 
 
+def script_in(archive: bytes) -> bytes:
+    assert postgresql_foreign.recognise(archive[:4096], "18") == "custom"
+    return b"".join(postgresql_foreign.script_of([archive], "custom", Left()))
+
+
 def test_everything_goes_round_in_each_format(docker_site: Site, target: StorageTarget, backup_root: Path) -> None:
     site = docker_site
     source = site.ready()
@@ -36,9 +43,13 @@ def test_everything_goes_round_in_each_format(docker_site: Site, target: Storage
     plain = pg_dump(source)
     files = {
         "custom": pg_dump(source, "--format=custom"),
+        "custom with lz4": pg_dump_of_image(source, "--format=custom", "--compress=lz4"),
+        "tar": pg_dump(source, "--format=tar"),
         "plain.zst": zstandard.compress(plain),
         "inserts.gz": gzip.compress(pg_dump(source, "--inserts", "--rows-per-insert=50")),
     }
+    within_zstd = pg_dump_of_image(source, "--format=custom", "--compress=zstd")
+    assert script_in(within_zstd) == script_in(files["custom"])
     for name, data in files.items():
         backup, operation = taken(site, source, data, filename=name)
         assert operation.state == "succeeded", (name, told(operation))
