@@ -251,11 +251,17 @@ CODES: Mapping[str, Code] = {
         "The file is text in UTF-16.", "Let the dump tool write the file (`--file`), not PowerShell's `>`.", False
     ),
     "upload_directory_format": Code(
-        "The file is a part of a dump in directory format.", "Take it with `--format=custom`.", False
+        "The file is a packed folder of the directory format, or a part of one.",
+        "Take the dump with `--format=custom`, or make SQL of the folder: `pg_restore --file=dump.sql FOLDER`.",
+        False,
     ),
-    "upload_tar_format": Code("The file is a tar archive.", "Take the dump with `--format=custom`, or as SQL.", False),
+    "upload_tar_format": Code(
+        "The file is a tar archive that `pg_dump --format=tar` did not write.", "Send the dump itself.", False
+    ),
     "upload_compression": Code(
-        "The file is packed in a way that is not taken.", "Send it as it is, or packed once with gzip or zstd.", False
+        "The file is packed, or an archive compressed within, in a way that is not taken.",
+        "Send it as it is, or packed once with gzip or zstd; within an archive lz4 is taken as well.",
+        False,
     ),
     "upload_wrong_engine": Code("The file is a dump of another product.", "Choose a project of that one.", False),
     "upload_newer_version": Code(
