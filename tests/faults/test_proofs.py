@@ -32,16 +32,29 @@ WORST = (
     "compare:after",
     "clean_up:inside:4",
 )
+WORST_DAMAGED = ("restore:inside:4", "restore:later:0.3", "undo claim:inside:4")
 SEED = os.environ.get("NOVASTACK_FAULTS_SEED", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"))
-POINTS = [f"{step.name}:{when}" for step in base.latest_definition(proving.VERIFY).steps for when in WHEN]
+STEPS = base.latest_definition(proving.VERIFY).steps
+POINTS = [f"{step.name}:{when}" for step in STEPS for when in WHEN]
+# The proof of a damaged one ends while it is restored: what comes after is taking it all back.
+UNTIL = next(number for number, step in enumerate(STEPS) if step.name == "restore")
+DAMAGED = [
+    *(f"{step.name}:{when}" for step in STEPS[: UNTIL + 1] for when in WHEN if (step.name, when) != ("restore", "after")),
+    *(f"undo {step.name}:{when}" for step in STEPS[: UNTIL + 1] if step.undo is not None for when in WHEN),
+]
 SECONDS = 120
 
 
-def chosen() -> list[str]:
-    if ALL:
-        return POINTS
-    chance = random.Random(f"{SEED} proofs")
-    return [chance.choice(WORST), *chance.sample(POINTS, 1)]
+def chosen() -> list[object]:
+    whole, damaged = POINTS, DAMAGED
+    if not ALL:
+        chance = random.Random(f"{SEED} proofs")
+        whole = [chance.choice(WORST), *chance.sample(POINTS, 1)]
+        damaged = [chance.choice(WORST_DAMAGED), *chance.sample(DAMAGED, 1)]
+    return [
+        pytest.param(point, made is damaged, id=f"{point}-{'damaged' if made is damaged else 'whole'}")
+        for made in (whole, damaged) for point in dict.fromkeys(made)
+    ]  # fmt: skip
 
 
 def begun(
@@ -67,16 +80,12 @@ def nothing_left(site: Site, project: Project) -> None:
     assert site.rows_of(project) == 1000
 
 
-@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
-@pytest.mark.parametrize("point", chosen())
+@pytest.mark.parametrize(("point", "damaged"), chosen())
 def test_a_killed_worker_and_a_proof(
     process_site: Site, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, damaged: bool
 ) -> None:
-    """A damaged one never gets to the comparison: there the worker dies while it puts down that it is corrupt."""
     site = process_site
     monkeypatch.setenv("NOVASTACK_BACKUP_ROOT", str(tmp_path))
-    if damaged and (point == "restore:after" or point.split(":")[0] in {"compare", "clean_up", "tell"}):
-        point = "restore:inside:4"
     with site.fault("worker killed: verify", point=f"verify:{point}") as run:
         project, backup, operation = begun(site, settings, tmp_path, damaged=damaged)
         site.die_at(f"verify:{point}")

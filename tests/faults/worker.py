@@ -6,8 +6,8 @@ this process, which has only imported things: so it is there at once.
 A worker does what worker and beat do (run what is due, reconcile, the janitor) in one loop, through the same functions. The
 product knows nothing of this: steps are wrapped here, in this process. A fault is
 `<kind>:<step>:<when>` (for projects on pools `<kind>/pool:…`), when = `before`, `after`, `inside:<n>` (before the n-th
-statement to the control database within the step) or `later:<seconds>` (in the middle of whatever it does then). It dies by
-SIGKILL, once.
+statement to the control database within the step) or `later:<seconds>` (in the middle of whatever it does then); a step
+`undo <name>` is what takes that one back. It dies by SIGKILL, once.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def install_fault(text: str) -> None:
         return step
 
     definition = base.latest_definition(kind, variant)
-    steps = tuple(replace(s, run=dying(s.run)) if s.name == name else s for s in definition.steps)
+    which, name = ("undo", name.removeprefix("undo ")) if name.startswith("undo ") else ("run", name)
+    steps = tuple(replace(s, **{which: dying(getattr(s, which))}) if s.name == name else s for s in definition.steps)
     base.register(replace(definition, steps=steps))
 
 
