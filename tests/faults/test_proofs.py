@@ -39,7 +39,12 @@ POINTS = [f"{step.name}:{when}" for step in STEPS for when in WHEN]
 # The proof of a damaged one ends while it is restored: what comes after is taking it all back.
 UNTIL = next(number for number, step in enumerate(STEPS) if step.name == "restore")
 DAMAGED = [
-    *(f"{step.name}:{when}" for step in STEPS[: UNTIL + 1] for when in WHEN if (step.name, when) != ("restore", "after")),
+    *(
+        f"{step.name}:{when}"
+        for step in STEPS[: UNTIL + 1]
+        for when in WHEN
+        if (step.name, when) != ("restore", "after")
+    ),
     *(f"undo {step.name}:{when}" for step in STEPS[: UNTIL + 1] if step.undo is not None for when in WHEN),
 ]
 SECONDS = 120

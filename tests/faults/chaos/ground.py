@@ -159,7 +159,7 @@ class Ground:
         return self._targets[kind]
 
     def _folder_target(self, name: str) -> StorageTarget:
-        made = StorageTarget(name=name, kind="filesystem", config={"path": name}, is_default=name == "plain")
+        made = StorageTarget(name=name, kind="filesystem", config={"path": name})
         storages.claim(made)
         made.save()
         return made

@@ -53,6 +53,9 @@ class Play:
         ground, source = self.ground, self.ground.source
         source.changes_schema = self.plan.changes_schema
         self.target = ground.target(self.plan.storage)
+        # Safety backups go there as well, whichever storages runs before this one have made.
+        StorageTarget.objects.update(is_default=False)
+        StorageTarget.objects.filter(pk=self.target.pk).update(is_default=True)
         with source.writing():
             before = self._before()
             self.crew = Crew(self.site, self.plan.workers, self.plan.dies)
@@ -87,6 +90,7 @@ class Play:
         asks = self._asks(before)
         self.run.recovering()
         began = time.monotonic()
+        asks.pop(0)[1]()  # nothing is broken yet: a run in which that is refused would say nothing
         while True:
             passed = time.monotonic() - began
             while asks and asks[0][0] <= passed:
