@@ -57,6 +57,9 @@ class ScheduleRun(BaseModel):
     outcome = models.CharField(max_length=10, choices=RunOutcome)
     detail = models.CharField(max_length=300, blank=True)
     backup_uuid = models.UUIDField(null=True)
+    missed = models.PositiveIntegerField(
+        default=0, help_text="Slots of the week before that nobody was there to look at; this run stands for them."
+    )
 
     class Meta:
         ordering = ["-due_at"]

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Count, QuerySet
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
 from backups.models import (
@@ -26,6 +26,8 @@ from novastack.common.clock import now
 from projects.models import Project
 
 MISSED_DAYS = 7
+# Its last proof found no object (a key transform on a null is null, which no `exclude` gets right).
+MISSING = Coalesce(Q(verify_error__code="object_missing"), False)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,27 +73,36 @@ def objectives_of(projects: Collection[Project]) -> dict[UUID, Objective]:
     policies = {policy.project_id: policy for policy in BackupPolicy.objects.filter(project__in=ids)}
     # What somebody uploaded says nothing about what is in the project.
     rows = Backup.objects.filter(project_uuid__in=ids).exclude(trigger=BackupTrigger.UPLOAD).defer("manifest")
+    rows = rows.annotate(gone=MISSING)
     ended = rows.exclude(status__in=[BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.DELETING])
     last = {row.project_uuid: row for row in _first(ended, "-created_at", "-id")}
-    proven = rows.filter(status__in=[BackupStatus.VERIFIED, BackupStatus.VERIFYING], verified_at__isnull=False)
+    # One whose object is not there any more was proven once, and protects nobody now.
+    proven = rows.filter(
+        status__in=[BackupStatus.VERIFIED, BackupStatus.VERIFYING], verified_at__isnull=False, gone=False
+    )
     verified = {row.project_uuid: row for row in _first(proven, Coalesce("started_at", "created_at").desc())}
-    missed = dict(
-        ScheduleRun.objects.filter(
-            schedule__project__in=ids, due_at__gte=moment - timedelta(days=MISSED_DAYS),
-            outcome__in=[RunOutcome.SKIPPED, RunOutcome.FAILED],
-        ).order_by().values_list("schedule__project").annotate(number=Count("id"))
+    # Without a backup: none was begun, the one that was has failed, or nobody was there to look (`missed`).
+    failed = Backup.objects.filter(pk=OuterRef("backup_uuid"), status=BackupStatus.FAILED)
+    without = Q(outcome__in=[RunOutcome.SKIPPED, RunOutcome.FAILED]) | Q(Exists(failed))
+    missed: dict[UUID, int] = dict(
+        ScheduleRun.objects.filter(schedule__project__in=ids, due_at__gte=moment - timedelta(days=MISSED_DAYS))
+        .order_by().values_list("schedule__project")
+        .annotate(number=Count("id", filter=without) + Coalesce(Sum("missed"), 0))
     )  # fmt: skip
     corrupt: dict[UUID, list[datetime]] = {}
-    for pk, at in rows.filter(status=BackupStatus.CORRUPT).values_list("project_uuid", "created_at"):
-        corrupt.setdefault(pk, []).append(at)
+    gone: dict[UUID, list[datetime]] = {}
+    bad = rows.filter(Q(status=BackupStatus.CORRUPT) | Q(gone=True))
+    for pk, at, status in bad.values_list("project_uuid", "created_at", "status"):
+        (corrupt if status == BackupStatus.CORRUPT else gone).setdefault(pk, []).append(at)
     ran = Proof.objects.filter(
         kind=ProofKind.DRILL, drill__project__in=ids, state__in=[ProofState.PASSED, ProofState.FAILED]
     )
-    drills = dict(
-        ran.order_by("drill__project", "-created_at", "-id")
-        .distinct("drill__project")
-        .values_list("drill__project", "state")
-    )
+    # Each drill's own last word: another one's success says nothing about it.
+    drills: dict[UUID, list[str]] = {}
+    last_words = ran.order_by("drill_id", "-created_at", "-id").distinct("drill_id")
+    for pk, name, state in last_words.values_list("drill__project", "drill__name", "state"):
+        if state == ProofState.FAILED:
+            drills.setdefault(pk, []).append(name)
     found = {}
     for project in projects:
         policy = policies.get(project.pk)
@@ -100,12 +111,12 @@ def objectives_of(projects: Collection[Project]) -> dict[UUID, Objective]:
         good = verified.get(project.pk)
         age = (moment - taken_at(good)).total_seconds() if good else None
         damaged = corrupt.get(project.pk, [])
-        newer = sum(good is None or at > good.created_at for at in damaged)
         reasons = list(_reasons(policy, good, age))
-        if newer:
-            reasons.append(f"{_backups(newer)} newer than the last verified one, and corrupt.")
-        if drills.get(project.pk) == ProofState.FAILED:
-            reasons.append("The last drill failed.")
+        for bad_ones, what in ((damaged, "corrupt"), (gone.get(project.pk, []), "missing in its storage")):
+            if newer := sum(good is None or at > good.created_at for at in bad_ones):
+                reasons.append(f"{_backups(newer)} newer than the last verified one, and {what}.")
+        if wrong := sorted(drills.get(project.pk, [])):
+            reasons.append(f"The last drill failed: {', '.join(wrong)}.")
         found[project.pk] = Objective(
             policy, last.get(project.pk), good, age, good.rto_seconds if good else None, missed.get(project.pk, 0),
             len(damaged), bool(reasons), tuple(reasons),

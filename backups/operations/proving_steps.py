@@ -300,4 +300,4 @@ def tell(ctx: Context) -> None:
         return
     if found := retaining.verified(_backup(ctx)):
         ctx.say(found, level="warning")
-    ctx.explain(heartbeats.send(_backup(ctx)))
+    ctx.explain(heartbeats.send(_backup(ctx), ctx.operation.params["proof"]))

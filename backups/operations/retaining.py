@@ -288,7 +288,9 @@ def _safety_due(moment: datetime) -> list[Backup]:
 
 def _last_verified(projects: set[UUID]) -> set[UUID]:
     rows = Backup.objects.filter(project_uuid__in=projects, verified_at__isnull=False, status__in=_PROVEN)
-    rows = rows.exclude(trigger=BackupTrigger.UPLOAD)
+    # One whose object was missed is nothing to fall back on.
+    gone = rows.filter(verify_error__code="object_missing").values("pk")
+    rows = rows.exclude(trigger=BackupTrigger.UPLOAD).exclude(pk__in=gone)
     newest = rows.order_by("project_uuid", "-created_at", "-id").distinct("project_uuid")
     return set(newest.values_list("pk", flat=True))
 

@@ -21,7 +21,8 @@ _NEWEST = """
 SELECT count(age), coalesce(sum(age), 0), coalesce(max(age), 0), count(*) FILTER (WHERE age IS NULL), {buckets}
   FROM (SELECT extract(epoch FROM now() - max(coalesce(started_at, created_at))
                        FILTER (WHERE verified_at IS NOT NULL AND status IN ('verified', 'verifying')
-                               AND trigger <> 'upload'))::float AS age
+                               AND trigger <> 'upload'
+                               AND verify_error ->> 'code' IS DISTINCT FROM 'object_missing'))::float AS age
           FROM backups_backup b
          WHERE EXISTS (SELECT FROM projects_project p WHERE p.id = b.project_uuid)
          GROUP BY project_uuid) AS projects

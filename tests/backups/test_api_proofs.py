@@ -248,6 +248,7 @@ class TestByTheClock:
 
 def test_prometheus_is_told_in_four_queries_and_no_name(shop: Project, django_assert_num_queries: Any) -> None:
     from backups.api import metrics
+    from backups.services import figures
 
     old = now() - timedelta(hours=2)
     backup = stored(shop, status="verified", started_at=old, verified_at=now(), size_bytes=100)
@@ -269,3 +270,7 @@ def test_prometheus_is_told_in_four_queries_and_no_name(shop: Project, django_as
     assert told["novastack_backup_verify_duration_seconds_sum", ("kind", "manual")] == 3
     assert told["novastack_backup_verify_duration_seconds_bucket", ("kind", "manual"), ("le", "5.0")] == 1
     assert not [key for key in told if shop.slug in str(key)]
+    Backup.objects.filter(pk=backup.pk).update(verify_error={"code": "target_full"})
+    assert figures.figures().projects_unverified == 0
+    Backup.objects.filter(pk=backup.pk).update(verify_error={"code": "object_missing"})
+    assert figures.figures().projects_unverified == 1, "nothing is there to restore from"

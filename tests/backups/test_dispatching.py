@@ -103,9 +103,16 @@ def test_after_days_without_us_it_catches_up_once(daily: Schedule) -> None:
     assert run_at("2026-11-25T09:00:00").started == 1
     run = ScheduleRun.objects.get(schedule=daily)
     assert run.due_at == utc("2026-11-25T02:00:00") and run.detail == "4 missed before"
+    assert run.missed == 4
     daily.refresh_from_db()
     assert daily.next_slot_at == utc("2026-11-26T02:00:00")
     assert run_at("2026-11-25T10:00:00").started == 0
+
+
+def test_after_a_month_without_us_the_last_week_s_slots_are_counted(daily: Schedule) -> None:
+    assert run_at("2026-12-25T09:00:00").started == 1
+    run = ScheduleRun.objects.get(schedule=daily)
+    assert run.detail == "34 missed before" and run.missed == 7
 
 
 def test_a_clock_that_is_put_back_runs_no_slot_again(daily: Schedule) -> None:

@@ -115,6 +115,42 @@ def run_missed(project: Project) -> None:
     )
 
 
+def run_failed(project: Project) -> None:
+    """It was begun, and made no backup."""
+    error = {"code": "storage_refused", "detail": "The storage refused it (403)."}
+    failed = make_backup(project, StorageTarget.objects.get(), hours=5, status="failed", verified_at=None, error=error)
+    ScheduleRun.objects.create(
+        schedule=Schedule.objects.get(), due_at=failed.created_at, outcome=RunOutcome.STARTED, backup_uuid=failed.pk
+    )
+
+
+def nobody_was_there(project: Project) -> None:
+    made = Backup.objects.get()
+    for backup_uuid, missed in ((made.pk, 4), (None, 2)):
+        ScheduleRun.objects.create(
+            schedule=Schedule.objects.get(), due_at=now() - timedelta(hours=missed), outcome=RunOutcome.STARTED,
+            backup_uuid=backup_uuid, missed=missed,
+        )  # fmt: skip
+
+
+def object_gone(project: Project) -> None:
+    BackupPolicy.objects.update(rpo_seconds=None)
+    Backup.objects.update(verify_error={"code": "object_missing", "detail": "The storage has no such object."})
+
+
+def object_of_the_newer_one_gone(project: Project) -> None:
+    gone = {"code": "object_missing", "detail": "The storage has no such object."}
+    make_backup(project, StorageTarget.objects.get(), hours=1, verify_error=gone)
+
+
+def one_of_two_drills_failed(project: Project) -> None:
+    for name, state in (("sums", "failed"), ("other", "failed"), ("other", "passed")):
+        drill, _ = Drill.objects.get_or_create(
+            project=project, name=name, defaults={"organization_id": project.organization_id}
+        )
+        make_proof(Backup.objects.get(), kind="drill", drill=drill, state=state)
+
+
 def not_verified(project: Project) -> None:
     BackupPolicy.objects.update(verify_after_backup=False)
 
@@ -136,7 +172,10 @@ CASES = [
     (schedule_paused, Level.AT_RISK, "schedule is paused"), (last_failed, Level.AT_RISK, "refused it (403)"),
     (last_not_verified, Level.AT_RISK, "no room for a server"), (run_missed, Level.AT_RISK, "1 run missed"),
     (not_verified, Level.AT_RISK, "not verified after"), (retention_stopped, Level.AT_RISK, "Retention has stopped"),
-    (stale_without_objective, Level.AT_RISK, "more than 7 days old"),
+    (stale_without_objective, Level.AT_RISK, "more than 7 days old"), (run_failed, Level.AT_RISK, "1 run missed"),
+    (nobody_was_there, Level.AT_RISK, "6 runs missed"), (object_gone, Level.BROKEN, "no verified backup"),
+    (object_of_the_newer_one_gone, Level.BROKEN, "1 backup is newer than the last verified one, and missing in its storage."),
+    (one_of_two_drills_failed, Level.BROKEN, "The last drill failed: sums."),
 ]  # fmt: skip
 
 

@@ -296,6 +296,17 @@ def test_safety_backups_go_a_week_after_the_way_back(idle: Project, storage: Sto
     assert Backup.objects.get(pk=open_.safety_backup_id).status == BackupStatus.VERIFIED, "the last verified one"
 
 
+def test_what_is_missing_in_its_storage_is_not_the_last_verified_one(idle: Project, storage: StorageTarget) -> None:
+    """Else the one that is there goes, and nothing is left."""
+    with time_machine.travel(NOON, tick=False):
+        whole = safety_of(idle, storage, 3, status=RestoreStatus.FAILED, undo_until=None)
+        gone = safety_of(idle, storage, 2, status=RestoreStatus.FAILED, undo_until=None)
+        error = {"code": "object_missing", "detail": "The storage has no such object."}
+        Backup.objects.filter(pk=gone.safety_backup_id).update(verify_error=error)
+    tick(0), tick(8), tick(9), tick(10)
+    assert Backup.objects.get(pk=whole.safety_backup_id).status == BackupStatus.VERIFIED
+
+
 def test_the_end_of_a_restore_lets_its_safety_backup_go(idle: Project, storage: StorageTarget) -> None:
     with time_machine.travel(NOON, tick=False):
         failed = safety_of(idle, storage, status=RestoreStatus.RUNNING, undo_until=None)
