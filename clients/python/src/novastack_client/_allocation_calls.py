@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from novastack_client._core import Core, Flow, Request, delete, get, parsed, part, post
-from novastack_client._endpoints import Endpoint, listing
+from novastack_client._endpoints import Endpoint, at, listing
 from novastack_client.errors import DeadlineExceeded, OperationFailed, PermissionDenied
 from novastack_client.models import Allocation, Pool, PoolStatus
 
@@ -31,6 +31,28 @@ def _allocated(
         raise
 
 
+def _allocation(
+    core: Core,
+    path: str,
+    instance_id: str,
+    *,
+    plan: str | None = None,
+    engine: str | None = None,
+    version: str | None = None,
+    region: str | None = None,
+    organization: str | None = None,
+    name: str | None = None,
+    bootstrap_schema: bool | None = None,
+    wait: bool = True,
+    deadline_seconds: float | None = DEADLINE_SECONDS,
+) -> Flow[Allocation]:
+    body = {
+        "instance_id": instance_id, "plan": plan, "engine": engine, "version": version, "region": region,
+        "organization": organization, "name": name, "bootstrap_schema": bootstrap_schema,
+    }  # fmt: skip
+    return (yield from _allocated(core, path, body, wait, deadline_seconds))
+
+
 def _drained(core: Core, request: Request) -> Flow[Pool]:
     answer = yield from core.exchange(request)
     body = answer.json()
@@ -42,52 +64,16 @@ class AllocationCalls:
 
     # ── databases for instances ──
 
-    @Endpoint
-    def allocate_database(
-        core: Core,
-        instance_id: str,
-        *,
-        plan: str | None = None,
-        engine: str | None = None,
-        version: str | None = None,
-        region: str | None = None,
-        organization: str | None = None,
-        name: str | None = None,
-        bootstrap_schema: bool | None = None,
-        wait: bool = True,
-        deadline_seconds: float | None = DEADLINE_SECONDS,
-    ) -> Flow[Allocation]:
+    @at("database/allocate/", _allocation)
+    def allocate_database() -> None:
         """The database of an instance, made when it is first asked for; the same `instance_id` always gets the same one. With
         `wait` it is ready when this returns, else `DeadlineExceeded` (call again to go on waiting) or `OperationFailed` (call
         again to have it tried again, if `retryable`). `Conflict` with `allocation_mismatch`, `allocation_recycled`,
         `allocation_deleting`, `provisioning_failed`."""
-        body = {
-            "instance_id": instance_id, "plan": plan, "engine": engine, "version": version, "region": region,
-            "organization": organization, "name": name, "bootstrap_schema": bootstrap_schema,
-        }  # fmt: skip
-        return (yield from _allocated(core, "database/allocate/", body, wait, deadline_seconds))
 
-    @Endpoint
-    def provision_dedicated_server(
-        core: Core,
-        instance_id: str,
-        *,
-        plan: str | None = None,
-        engine: str | None = None,
-        version: str | None = None,
-        region: str | None = None,
-        organization: str | None = None,
-        name: str | None = None,
-        bootstrap_schema: bool | None = None,
-        wait: bool = True,
-        deadline_seconds: float | None = DEADLINE_SECONDS,
-    ) -> Flow[Allocation]:
+    @at("database/provision-dedicated/", _allocation)
+    def provision_dedicated_server() -> None:
         """As `allocate_database`, on a server of its own."""
-        body = {
-            "instance_id": instance_id, "plan": plan, "engine": engine, "version": version, "region": region,
-            "organization": organization, "name": name, "bootstrap_schema": bootstrap_schema,
-        }  # fmt: skip
-        return (yield from _allocated(core, "database/provision-dedicated/", body, wait, deadline_seconds))
 
     @Endpoint
     def get_pool_status(core: Core) -> Flow[PoolStatus]:

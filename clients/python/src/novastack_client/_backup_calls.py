@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from novastack_client._core import (
     Core,
@@ -34,6 +34,7 @@ from novastack_client.errors import Conflict, NotFound, OperationFailed
 from novastack_client.models import Operation, OperationBrief
 
 _TRIES = 3
+M = TypeVar("M", Backup, Restore)
 DEADLINE_SECONDS = 3600.0  # dumping and restoring take as long as the data is large
 
 
@@ -67,17 +68,27 @@ def _proof(
     return None
 
 
-def _only(tables: Sequence[str], schemas: Sequence[str]) -> dict[str, Any]:
-    return {name: list(chosen) for name, chosen in (("tables", tables), ("schemas", schemas)) if chosen}
+def _made(core: Core, kind: type[M], request: Request, listed: str, wait: bool, deadline: Deadline | None) -> Flow[M]:
+    """What the request began; with `wait` as it stands in that list once its operation is done."""
+    made = yield from core.one(kind, request, deadline)
+    if (yield from _ended(core, made.operation, wait, deadline)):
+        made = yield from core.one(kind, get(f"{listed}/{part(made.id)}/"), deadline)
+    return made
 
 
 def _restore_body(
-    target: str, name: str | None, project_id: str | None, confirm: str | None, version: str | None,
-    where: Mapping[str, str | None],
+    target: str, name: str | None, project_id: str | None, version: str | None, region: str | None, plan: str | None,
+    placement: str | None, tables: Sequence[str], schemas: Sequence[str], **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
+    only = {kind: list(chosen) for kind, chosen in (("tables", tables), ("schemas", schemas)) if chosen}
     return {
-        "target": target, "name": name, "project": project_id, "confirm": confirm, "version": version, **where,
+        "target": target, "name": name, "project": project_id, "version": version, "region": region, "plan": plan,
+        "placement": placement, **only, **more,
     }  # fmt: skip
+
+
+def _schedule_body(retention: Mapping[str, int | None] | None, **more: Any) -> dict[str, Any]:
+    return {**more, "retention": dict(retention) if retention is not None else None}
 
 
 class BackupCalls:
@@ -115,12 +126,9 @@ class BackupCalls:
     ) -> Flow[Backup]:
         """Take a backup now. With `wait` it is stored when this returns; it is `verified` only after a proof (`verify_backup`,
         or by itself, as the project's policy says)."""
-        deadline = core.deadline(deadline_seconds if wait else None)
         request = post(f"projects/{part(project_id)}/backups/", {"label": label, "storage": storage})
-        made = yield from core.one(Backup, request, deadline)
-        if (yield from _ended(core, made.operation, wait, deadline)):
-            made = yield from core.one(Backup, get(f"backups/{part(made.id)}/"), deadline)
-        return made
+        deadline = core.deadline(deadline_seconds if wait else None)
+        return (yield from _made(core, Backup, request, "backups", wait, deadline))
 
     @Endpoint
     def upload_backup(
@@ -147,10 +155,7 @@ class BackupCalls:
             f"projects/{part(project_id)}/uploads/", File.rest_of(source, deadline), filename=filename, label=label,
             storage=storage,
         )  # fmt: skip
-        made = yield from core.one(Backup, request, deadline)
-        if (yield from _ended(core, made.operation, wait, deadline)):
-            made = yield from core.one(Backup, get(f"backups/{part(made.id)}/"), deadline)
-        return made
+        return (yield from _made(core, Backup, request, "backups", wait, deadline))
 
     @Endpoint
     def get_backup(core: Core, backup_id: str) -> Flow[Backup]:
@@ -246,11 +251,8 @@ class BackupCalls:
         schemas: Sequence[str] = (),
     ) -> Flow[RestorePreview]:
         """What `restore_backup` would do, and what stands in its way."""
-        where = {"region": region, "plan": plan, "placement": placement}
-        body = {**_restore_body(target, name, project_id, None, version, where), **_only(tables, schemas)}
-        return (
-            yield from core.one(RestorePreview, post(f"backups/{part(backup_id)}/restore/", {**body, "dry_run": True}))
-        )
+        body = _restore_body(target, name, project_id, version, region, plan, placement, tables, schemas, dry_run=True)
+        return (yield from core.one(RestorePreview, post(f"backups/{part(backup_id)}/restore/", body)))
 
     @Endpoint
     def restore_backup(
@@ -275,15 +277,14 @@ class BackupCalls:
         the slug of what is restored over as `confirm`. What was restored is compared with the backup before anybody sees
         it. `tables` or `schemas`: only these; in a project that lives they come beside what it holds (`outcome` says
         where), and nothing needs to be confirmed. `safety_backup=False`: for a database that can't be dumped any more."""
-        deadline = core.deadline(deadline_seconds if wait else None)
-        where = {"region": region, "plan": plan, "placement": placement}
-        body = {**_restore_body(target, name, project_id, confirm, version, where), **_only(tables, schemas)}
+        body = _restore_body(
+            target, name, project_id, version, region, plan, placement, tables, schemas, confirm=confirm
+        )
         if not safety_backup:
             body["safety_backup"] = False
-        made = yield from core.one(Restore, post(f"backups/{part(backup_id)}/restore/", body), deadline)
-        if (yield from _ended(core, made.operation, wait, deadline)):
-            made = yield from core.one(Restore, get(f"restores/{part(made.id)}/"), deadline)
-        return made
+        request = post(f"backups/{part(backup_id)}/restore/", body)
+        deadline = core.deadline(deadline_seconds if wait else None)
+        return (yield from _made(core, Restore, request, "restores", wait, deadline))
 
     @listing(Restore)
     def list_restores(
@@ -342,10 +343,9 @@ class BackupCalls:
     ) -> Flow[Schedule]:
         """Either `cron` (five fields, in `time_zone`) or a `preset` such as `daily`. `retention`: `keep_last`, `keep_days`,
         `keep_daily`, `keep_weekly`, `keep_monthly`, `max_bytes`; none of them: nothing goes by itself."""
-        body = {
-            "cron": cron, "preset": preset, "time_zone": time_zone, "enabled": enabled, "storage": storage,
-            "retention": dict(retention) if retention is not None else None,
-        }  # fmt: skip
+        body = _schedule_body(
+            retention, cron=cron, preset=preset, time_zone=time_zone, enabled=enabled, storage=storage
+        )
         return (yield from core.one(Schedule, post(f"projects/{part(project_id)}/schedules/", body)))
 
     @Endpoint
@@ -366,10 +366,9 @@ class BackupCalls:
         retention: Mapping[str, int | None] | None = None,
     ) -> Flow[Schedule]:
         """What is not given stays as it is; in `retention` None takes a rule away."""
-        body = {
-            "cron": cron, "preset": preset, "time_zone": time_zone, "enabled": enabled, "storage": storage,
-            "retention": dict(retention) if retention is not None else None,
-        }  # fmt: skip
+        body = _schedule_body(
+            retention, cron=cron, preset=preset, time_zone=time_zone, enabled=enabled, storage=storage
+        )
         return (yield from core.one(Schedule, patch(f"schedules/{part(schedule_id)}/", body)))
 
     @Endpoint

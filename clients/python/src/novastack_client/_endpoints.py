@@ -12,6 +12,7 @@ from novastack_client._core import Core, Flow
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_NAMES = ("__module__", "__name__", "__qualname__", "__doc__")
 
 
 class Runner(ABC):
@@ -90,8 +91,24 @@ class Listing(Generic[P, T]):
         return _named(call, self._flow)
 
 
+def at(path: str, flow: Callable[Concatenate[Core, str, P], Flow[T]]) -> Callable[[Callable[[], None]], Endpoint[P, T]]:
+    """Decorator: a call that is `flow` at one path, by the name and docstring of what is decorated."""
+
+    def of(told: Callable[[], None]) -> Endpoint[P, T]:
+        def call(core: Core, *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+            return (yield from flow(core, path, *args, **kwargs))
+
+        functools.update_wrapper(call, told, assigned=_NAMES)
+        whole = inspect.signature(flow)
+        core, _, *others = whole.parameters.values()
+        call.__signature__ = whole.replace(parameters=[core, *others])  # type: ignore[attr-defined]
+        return Endpoint(call)
+
+    return of
+
+
 def _named(call: Callable[..., Any], flow: Callable[..., Any]) -> Callable[..., Any]:
-    functools.update_wrapper(call, flow, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
+    functools.update_wrapper(call, flow, assigned=_NAMES)
     call.__signature__ = _signature(flow)  # type: ignore[attr-defined]
     return call
 

@@ -7,25 +7,20 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from novastack_client.models import OperationBrief, OperationError
-
-
-def _extra() -> Any:
-    return field(default_factory=dict, repr=False, compare=False)
+from novastack_client.models import Answered, OperationBrief, OperationError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BackupStorage:
+class BackupStorage(Answered):
     """Where a backup lies."""
 
     id: str
     name: str
     kind: str
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Backup:
+class Backup(Answered):
     """`status`: queued, dumping, stored, verifying, verified, failed, corrupt, deleting. Only `verified` was restored and
     compared. `error` of one that is stored: why its proof could not run."""
 
@@ -68,7 +63,6 @@ class Backup:
     keep_until: datetime | None = None
     error: OperationError | None = None
     url: str = ""
-    extra: Mapping[str, Any] = _extra()
 
     @property
     def verified(self) -> bool:
@@ -76,7 +70,7 @@ class Backup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
+class Proof(Answered):
     """A restore into a throw-away server, and what came of it. `state`: queued, running, passed, failed, error (it could not
     run: nothing is said about the backup), cancelled."""
 
@@ -97,7 +91,6 @@ class Proof:
     assertions: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     error: OperationError | None = None
-    extra: Mapping[str, Any] = _extra()
 
     @property
     def passed(self) -> bool:
@@ -105,14 +98,13 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreProblem:
+class RestoreProblem(Answered):
     code: str
     detail: str
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RestorePreview:
+class RestorePreview(Answered):
     """What a restore would mean. Rows that live are estimates. `problems`: what stands in its way; `confirm`: what has to be
     given as such."""
 
@@ -141,11 +133,10 @@ class RestorePreview:
     expected_downtime_seconds: float = 0
     kept_hours: float = 0
     checked_at: datetime | None = None
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Restore:
+class Restore(Answered):
     """`status`: queued, running, succeeded, failed, cancelled, undoing, undone. `project`: where it went; `undo_until`: until
     then `undo_restore` brings the database from before back."""
 
@@ -172,11 +163,10 @@ class Restore:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     url: str = ""
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
+class Schedule(Answered):
     """When backups of a project are taken, and what is kept of them. `paused_reason`, `retention_paused_reason`: empty when
     it goes on."""
 
@@ -195,11 +185,10 @@ class Schedule:
     paused_reason: str = ""
     retention_paused_reason: str = ""
     updated_at: datetime | None = None
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StartedBackup:
+class StartedBackup(Answered):
     """What running a schedule has begun; `operation` is an id for `wait_for_operation`."""
 
     id: str
@@ -212,11 +201,10 @@ class StartedBackup:
     storage: str | None = None
     operation: str | None = None
     error: OperationError | None = None
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Storage:
+class Storage(Answered):
     """Where backups can go. `organization` is None for the install's; there `config` is None except for operators."""
 
     id: str
@@ -238,4 +226,3 @@ class Storage:
     test_ms: int | None = None
     created_at: datetime | None = None
     updated_at: datetime | None = None
-    extra: Mapping[str, Any] = _extra()

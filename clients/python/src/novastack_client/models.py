@@ -14,8 +14,11 @@ from typing import Any
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
-def _extra() -> Any:
-    return field(default_factory=dict, repr=False, compare=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """What all of them have."""
+
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 def _secret() -> Any:
@@ -23,34 +26,31 @@ def _secret() -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(Answered):
     """None: on a pool, where memory and cores are everybody's."""
 
     memory_bytes: int | None = None
     cpus: float | None = None
     storage_bytes: int | None = None
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OperationBrief:
+class OperationBrief(Answered):
     id: str
     kind: str
     state: str
     url: str = ""
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True)
-class OperationError:
+class OperationError(Answered):
     code: str
     detail: str
     retryable: bool
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Step(Answered):
     name: str
     title: str
     state: str
@@ -58,11 +58,10 @@ class Step:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     detail: str = ""
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
+class Operation(Answered):
     """`state`: queued, running, succeeded, failed, cancelled."""
 
     id: str
@@ -83,7 +82,6 @@ class Operation:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     url: str = ""
-    extra: Mapping[str, Any] = _extra()
 
     @property
     def ended(self) -> bool:
@@ -95,17 +93,16 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WriteFence:
+class WriteFence(Answered):
     """Why sessions are read-only by default."""
 
     reason: str
     since: datetime | None = None
     detail: str = ""
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ApiKey:
+class ApiKey(Answered):
     """A key of a project for its own services. `key`: its value, only in the answer that made it."""
 
     id: str
@@ -121,11 +118,10 @@ class ApiKey:
     created_by: str | None = None
     key: str | None = _secret()
     already_shown: bool = False
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeyCheck:
+class KeyCheck(Answered):
     """Whether a key works, and why not (`code`)."""
 
     valid: bool
@@ -135,11 +131,10 @@ class KeyCheck:
     organization: str | None = None
     scopes: tuple[str, ...] = ()
     expires_at: datetime | None = None
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Project:
+class Project(Answered):
     """`operation`: what is at work on it. `api_keys`: with their values, only in the answer that made the project."""
 
     id: str
@@ -169,11 +164,10 @@ class Project:
     created_by: str | None = None
     recycle_until: datetime | None = None
     api_keys: tuple[ApiKey, ...] = ()
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
+class Server(Answered):
     """What was seen of a project's server; None where nothing was, or where it is not of now."""
 
     runtime: str = ""
@@ -190,11 +184,10 @@ class Server:
     size_bytes: int | None = None
     restart_pending: bool = False
     tls: bool = False
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProjectStatus:
+class ProjectStatus(Answered):
     status: str
     desired_status: str
     health: str
@@ -203,11 +196,10 @@ class ProjectStatus:
     write_fence: WriteFence | None = None
     operation: OperationBrief | None = None
     server: Server | None = None
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
+class Connection(Answered):
     """How to connect. What shows the password is None without the scope `connect`, and never in `repr`."""
 
     host: str
@@ -221,11 +213,10 @@ class Connection:
     jdbc_url: str | None = _secret()
     env: Mapping[str, str] | None = _secret()
     snippets: Mapping[str, str] | None = _secret()
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Allocation:
+class Allocation(Answered):
     """An instance's database. `connection` once it is `ready`; until then `operation`, and `previous_error` if an attempt
     has failed before."""
 
@@ -236,7 +227,6 @@ class Allocation:
     operation: OperationBrief | None = None
     retry_after_seconds: int | None = None
     previous_error: OperationError | None = None
-    extra: Mapping[str, Any] = _extra()
 
     @property
     def ready(self) -> bool:
@@ -244,7 +234,7 @@ class Allocation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolRoom:
+class PoolRoom(Answered):
     """Pools of one engine, version, region and plan (empty: any). `room`: a database finds a place at once."""
 
     engine: str
@@ -256,20 +246,18 @@ class PoolRoom:
     databases: int
     max_databases: int
     room: bool
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolStatus:
+class PoolStatus(Answered):
     """`healthy` or `degraded`, and where there is room."""
 
     status: str
     pools: tuple[PoolRoom, ...]
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
+class Service(Answered):
     """A service around a project. `config` is None without the right to connect, and never in `repr`."""
 
     service: str
@@ -282,37 +270,33 @@ class Service:
     available: bool = False
     actions: tuple[str, ...] = ()
     operation: OperationBrief | None = None
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolEndpoint:
+class PoolEndpoint(Answered):
     host: str
     port: int | None = None
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolLimits:
+class PoolLimits(Answered):
     """`connections_per_database`: guaranteed, and the most of one login."""
 
     memory_bytes: int
     cpus: float
     max_connections: int
     connections_per_database: int
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolUsage:
+class PoolUsage(Answered):
     cpu_percent: float | None = None
     memory_bytes: int | None = None
     read_at: datetime | None = None
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolOperation:
+class PoolOperation(Answered):
     """What works on a pool; ask the pool again for how far it is."""
 
     id: str
@@ -321,11 +305,10 @@ class PoolOperation:
     url: str = ""
     steps: tuple[Step, ...] = ()
     error: OperationError | None = None
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolMember:
+class PoolMember(Answered):
     """One of the databases on a pool."""
 
     database: str
@@ -335,11 +318,10 @@ class PoolMember:
     organization: str = ""
     status: str = ""
     size_bytes: int | None = None
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
+class Pool(Answered):
     """A shared server. `members`: only of `get_pool`."""
 
     id: str
@@ -366,18 +348,16 @@ class Pool:
     draining_at: datetime | None = None
     operation: PoolOperation | None = None
     members: tuple[PoolMember, ...] = ()
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MoveProblem:
+class MoveProblem(Answered):
     code: str
     detail: str
-    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MovePreview:
+class MovePreview(Answered):
     """What a move or a change of plan will do. `kind`: move, change_plan (at the same place), none. `problems`: what stands
     in its way."""
 
@@ -394,4 +374,3 @@ class MovePreview:
     quotas: Mapping[str, int] = field(default_factory=dict)
     kept_hours: float = 0
     problems: tuple[MoveProblem, ...] = ()
-    extra: Mapping[str, Any] = _extra()
