@@ -26,6 +26,7 @@ from projects.domain import (
     TenantNames,
 )
 from projects.engines import (
+    postgresql_apart,
     postgresql_ask,
     postgresql_bootstrap,
     postgresql_copy,
@@ -234,7 +235,7 @@ class PostgreSQL(Engine):
     def set_apart(
         self, endpoint: Endpoint, credentials: Credentials, chosen: Selection, mark: str, owner: str
     ) -> SetApart:
-        return postgresql_parts.set_apart(endpoint, credentials, chosen, mark, owner)
+        return postgresql_apart.set_apart(endpoint, credentials, chosen, mark, owner)
 
     def places(self, endpoint: Endpoint, credentials: Credentials) -> Mapping[str, str]:
         return postgresql_parts.places(endpoint, credentials)
