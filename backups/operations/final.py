@@ -137,7 +137,9 @@ def _settled(project: Project) -> bool:
     if last.params.get(WAIVED):
         return True
     backup = Backup.objects.filter(pk=last.params.get(PARAM)).first() if PARAM in last.params else None
-    return backup is not None and backup.status == BackupStatus.VERIFIED
+    if backup is None or backup.status != BackupStatus.VERIFIED:
+        return False
+    return (backup.verify_error or {}).get("code") != "object_missing"  # proven once, and not there any more
 
 
 # --- steps --------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ EXPIRES = "expires"
 TEXT = "text of "
 TEXTS = ("texts", "compared")  # the fact that names the kinds of them that are told; older fingerprints tell none
 EXTENSION_VERSION = "version of extension"
+# Facts of these kinds are data as rows are: no version spells them otherwise.
+DATA = frozenset({"value of sequence", "content of large object"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,11 @@ class Fingerprint:
     @property
     def rows(self) -> int:
         return sum(table.rows for table in self.tables.values())
+
+    @property
+    def data(self) -> Fingerprint:
+        """What is neither a definition nor a right: what servers of all versions must hold alike."""
+        return Fingerprint(self.tables, {key: state for key, state in self.facts.items() if key[0] in DATA})
 
     def differences(self, copy: Fingerprint) -> list[str]:
         """In what `copy` is not the same, for people, tables first. It names things, and shows no value of a row."""

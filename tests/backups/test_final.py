@@ -203,6 +203,10 @@ class TestBehind:
         assert not final._settled(idle)
         Backup.objects.update(status="verified")
         assert final._settled(idle)
+        Backup.objects.update(verify_error={"code": "target_full", "detail": "…"})
+        assert final._settled(idle)
+        Backup.objects.update(verify_error={"code": "object_missing", "detail": "The storage has no such object."})
+        assert not final._settled(idle), "else a purge removes the last copy there is"
 
 
 @pytest.mark.django_db
