@@ -7,7 +7,8 @@ A worker does what worker and beat do (run what is due, reconcile, the janitor) 
 product knows nothing of this: steps are wrapped here, in this process. A fault is
 `<kind>:<step>:<when>` (for projects on pools `<kind>/pool:…`), when = `before`, `after`, `inside:<n>` (before the n-th
 statement to the control database within the step) or `later:<seconds>` (in the middle of whatever it does then); a step
-`undo <name>` is what takes that one back. It dies by SIGKILL, once.
+`undo <name>` is what takes that one back, with `/<refused>` behind it since the step `refused` fails for good. It dies by
+SIGKILL, once.
 """
 
 from __future__ import annotations
@@ -64,9 +65,19 @@ def install_fault(text: str) -> None:
 
         return step
 
-    definition = base.latest_definition(kind, variant)
+    def refuse(_ctx: Any) -> None:
+        raise base.StepFailed("refused", "The test refuses it.", retryable=False)
+
+    name, _, refused = name.partition("/")
     which, name = ("undo", name.removeprefix("undo ")) if name.startswith("undo ") else ("run", name)
-    steps = tuple(replace(s, **{which: dying(getattr(s, which))}) if s.name == name else s for s in definition.steps)
+
+    def changed(step: Any) -> Any:
+        if step.name == name:
+            return replace(step, **{which: dying(getattr(step, which))})
+        return replace(step, run=refuse) if step.name == refused else step
+
+    definition = base.latest_definition(kind, variant)
+    steps = tuple(map(changed, definition.steps))
     base.register(replace(definition, steps=steps))
 
 
