@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from django.db import transaction
@@ -12,7 +13,9 @@ from django.db import transaction
 from backups.models import Backup, Proof, StorageTarget
 from backups.operations import drills, proving, proving_steps, retaining
 from backups.operations.restoring_data import BackupCorrupt
+from novastack.common.clock import now
 from projects.models import Project
+from projects.operations.base import Wait
 from tests.backups.keeping import make_backup, make_schedule
 
 pytestmark = pytest.mark.django_db
@@ -81,6 +84,40 @@ def test_one_whose_object_is_missed_counts_for_nothing(idle: Project, storage: S
     assert drills.newest(idle.pk) == old
     old.delete()
     assert drills.newest(idle.pk) == gone
+
+
+def test_backups_of_the_region_go_first_for_so_long(idle: Project, storage: StorageTarget, settings: Any) -> None:
+    settings.NOVASTACK_VERIFY_PATIENCE_SECONDS = 1800.0
+    backup = make_backup(idle, storage, days_ago=1, status="stored")
+    with transaction.atomic():
+        operation = proving.verify_begin(backup, kind="after_backup")
+    ctx: Any = SimpleNamespace(operation=operation, fenced=transaction.atomic)
+
+    def goes(*, waited: float, kind: str = "after_backup") -> bool:
+        operation.created_at = now() - timedelta(seconds=waited)
+        operation.params["proof_kind"] = kind
+        try:
+            proving_steps._let_backups_go_first(ctx, idle.region)
+        except Wait:
+            return False
+        return True
+
+    assert goes(waited=0)
+    make_backup(idle, storage, status="queued", trigger="upload")
+    assert goes(waited=0), "what is uploaded burdens no database"
+    other = make_backup(idle, storage, status="queued")
+    for status in ("queued", "dumping"):
+        Backup.objects.filter(pk=other.pk).update(status=status)
+        assert not goes(waited=0) and not goes(waited=1700), status
+        assert not goes(waited=0, kind="manual"), status
+        assert goes(waited=61, kind="manual"), "somebody waits"
+        assert goes(waited=1801), "a backup that nobody proves is none"
+    with pytest.raises(Wait):  # and so is what the step itself does, before it takes a place
+        operation.created_at = now()
+        operation.params["proof_kind"] = "after_backup"
+        proving_steps.claim(ctx)
+    Backup.objects.filter(pk=other.pk).update(project_uuid=uuid4())
+    assert goes(waited=0), "of another region"
 
 
 def test_one_schedule_s_error_is_its_own(
