@@ -7,7 +7,8 @@ import os
 import sys
 
 PARTS = (
-    "lists", "observing", "hints", "provisioning", "pools", "neighbours", "moves", "backups", "backups_mariadb", "schedules",
+    "lists", "observing", "hints", "provisioning", "pools", "neighbours", "moves", "backups", "backups_mariadb",
+    "backups_ferretdb", "schedules",
 )  # fmt: skip
 
 

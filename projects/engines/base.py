@@ -147,7 +147,7 @@ class Engine(ABC):
     ) -> AbstractContextManager[Moment]:
         """A moment of `credentials.database` for a backup: `endpoint` is for our session, `place` for the tool beside the
         server. `compress`: the tool may compress with zstd itself where its image can (the stream then begins with zstd's
-        magic number; not with `from_stream`). `credentials` as in `dump`. Two equal databases have equal contents, also
+        magic number). `credentials` as in `dump`. Two equal databases have equal contents, also
         when they are read from a restored copy by the same way."""
         raise NotImplementedError
 

@@ -12,8 +12,7 @@ class Moment(ABC):
     """One moment of a database, held open while its dump is taken, and what the database held at that moment.
 
     Products that let another session see the same moment (PostgreSQL) read it beside the dump; the others
-    (`from_stream`) are told from the dump's own stream, which is not compressed then. Whoever moves the stream calls
-    `hear` with every piece.
+    (`from_stream`) are told from the dump's own stream. Whoever moves the stream calls `hear` with every piece, as it came.
     """
 
     command: Command  # of the dump tool: the archive on standard output

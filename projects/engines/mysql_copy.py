@@ -77,6 +77,8 @@ def dump(
         raise ValueError("not a name of a database that was made here")
     own = f"`{credentials.database}`"
     edits = (
+        "/^[(]/b",  # rows, which are most of it
+        "/^INSERT /b",
         f"/^DELIMITER ;;$/{{\nn\ns/^(CREATE (OR REPLACE )?){_WHO}/\\1/\n}}",
         f"s/^(\\/\\*!50003 CREATE\\*\\/) \\/\\*!50017 {_WHO}\\*\\//\\1/",
         f"s/^(\\/\\*!50106 CREATE\\*\\/) \\/\\*!50117 {_WHO}\\*\\//\\1/",

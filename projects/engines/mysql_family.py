@@ -239,7 +239,7 @@ class MySQLFamily(Engine):
     def moment(
         self, endpoint: Endpoint, place: Endpoint, credentials: Credentials, *, compress: bool = False
     ) -> contextlib.AbstractContextManager[Moment]:
-        return mysql_moment.held(endpoint, credentials, self.dump(place, credentials))
+        return mysql_moment.held(endpoint, credentials, self.dump(place, credentials), compress=compress)
 
     def restore(self, place: Endpoint, credentials: Credentials) -> Command:
         """`credentials` are those of `EngineAdmin.admit_restorer`: everything comes to belong to that login."""

@@ -14,15 +14,15 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from projects.domain import Command, Credentials, Endpoint, EngineError, Fingerprint, TableContent
-from projects.engines import mysql_floats
+from projects.engines import mysql_floats, mysql_rows, zipping
 from projects.engines.moments import Moment
 from projects.engines.mysql_session import connect
 
 _MOST_BYTES = 8 << 20  # of a statement with several rows: the dump programs begin a new one after one megabyte
-_SUM = 1 << 128
 _RUNS = 3  # of the dump program in one dump
 _ENDED = b"-- Dump completed"
 _MADE_BY = re.compile(rb"-- (M\w+ dump .*)")
@@ -36,10 +36,6 @@ _ACTING = re.compile(
     rb"\b(PROCEDURE|FUNCTION|TRIGGER|EVENT|PACKAGE BODY|PACKAGE) (?:IF NOT EXISTS )?(?:" + _NAMED + rb"|\"?([\w$]+))"
 )
 _HEAD_BYTES = 64 << 10
-_ROW = re.compile(rb"\((?:[^'()]++|'(?:[^'\\]++|\\.)*+')*+\)", re.DOTALL)
-_MINUS_ZERO = re.compile(
-    rb"(?<=[(,])-(0(?:\.0{1,64})?)(?=[,)])"
-)  # a restore takes it for 0, and SQL sees no difference
 _MINUS_ZERO_BEGUN = re.compile(rb"[(,](?:-(?:0(?:\.0{0,64})?)?)?\Z")
 _MINUS_ZERO_BYTES = 68  # the longest text that it begins with
 _ROWS_END = b");\n"
@@ -71,9 +67,9 @@ class _Rows:
         self.count = 0
         self._sum = 0
 
-    def add(self, digest: bytes) -> None:
-        self.count += 1
-        self._sum = (self._sum + int.from_bytes(digest, "big")) % _SUM
+    def add(self, count: int, total: int) -> None:
+        self.count += count
+        self._sum = (self._sum + total) % mysql_rows.SUM
 
     def content(self) -> TableContent:
         return TableContent(self.count, f"{self._sum:032x}")
@@ -86,6 +82,7 @@ class DumpReader:
         self.made_by = ""
         self.runs = 0
         self._held = bytearray()
+        self._looked = 0  # so far there is no end of the statement
         self._rows: dict[str, _Rows] = {}
         self._facts: dict[tuple[str, str], Any] = {}
         self._section = ("head", "")
@@ -173,22 +170,24 @@ class DumpReader:
     def _insert(self, match: re.Match[bytes]) -> bool:
         """A statement: all of it at once, unless it is one large row."""
         assert self._table is not None  # noqa: S101 - looked at by who calls
-        end = self._held.find(_ROWS_END, match.end() - 1)
+        end = self._held.find(_ROWS_END, max(match.end() - 1, self._looked))
         if end < 0:
             if len(self._held) <= _MOST_BYTES:
+                self._looked = max(len(self._held) - len(_ROWS_END) + 1, 0)
                 return False
+            self._looked = 0
             del self._held[: match.end()]
-            self._large = hashlib.blake2b(digest_size=16)
+            self._large = hashlib.blake2b(digest_size=mysql_rows.DIGEST_BYTES)
             self._read = self._large_row
             return True
-        body = bytes(self._held[match.end() : end + 1])
+        self._looked = 0
+        with memoryview(self._held) as held:
+            body = bytes(held[match.end() : end + 1])
         del self._held[: end + len(_ROWS_END)]
-        found = _ROW.findall(body)
-        # Between two rows there is a comma, and with MariaDB a line's end: nothing else may be left.
-        if b",".join(found) != body and b",\n".join(found) != body:
-            raise EngineError(f"the dump has rows of {_name(match[1])[:64]} that can't be told apart")
-        for row in found:
-            self._table.add(hashlib.blake2b(_told(row), digest_size=16).digest())
+        try:
+            self._table.add(*mysql_rows.total(body))
+        except mysql_rows.Unreadable:
+            raise EngineError(f"the dump has rows of {_name(match[1])[:64]} that can't be told apart") from None
         return bool(self._held)
 
     def _large_row(self) -> bool:
@@ -197,7 +196,7 @@ class DumpReader:
         end = self._held.find(_ROWS_END)
         if end < 0:
             ready = max(len(self._held) - len(_ROWS_END) + 1, 0)
-            text = _told(bytes(self._held[:ready]))
+            text = mysql_rows.told(bytes(self._held[:ready]))
             # What may become a -0 waits for its end, so that a row's hash does not depend on the pieces it came in.
             if begun := _MINUS_ZERO_BEGUN.search(text, max(len(text) - _MINUS_ZERO_BYTES, 0)):
                 ready -= len(text) - begun.start()
@@ -205,15 +204,11 @@ class DumpReader:
             self._large.update(text)
             del self._held[:ready]
             return False
-        self._large.update(_told(bytes(self._held[: end + 1])))
+        self._large.update(mysql_rows.told(bytes(self._held[: end + 1])))
         del self._held[: end + len(_ROWS_END)]
-        self._table.add(self._large.digest())
+        self._table.add(1, int.from_bytes(self._large.digest(), "big"))
         self._large, self._read = None, self._line
         return bool(self._held)
-
-
-def _told(text: bytes) -> bytes:
-    return _MINUS_ZERO.sub(rb"\1", text) if b"-0" in text else text
 
 
 def _name(quoted: bytes) -> str:
@@ -226,9 +221,10 @@ class MySQLMoment(Moment):
     def __init__(self, command: Command, notes: tuple[str, ...]) -> None:
         self.command, self.notes = command, notes
         self._reader = DumpReader()
+        self._unzipped = zipping.Unzipped(self._reader.feed)
 
     def hear(self, piece: bytes) -> None:
-        self._reader.feed(piece)
+        self._unzipped.feed(piece)
         self.tool = self._reader.made_by
 
     def contents(self, pulse: Callable[[], None]) -> Fingerprint:
@@ -236,8 +232,12 @@ class MySQLMoment(Moment):
 
 
 @contextlib.contextmanager
-def held(endpoint: Endpoint, credentials: Credentials, command: Command) -> Iterator[MySQLMoment]:
+def held(
+    endpoint: Endpoint, credentials: Credentials, command: Command, *, compress: bool = False
+) -> Iterator[MySQLMoment]:
     """The moment is the dump program's own."""
+    if compress:
+        command = replace(command, argv=zipping.zipped(*command.argv))
     found = [_OUTSIDE]
     with connect(endpoint, credentials, timeout_seconds=10) as session:
         session.bound(60)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from projects.domain import EngineError, Fingerprint
-from projects.engines import framing, mysql_moment
+from projects.engines import framing, mysql_moment, zipping
 from projects.engines.mysql_moment import DumpReader
 from projects.operations.stages import Stage
 from tests.contracts.engine_contract import new_names
@@ -49,15 +49,18 @@ def taken(copier: Copier, server: CopyServer) -> tuple[bytes, Fingerprint, tuple
         stage = Stage("dump", server.runtime.run_tool("nvs-tool-my", side.image, moment.command, beside=side.handle))
         stage.listen()
         assert stage.tool.stdout is not None
-        pieces = []
+        pieces: list[bytes] = []
+        unzipped = zipping.Unzipped(pieces.append)
         try:
             while piece := stage.tool.stdout.read(random.choice([1, 700, 1 << 20])):
                 moment.hear(piece)
-                pieces.append(piece)
+                unzipped.feed(piece)
             assert stage.tool.wait(120).exit_code == 0, stage.words()
+            dump = b"".join(pieces)
+            assert zipping.told_bytes(stage.last_lines()) == len(dump)  # it was compressed, beside the server
         finally:
             stage.end()
-        return b"".join(pieces), moment.contents(lambda: None), (*moment.notes, moment.tool)
+        return dump, moment.contents(lambda: None), (*moment.notes, moment.tool)
 
 
 def restored(copier: Copier, dump: bytes) -> Fingerprint:
