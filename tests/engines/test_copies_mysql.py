@@ -313,6 +313,23 @@ def test_a_view_on_a_dropped_table_is_a_loud_failure(made: Copier) -> None:
     assert not failed.value.retryable
 
 
+def test_a_foreign_key_s_odd_name_is_kept_or_told(made: Copier) -> None:
+    """MariaDB 11.8 dumps one with a backtick so that nothing takes it back."""
+    run(
+        made.source, made.login, "CREATE TABLE par (id INT PRIMARY KEY)",
+        "CREATE TABLE chi (id INT, CONSTRAINT `f``k` FOREIGN KEY (id) REFERENCES par (id))",
+    )  # fmt: skip
+    try:
+        made.run()
+    except StepFailed as failed:
+        assert (failed.code, failed.retryable) == ("restore_failed", False)
+        assert "f`" in failed.detail or "syntax" in failed.detail
+        assert made.source.spec.version.startswith("11.8")
+    else:
+        source, copy = made.fingerprints()
+        assert source.differences(copy) == []
+
+
 def test_a_failing_restore_quotes_no_rows(made: Copier, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = made.source.engine
     whole = engine.dump(made.source.side(made.tool).place, made.tool)

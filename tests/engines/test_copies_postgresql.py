@@ -303,6 +303,21 @@ def test_a_function_that_needs_its_search_path_fails_loudly(copier: Copier) -> N
     assert not told.value.retryable
 
 
+def test_a_check_that_reads_another_table_is_a_loud_failure(copier: Copier) -> None:
+    """Its rows come first, and what it reads is not there yet: they must not be left out without a word."""
+    with connect(copier.source, copier.login) as tenant:
+        tenant.execute(
+            "CREATE TABLE public.z_known (k int); INSERT INTO z_known VALUES (1);"
+            "CREATE FUNCTION known(int) RETURNS bool LANGUAGE sql"
+            " AS 'SELECT EXISTS (SELECT FROM public.z_known z WHERE z.k = $1)';"
+            "CREATE TABLE a_checked (k int CHECK (public.known(k))); INSERT INTO a_checked VALUES (1)"
+        )
+    with pytest.raises(StepFailed) as told:
+        copier.run()
+    assert (told.value.code, told.value.retryable) == ("restore_failed", False)
+    assert "a_checked" in told.value.detail
+
+
 def test_obstacles_are_told_before(copier: Copier) -> None:
     with ENGINE.admin(copier.source.endpoint, copier.source.admin) as admin:
         assert admin.obstacles(copier.names) == []
