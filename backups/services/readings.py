@@ -32,7 +32,8 @@ from novastack.common.clock import now
 from projects.models import Project
 
 OWN = ~Q(trigger=BackupTrigger.UPLOAD)  # what was uploaded says nothing about the project's own data
-PROVEN = Q(status__in=USABLE, verified_at__isnull=False) & OWN
+THERE = Q(verify_error__isnull=True) | ~Q(verify_error__code="object_missing")
+PROVEN = Q(status__in=USABLE, verified_at__isnull=False) & OWN & THERE
 ENDED = (BackupStatus.STORED, BackupStatus.VERIFYING, BackupStatus.VERIFIED, BackupStatus.FAILED, BackupStatus.CORRUPT)
 BUSY = (BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.VERIFYING, BackupStatus.DELETING)
 WINDOW = timedelta(days=30)

@@ -22,6 +22,7 @@ from backups.models import (
     StorageTarget,
 )
 from backups.operations.objectives import objective_of
+from backups.services import readings
 from backups.services.protection import Level, Protection, judged, overview
 from novastack.common.clock import now
 from projects.models import Project
@@ -260,3 +261,16 @@ class TestPage:
                 assert client.get(path).status_code == 200
             assert len(many) == len(few), path
             assert len(many) <= 25, path
+
+
+def test_the_last_good_one_is_there(project: Project) -> None:
+    """On the project's page and in lists: not one that was proven once, and whose object is missing now."""
+    good = Backup.objects.get()
+    newer = make_backup(project, good.storage, hours=1)
+    assert readings.last_good(project) == newer
+    Backup.objects.filter(pk=newer.pk).update(verify_error={"code": "target_full", "detail": "…"})
+    assert readings.last_good(project) == newer
+    Backup.objects.filter(pk=newer.pk).update(verify_error={"code": "object_missing", "detail": "…"})
+    assert readings.last_good(project) == good
+    assert readings.last_good_of([project])[project.pk]["at"] in {good.started_at, good.created_at}
+    assert readings.figures_of(project)["verified"] == 1
