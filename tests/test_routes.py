@@ -6,7 +6,9 @@ elsewhere; viewers get 403 for everything that changes something or shows a pass
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -26,6 +28,7 @@ from projects.models import Operation
 from projects.services import key_create
 from tests.backups.rows import make_backup, make_restore, make_schedule, make_storage
 from tests.factories import Team, api_client, make_project, make_team, make_token
+from tests.once import made_once
 from tests.routes import Route, walk
 
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -101,9 +104,19 @@ class World:
         return self.operation if path.startswith("api/v1/operations/") else self.values["project_id"]
 
 
+@pytest.fixture(scope="module")
+def once(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
+    """It is as much work as a dozen calls, and every call is taken back: all tests share it."""
+    yield from made_once(make_world, django_db_blocker)
+
+
 @pytest.fixture
-def world(db: None) -> World:
+def world(once: World, db: None) -> World:
     cache.clear()
+    return copy.deepcopy(once)
+
+
+def make_world() -> World:
     team = make_team()
     team.organization.name = SECRET_HOUSE
     team.organization.save()

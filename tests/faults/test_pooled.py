@@ -25,7 +25,7 @@ from tests.faults.clients import password_of, role_of, server_of
 from tests.faults.conftest import ALL, VERSION, Site, make_site
 from tests.faults.lanes import require
 
-TOTAL, AT_ONCE, ROOM = (200, 20, 50) if ALL else (24, 6, 6)
+TOTAL, AT_ONCE, ROOM = (200, 20, 50) if ALL else (18, 6, 6)
 WORKERS = 6 if ALL else 4
 PATIENCE = 420.0 if ALL else 150.0
 pytestmark = pytest.mark.timeout(540)
