@@ -15,7 +15,7 @@ from projects.models import BlankDatabase, Database, DatabaseServer
 from projects.operations import placing, pool_blanks, pool_upkeep, pools
 from projects.services import ProjectRequest, project_create
 from tests.operations.conftest import drive, operation_of
-from tests.operations.test_pool_upkeep import drain, settle_in
+from tests.operations.pool_with_projects import drain, settle_in
 from tests.operations.test_pools import make
 
 

@@ -17,7 +17,7 @@ from projects.operations.queue import operation_create
 from projects.services import control_restore, project_purge
 from projects.services.actions import operation_retry
 from tests.operations.conftest import drive, once
-from tests.operations.test_pooled import act, ask, paper_of, placed, pool_of, row_of, settle
+from tests.operations.pooled_projects import act, ask, paper_of, placed, pool_of, row_of, settle
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from projects.models import Database, DatabaseServer, Operation, Plan, Region
 from projects.operations import pool_removal, pool_upkeep, pools
 from tests.factories import UserFactory, api_client, make_token
 from tests.operations.conftest import drive, paper, runtime, team  # noqa: F401 - fixtures
-from tests.operations.test_pool_upkeep import settle, settle_in
+from tests.operations.pool_with_projects import settle, settle_in
 from tests.operations.test_pools import begin, fail, held, make, work_of
 
 URL = "/api/v1/database/admin/pools/"
