@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from novastack.common import vault
 from novastack.common.vault import CHUNK_BYTES, VaultError, WrongPassphrase, is_encrypted, read_vault, write_vault
 
 PASS = "a long enough passphrase"
@@ -16,7 +18,9 @@ NAMES = frozenset({"a.json", "big.bin"})
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Path:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With a key that is cheap to derive: the file says how, and many of them are read here."""
+    monkeypatch.setattr(vault, "_SCRYPT", {**vault._SCRYPT, "n": 1 << 14})
     big = tmp_path / "source.bin"
     big.write_bytes(os.urandom(2 * CHUNK_BYTES + 4321))
     path = tmp_path / "file.novastack"
@@ -39,6 +43,13 @@ def test_a_round_trip(made: Path) -> None:
     assert is_encrypted(made)
     assert b"hunter2" not in made.read_bytes()
     assert [p.name for p in made.parent.glob(".*")] == []
+
+
+def test_deriving_its_key_is_dear(tmp_path: Path) -> None:
+    path = tmp_path / "file.novastack"
+    write_vault(path, {"a.json": b"{}", "big.bin": b""}, passphrase=PASS)
+    assert json.loads(path.read_bytes().splitlines()[1])["n"] == 1 << 16
+    assert (read(path) / "a.json").read_bytes() == b"{}"
 
 
 def test_a_wrong_passphrase_and_none(made: Path) -> None:

@@ -56,22 +56,19 @@ def operation_codes() -> dict[str, set[bool | None]]:
 def refusal_codes() -> dict[str, int]:
     """Codes of problem answers → status, of the classes and of `code=…` beside them (status 0)."""
     classes: dict[str, tuple[list[str], dict[str, object]]] = {}
-    loose: set[str] = set()
+    called: dict[str, set[str]] = defaultdict(set)  # whatever is called → its `code=…`
     for _, tree in sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 classes[node.name] = ([_name(base) for base in node.bases], _assigned(node))
+            elif isinstance(node, ast.Call):
+                for word in node.keywords:
+                    if word.arg == "code" and isinstance(word.value, ast.Constant):
+                        called[_name(node.func)].add(str(word.value.value))
     problems = {"Problem"}
     while more := {name for name, (bases, _) in classes.items() if set(bases) & problems} - problems:
         problems |= more
-    for _, tree in sources():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and _name(node.func) in problems:
-                loose |= {
-                    str(word.value.value)
-                    for word in node.keywords
-                    if word.arg == "code" and isinstance(word.value, ast.Constant)
-                }
+    loose = {code for name in problems for code in called[name]}
     found = {}
     for name in problems:
         code = classes[name][1].get("code")
