@@ -23,7 +23,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.e2e)
-            item.add_marker(pytest.mark.xdist_group("e2e"))
             item.add_marker(pytest.mark.timeout(900))
             if CHROMIUM is None:
                 item.add_marker(pytest.mark.skip(reason="no Chromium on this machine: apt-get install chromium"))
@@ -44,7 +43,7 @@ def base_url() -> None:
     """The tests name the install's address. Instead of the plugin's own, which pytest 10 will refuse."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def install(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Install]:
     with running_install(tmp_path_factory.mktemp("install"), ports="28200-28299") as found:
         yield found
