@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -37,6 +37,7 @@ from projects.services import project_action, project_delete, project_purge
 from tests.factories import PlanFactory
 from tests.faults.conftest import Site
 from tests.moves.conftest import kill_while_copying
+from tests.moves.load import Load
 
 pytestmark = pytest.mark.docker
 PGBENCH = "/usr/lib/postgresql/15/bin/pgbench"
@@ -70,52 +71,23 @@ def done(site: Site, operation: Operation) -> Operation:
     return operation
 
 
-class Load:
-    """A client that writes all the time, and comes again when it is thrown out. `acknowledged` were committed."""
+class Writes(Load):
+    thrown_out = (psycopg.Error,)
 
     def __init__(self, site: Site, project: Project) -> None:
-        self.site, self.project = site, project
         with site.login(project) as session:
             session.execute("CREATE TABLE public.told (id int PRIMARY KEY)")
-        self.acknowledged: list[int] = []
-        self._stop = threading.Event()
-        self._where = self._address()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        super().__init__(site, project)
 
-    def _address(self) -> dict[str, Any]:
-        from tests.faults.clients import password_of, role_of
+    def session(self) -> contextlib.AbstractContextManager[Any]:
+        where = self._where
+        return psycopg.connect(
+            host=where.host, port=where.port, user=where.username, password=where.password, dbname=where.database,
+            autocommit=True, connect_timeout=2,
+        )  # fmt: skip
 
-        role = role_of(self.project)
-        endpoint = Endpoint.objects.get(project=self.project)
-        return {
-            "host": endpoint.host, "port": endpoint.port, "user": role.name, "password": password_of(role),
-            "dbname": role.database.name,
-        }  # fmt: skip
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(20)
-
-    def follow(self) -> None:
-        """What a user does who reads the new address."""
-        self._where = self._address()
-
-    def _work(self) -> None:
-        number = 0
-        while not self._stop.is_set():
-            try:
-                with psycopg.connect(**self._where, autocommit=True, connect_timeout=2) as session:
-                    while not self._stop.is_set():
-                        number += 1
-                        session.execute("INSERT INTO public.told VALUES (%s)", [number])
-                        self.acknowledged.append(number)
-                        time.sleep(0.01)
-            except psycopg.Error:
-                time.sleep(0.05)
+    def write(self, session: Any, number: int) -> None:
+        session.execute("INSERT INTO public.told VALUES (%s)", [number])
 
 
 def rows(site: Site, project: Project, query: str) -> Any:
@@ -158,7 +130,7 @@ def test_to_another_server_under_load(docker_site: Site, capsys: pytest.CaptureF
     old = DatabaseServer.objects.get(project_uuid=project.pk)
     address = Endpoint.objects.values_list("host", "port").get(project=project)
     before = rows(site, project, "SELECT sum(hashtext(a::text)::bigint) FROM pgbench_accounts a")
-    with Load(site, project) as load:
+    with Writes(site, project) as load:
         time.sleep(0.5)
         operation = done(site, begin(project))
         time.sleep(1)

@@ -3,7 +3,6 @@ acknowledged writes is lost."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,10 +13,10 @@ from pymongo.errors import PyMongoError
 from projects import registry
 from projects.models import Database, DatabaseServer, DatabaseSlot, Endpoint, Project
 from projects.operations import wiring
-from tests.clients import Access
 from tests.engines.test_copies_ferretdb import fill
-from tests.faults.clients import CLIENTS, password_of, role_of
+from tests.faults.clients import CLIENTS
 from tests.faults.conftest import Site, make_site, require_docker
+from tests.moves.load import Load
 from tests.moves.test_moves_docker import begin, done, failed
 
 pytestmark = pytest.mark.docker
@@ -29,39 +28,11 @@ def site(_fresh: None) -> Iterator[Site]:
     yield from make_site("docker", "ferretdb")
 
 
-class Load:
-    """A client that writes through one session for as long as it lives, and comes again when it is thrown out."""
+class Writes(Load):
+    thrown_out = (PyMongoError,)
 
-    def __init__(self, site: Site, project: Project) -> None:
-        role, endpoint = role_of(project), Endpoint.objects.get(project=project)
-        self._site = site
-        self._where = Access(
-            endpoint.host, endpoint.port, role.database.name, role.name, password_of(role), unchecked=True
-        )
-        self.acknowledged: list[int] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(30)
-
-    def _work(self) -> None:
-        number = 0
-        while not self._stop.is_set():
-            try:
-                with self._site.client.session(self._where) as database:
-                    while not self._stop.is_set():
-                        number += 1
-                        database["told"].insert_one({"_id": number})
-                        self.acknowledged.append(number)
-                        time.sleep(0.01)
-            except PyMongoError:
-                time.sleep(0.05)
+    def write(self, session: Any, number: int) -> None:
+        session["told"].insert_one({"_id": number})
 
 
 def test_under_load(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +41,7 @@ def test_under_load(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         fill(database)
     address = Endpoint.objects.values_list("host", "port").get(project=project)
     old = DatabaseServer.objects.get(project_uuid=project.pk)
-    with Load(site, project) as load:
+    with Writes(site, project) as load:
         while len(load.acknowledged) < 20:
             time.sleep(0.05)
         operation = done(site, begin(project))

@@ -4,7 +4,6 @@ and what is these products' own (who made views and triggers, events, sequences)
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -30,9 +29,10 @@ from projects.models import (
 from projects.operations import wiring
 from projects.runtimes.process_binaries import find
 from tests.clients import Access
-from tests.faults.clients import password_of, role_of
+from tests.faults.clients import role_of
 from tests.faults.conftest import Site, make_site, require_docker
 from tests.moves.conftest import drained, kill_while_copying
+from tests.moves.load import Load
 from tests.moves.test_moves_docker import begin, done, failed, remove_old_copy
 from tests.moves.test_moves_pools import all_done
 
@@ -54,40 +54,16 @@ def run(site: Site, project: Project, *statements: str) -> tuple[Any, ...]:
         return tuple(cursor.fetchall())
 
 
-class Load:
-    """A client that writes all the time, and comes again when it is thrown out. `acknowledged` were committed."""
+class Writes(Load):
+    thrown_out = (pymysql.MySQLError, OSError)
 
     def __init__(self, site: Site, project: Project) -> None:
         run(site, project, "CREATE TABLE told (id INT PRIMARY KEY)")
-        role, endpoint = role_of(project), Endpoint.objects.get(project=project)
-        self._site = site
-        self._where = Access(
-            endpoint.host, endpoint.port, role.database.name, role.name, password_of(role), unchecked=True
-        )
-        self.acknowledged: list[int] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        super().__init__(site, project)
 
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(20)
-
-    def _work(self) -> None:
-        number = 0
-        while not self._stop.is_set():
-            try:
-                with self._site.client.session(self._where) as session, session.cursor() as cursor:
-                    while not self._stop.is_set():
-                        number += 1
-                        cursor.execute("INSERT INTO told VALUES (%s)", [number])
-                        self.acknowledged.append(number)
-                        time.sleep(0.01)
-            except (pymysql.MySQLError, OSError):
-                time.sleep(0.05)
+    def write(self, session: Any, number: int) -> None:
+        with session.cursor() as cursor:
+            cursor.execute("INSERT INTO told VALUES (%s)", [number])
 
 
 OWN = (
@@ -136,7 +112,7 @@ def test_to_another_server_under_load(site: Site, capsys: pytest.CaptureFixture[
     made(site, project)
     old = DatabaseServer.objects.get(project_uuid=project.pk)
     address = Endpoint.objects.values_list("host", "port").get(project=project)
-    with Load(site, project) as load:
+    with Writes(site, project) as load:
         time.sleep(0.5)
         operation = done(site, begin(project))
         time.sleep(1)
