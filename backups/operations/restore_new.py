@@ -16,7 +16,7 @@ from backups.models import Restore, RestoreStatus
 from backups.operations import restore_sides as sides
 from backups.operations import restoring_data
 from novastack.common.clock import now
-from projects.models import Operation, OperationStep, Project, RoleKind, ServerKind
+from projects.models import Operation, Project, RoleKind, ServerKind
 from projects.operations import base, copying, move_copying, placing, provision, steps, wiring
 from projects.operations.base import RetryPolicy, Step, StepFailed, Wait
 from projects.operations.context import Context
@@ -59,7 +59,7 @@ def _restore(ctx: Context) -> Restore:
 def _proven(ctx: Context) -> bool:
     """Whether this operation has compared what it restored. When a later step fails, earlier ones are run again: what is
     proven is not restored again, and its roles may have the project's own names by now."""
-    return OperationStep.objects.filter(operation=ctx.operation, name=PROOF, data__proven=True).exists()
+    return any(step.name == PROOF and step.data.get("proven") for step in ctx.operation.steps.all())
 
 
 def take_names(ctx: Context) -> None:
@@ -173,13 +173,16 @@ def names_undone(ctx: Context) -> None:
 def prove_login(ctx: Context) -> None:
     """The last step of a provisioning. What was restored may hold anything: settings and triggers of the tenant's own are no
     reason to refuse it, so that a login is what counts."""
-    if sides.restore_for(ctx.project) is not None:
+    restores = any(step.name == DATA for step in ctx.operation.steps.all())
+    if restores and sides.restore_for(ctx.project) is not None:
         steps.prove_tenant(ctx)
     else:
         steps.verify_tenant(ctx)
 
 
 def restored(operation: Operation) -> None:
+    if not operation.steps.filter(name=DATA).exists():
+        return
     project = Project.objects.get(pk=operation.project_key)
     restore = sides.restore_for(project)
     if restore is not None:

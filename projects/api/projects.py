@@ -94,8 +94,10 @@ class ProjectListView(ProjectScoped, generics.ListAPIView[Project]):
             project = project_create(
                 principal=self.principal, organization=organization, request=wanted, made_keys=shown
             )  # fmt: skip
-            operation = Operation.objects.live().holding().get(project_uuid=project.pk)
-            return 201, {"project": str(project.pk), "operation": str(operation.pk)}
+            operation = Operation.objects.values_list("pk", flat=True).get(
+                project_uuid=project.pk
+            )  # it is new: its first
+            return 201, {"project": str(project.pk), "operation": str(operation)}
 
         def rebuild(status: int, resource: dict[str, str]) -> Response:
             location = reverse("project-detail", kwargs={"pk": resource["project"]}, request=request)

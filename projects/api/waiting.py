@@ -1,5 +1,5 @@
-"""Requests that wait for the end of an operation (`?wait=30`): one thread and one connection of the process watch for all
-of them, while each of them holds none."""
+"""Requests that wait for the end of an operation (`?wait=30`): each asks for itself in the first moment; after that one
+thread and one connection of the process watch for all of them, while each of them holds none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ log = structlog.get_logger(__name__)
 POLL_SECONDS = 0.02
 EAGER_POLL_SECONDS = 0.008  # for as long as it is likely to end soon: a start, or a standby that is claimed
 EAGER_SECONDS = 0.5
-ENDED = [OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED]
+ENDED = [str(state) for state in (OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED)]
+_ENDED = "SELECT FROM projects_operation WHERE id = %s AND state = ANY(%s)"
 # At most half of this process's threads wait at a time; one more gets its answer at once (rule 49).
 waiters = threading.BoundedSemaphore(max(1, settings.NOVASTACK_WEB_THREADS // 2))
 
@@ -33,14 +34,26 @@ def wait_for_end(pk: UUID, seconds: float) -> None:
     if seconds <= 0 or not waiters.acquire(blocking=False):
         return
     try:
-        ended = _watch.wait(pk, min(seconds, EAGER_SECONDS))
-        if ended or seconds <= EAGER_SECONDS:
+        if _ends_soon(pk, min(seconds, EAGER_SECONDS)) or seconds <= EAGER_SECONDS:
             return
         if not connection.in_atomic_block:
             connection.close()
-        _watch.wait(pk, seconds - EAGER_SECONDS, eager=False)
+        _watch.wait(pk, seconds - EAGER_SECONDS)
     finally:
         waiters.release()
+
+
+def _ends_soon(pk: UUID, seconds: float) -> bool:
+    """Whether it ends within these seconds, asked on the request's own connection: most that are short are waited for by
+    one, and a thread and a connection for them would cost more than the questions."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(EAGER_POLL_SECONDS, left))
+        with connection.cursor() as cursor:
+            cursor.execute(_ENDED, [pk, ENDED])
+            if cursor.rowcount:
+                return True
+    return False
 
 
 class _Watch:
@@ -50,15 +63,12 @@ class _Watch:
         self._lock = threading.Lock()
         self._waiting: dict[UUID, set[threading.Event]] = defaultdict(set)
         self._thread: threading.Thread | None = None
-        self._eager_until = 0.0
 
-    def wait(self, pk: UUID, seconds: float, *, eager: bool = True) -> bool:
+    def wait(self, pk: UUID, seconds: float) -> bool:
         """Whether it has ended, or the watch did."""
         ended = threading.Event()
         with self._lock:
             self._waiting[pk].add(ended)
-            if eager:
-                self._eager_until = time.monotonic() + EAGER_SECONDS
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="operation-ends", daemon=True)
                 self._thread.start()
@@ -74,7 +84,7 @@ class _Watch:
         try:
             while wanted := self._wanted():
                 self._wake(Operation.objects.filter(pk__in=wanted, state__in=ENDED).values_list("pk", flat=True))
-                time.sleep(EAGER_POLL_SECONDS if time.monotonic() < self._eager_until else POLL_SECONDS)
+                time.sleep(POLL_SECONDS)
         except DatabaseError as error:
             log.warning("can't watch operations", error=type(error).__name__)
         finally:

@@ -65,7 +65,6 @@ _TRY_WRITING = """
 BEGIN;
 CREATE TABLE public.novastack_verify (id integer);
 INSERT INTO public.novastack_verify VALUES (1);
-CREATE TEMPORARY TABLE novastack_verify_temporary (id integer);
 ROLLBACK
 """
 
@@ -178,17 +177,20 @@ class PostgreSQL(Engine):
         with connect(endpoint, credentials, timeout_seconds=5) as connection, translated():
             row = connection.execute(
                 "SELECT current_setting('server_encoding'), current_user::text, split_part(version(), ' ', 2),"
-                " bool_or(rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls)"
+                " bool_or(rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls),"
+                " has_database_privilege(current_database(), 'TEMPORARY')"
                 " FROM pg_roles WHERE rolname IN (session_user, current_user)"
             ).fetchone()
             assert row is not None  # noqa: S101 - an aggregate has a row
-            encoding, user, version, mighty = row
+            encoding, user, version, mighty, temporary = row
             if encoding != "UTF8":
                 raise EngineError(f"the database is encoded in {encoding}, not UTF8")
             if user != names.group:
                 raise EngineError("the login does not act as the tenant's group role")
             if mighty:
                 raise EngineError("the tenant's role has rights that it must not have")
+            if not temporary:
+                raise EngineError("the tenant may not make temporary tables")
             connection.execute(_TRY_WRITING)
             return str(version)
 

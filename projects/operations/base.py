@@ -108,7 +108,9 @@ class Definition:
     # Where an operation of this kind works, when that is neither its project's region nor its server's; None: nowhere, as
     # far as is known yet.
     region: Callable[[Operation], Region | None] | None = None
-    carries: bool = False  # its steps are short, and rows that one has loaded still serve the next one
+    # Its steps are short: rows that one has loaded still serve the next one, and that one has begun need not be on the disk
+    # before it works. Should the control database crash meanwhile, the step is begun again, from rows that are there.
+    carries: bool = False
     insists: bool = False  # never gives up, whatever the error: tried again at the longest back-off (rule 1)
     on_success: Callable[[Operation], None] = _nothing
     on_failure: Callable[[Operation], None] = _nothing

@@ -105,6 +105,11 @@ class Context:
         for name in ("database", "server", "endpoint", "names", "_roles"):
             self.__dict__.pop(name, None)
 
+    def lives_in(self, database: Database) -> None:
+        """It was just placed there: `database` and its server need not be loaded again."""
+        database.server.region = self.project.region
+        self.database = database
+
     def rows_seen(self) -> dict[str, Any]:
         """What was loaded of the project and of where it lives."""
         return {name: self.__dict__[name] for name in ROWS if name in self.__dict__}
@@ -144,10 +149,11 @@ class Context:
             raise Wait(f"The install is read-only: {standing.read_only_reason or 'set by an operator'}.", seconds=30)
 
     @contextlib.contextmanager
-    def fenced(self) -> Iterator[None]:
-        """A transaction for what a side effect led to: it writes nothing if another worker took over meanwhile."""
+    def fenced(self, *, awaited: bool = True) -> Iterator[None]:
+        """A transaction for what a side effect led to: it writes nothing if another worker took over meanwhile. Not
+        `awaited`: what the step, run again, would find out anew may reach the disk a moment later."""
         with transaction.atomic():
-            leases.fenced(self.lease)
+            leases.fenced(self.lease, awaited=awaited)
             yield
 
     def adopt(self) -> domain.Observation:

@@ -111,7 +111,10 @@ def standing(lease: Lease) -> Standing:
 
 # A step's rows, the lock that keeps others from writing meanwhile, and how things stand: every step begins with it.
 _PUT_DOWN = """
-WITH mine AS MATERIALIZED (
+WITH unawaited AS MATERIALIZED (
+  SELECT set_config('synchronous_commit', CASE WHEN %s THEN current_setting('synchronous_commit') ELSE 'off' END, true)
+),
+mine AS MATERIALIZED (
   SELECT id, lease_until > clock_timestamp() AS alive, cancel_requested_at IS NOT NULL AS cancel FROM projects_operation
   WHERE id = %s AND fence = %s AND lease_owner = %s FOR NO KEY UPDATE
 )
@@ -119,7 +122,7 @@ UPDATE projects_operationstep step SET
   state = new.state, attempt = new.attempt, retries = new.retries, crashes = new.crashes, detail = new.detail,
   error_code = new.error_code, data = new.data, started_at = new.started_at, deadline_at = new.deadline_at,
   finished_at = new.finished_at, updated_at = clock_timestamp()
-FROM mine, jsonb_to_recordset(%s::jsonb) AS new(
+FROM unawaited, mine, jsonb_to_recordset(%s::jsonb) AS new(
   id uuid, state text, attempt smallint, retries smallint, crashes smallint, detail text, error_code text, data jsonb,
   started_at timestamptz, deadline_at timestamptz, finished_at timestamptz
 )
@@ -133,12 +136,13 @@ _STEP_FIELDS = (
 )  # fmt: skip
 
 
-def put_down(lease: Lease, steps: Sequence[OperationStep]) -> Standing:
-    """Write these steps if nobody claimed the operation since, else `LeaseLost`; and say how the lease stands."""
+def put_down(lease: Lease, steps: Sequence[OperationStep], *, awaited: bool = True) -> Standing:
+    """Write these steps if nobody claimed the operation since, else `LeaseLost`; and say how the lease stands. Not
+    `awaited`, outside of a transaction: it reaches the disk a moment later, or with the next commit that is."""
     rows = [{name: getattr(step, name) for name in _STEP_FIELDS} for step in steps]
     with connection.cursor() as cursor:
         found = json.dumps(rows, cls=DjangoJSONEncoder)
-        cursor.execute(_PUT_DOWN, [lease.operation_id, lease.fence, lease.owner, found])
+        cursor.execute(_PUT_DOWN, [awaited, lease.operation_id, lease.fence, lease.owner, found])
         answers = cursor.fetchall()
     if len(answers) != len(rows):
         raise LeaseLost
@@ -173,9 +177,12 @@ def holds(lease: Lease) -> bool:
     return standing(lease).held
 
 
-def fenced(lease: Lease) -> None:
-    """Lock the operation's row if nobody claimed it since; else `LeaseLost`. In a transaction."""
+def fenced(lease: Lease, *, awaited: bool = True) -> None:
+    """Lock the operation's row if nobody claimed it since; else `LeaseLost`. In a transaction; whether its commit waits for
+    the disk is said here."""
     with connection.cursor() as cursor:
+        if not awaited:
+            cursor.execute("SET LOCAL synchronous_commit = off")
         cursor.execute(
             "SELECT FROM projects_operation WHERE id = %s AND fence = %s AND lease_owner = %s FOR NO KEY UPDATE",
             [lease.operation_id, lease.fence, lease.owner],

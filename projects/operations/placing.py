@@ -101,21 +101,19 @@ def take(
     """A slot for this project on the fullest pool that has room, with the rows of its database and roles; None when none
     has any. `number`: which place of this project it is, since names on servers are never used twice. `besides`: not on
     these pools. `within`: the transaction; `then`: what else is written in it. Raises `AllBusy`."""
-    busy = False
     free = with_taken(pools_for(project).filter(is_open())).filter(taken__lt=F("max_databases")).exclude(pk__in=besides)
-    for pk in free.order_by(F("plan").asc(nulls_last=True), "-taken", "pool_ready_at").values_list("pk", flat=True):
+    fullest = free.order_by(F("plan").asc(nulls_last=True), "-taken", "pool_ready_at")
+    while True:
         with within():
             # No key: rows that refer to the pool may be written meanwhile.
-            rows = DatabaseServer.objects.select_for_update(of=("self",), skip_locked=True, no_key=True)
-            pool = rows.filter(is_open(), pk=pk, draining_at=None, reconcile=True).first()
+            pool = fullest.select_for_update(of=("self",), skip_locked=True, no_key=True).first()
             if pool is None:
-                busy = True
-                continue
-            if Database.objects.filter(server=pool).count() >= pool.max_databases:
-                continue
-            then(pool)
-            return put_rows(project, pool, number=number, slot=slot)
-    if busy:
+                break
+            if Database.objects.filter(server=pool).count() < pool.max_databases:
+                then(pool)
+                return put_rows(project, pool, number=number, slot=slot)
+        # Somebody took the last slot between our look and our lock: look again.
+    if free.exists():
         raise AllBusy
     return None
 
@@ -193,6 +191,7 @@ def place(ctx: Context) -> None:
     if database is None:
         _wait(ctx, besides)
     ctx.forget_rows()
+    ctx.lives_in(database)
     ctx.explain(f"{ctx.engine.title} {project.version}, a shared server in {project.region.name}")
 
 

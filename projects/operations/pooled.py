@@ -119,7 +119,7 @@ def await_dropped(ctx: Context) -> None:
 
 # --- ends ---------------------------------------------------------------------------------------------------------------
 def _provisioned(operation: Operation) -> None:
-    provision.succeeded(operation)
+    provision.ready(operation)
     _well(operation)
 
 

@@ -114,7 +114,7 @@ def create_database(ctx: Context) -> None:
         tables = admin.place_tenant(
             ctx.names, **passwords, blank=ctx.database.made_of, tables=ctx.project.bootstrap_schema
         )
-    with ctx.fenced():
+    with ctx.fenced(awaited=False):  # the end's commit is
         if tables is not None:
             _has_schema(ctx, tables)
         Database.objects.filter(pk=ctx.database.pk, created_in_engine_at=None).update(
@@ -188,11 +188,16 @@ def activate_keys(ctx: Context) -> None:
 
 
 def succeeded(operation: Operation) -> None:
+    ready(operation)
+    DatabaseServer.objects.filter(project_uuid=operation.project_uuid).update(recoveries=0, recover_after=None)
+
+
+def ready(operation: Operation) -> None:
+    """A login has proven it. In the transaction that ends the operation."""
     Project.objects.filter(pk=operation.project_key).update(
         ready_at=now(), failure=None, health=Health.HEALTHY, health_detail="", health_checked_at=now(),
         generation=F("generation") + 1,
     )  # fmt: skip
-    DatabaseServer.objects.filter(project_uuid=operation.project_uuid).update(recoveries=0, recover_after=None)
 
 
 def failed(operation: Operation) -> None:

@@ -25,10 +25,12 @@ HEALTH_TASK = "projects.check_health"
 ON_SERVERS = frozenset({"restart", "resize", "change_tls", "reconfigure", "renew_certificate"})
 
 
-def send_hint(operation_id: UUID) -> None:
-    """Tell a worker of the kind's queue. Never raises: without a broker the reconciler's own worker finds the row."""
+def send_hint(operation_id: UUID, kind: str | None = None) -> None:
+    """Tell a worker of the kind's queue (looked up when not given). Never raises: without a broker the reconciler's own
+    worker finds the row."""
     try:
-        kind = Operation.objects.filter(pk=operation_id).values_list("kind", flat=True).first()
+        if kind is None:
+            kind = Operation.objects.filter(pk=operation_id).values_list("kind", flat=True).first()
         current_app.send_task(RUN_TASK, args=[str(operation_id)], queue=base.queue_of(kind or ""), retry=False)
     except Exception as error:
         log.warning(
@@ -68,7 +70,7 @@ def server_operation_create(
     )  # fmt: skip
     make_steps(operation, definition)
     OperationLock.objects.create(operation=operation, subject=subject, mode=LockMode.EXCLUSIVE, granted=True)
-    hint_on_commit(operation.pk)
+    hint_on_commit(operation.pk, kind)
     return operation
 
 
@@ -105,7 +107,7 @@ def subject_operation_create(
     make_steps(operation, definition)
     OperationLock.objects.create(operation=operation, subject=subject, mode=mode, granted=blocker is None)
     if blocker is None:
-        hint_on_commit(operation.pk)
+        hint_on_commit(operation.pk, kind)
     return operation
 
 
@@ -120,8 +122,8 @@ def also_hold(operation: Operation, subject: str, mode: str) -> None:
     OperationLock.objects.create(operation=operation, subject=subject, mode=mode, granted=True)
 
 
-def hint_on_commit(operation_id: UUID) -> None:
-    transaction.on_commit(lambda: send_hint(operation_id), robust=True)
+def hint_on_commit(operation_id: UUID, kind: str | None = None) -> None:
+    transaction.on_commit(lambda: send_hint(operation_id, kind), robust=True)
 
 
 def _ask_to_yield(subject: str) -> None:
@@ -189,5 +191,5 @@ def operation_create(
         Project.objects.filter(pk=project.pk).update(generation=F("generation") + 1)
         status.refresh([project.pk])
     if blocker is None:
-        hint_on_commit(operation.pk)
+        hint_on_commit(operation.pk, kind)
     return operation

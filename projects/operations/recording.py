@@ -7,6 +7,7 @@ from datetime import timedelta
 import structlog
 from django.db import Error as DatabaseError
 from django.db import transaction
+from django.db.models import prefetch_related_objects
 
 from novastack.common.clock import DatabaseNow, now
 from novastack.common.logs import without_places
@@ -22,13 +23,14 @@ log = structlog.get_logger(__name__)
 class Recorder:
     def __init__(self, operation: Operation, lease: leases.Lease, heartbeat: leases.Heartbeat) -> None:
         self.operation, self.lease, self.heartbeat = operation, lease, heartbeat
+        prefetch_related_objects([operation], "steps")  # steps look at each other's rows, too
         self.rows = list(operation.steps.all())
         self._succeeded: OperationStep | None = None
 
-    def _save_row(self, row: OperationStep | None = None) -> leases.Standing:
+    def _save_row(self, row: OperationStep | None = None, *, awaited: bool = True) -> leases.Standing:
         """Fenced: whoever lost the lease while away writes nothing over what its successor wrote."""
         before = self._succeeded if self._succeeded is not row else None
-        standing = leases.put_down(self.lease, [step for step in (before, row) if step is not None])
+        standing = leases.put_down(self.lease, [step for step in (before, row) if step is not None], awaited=awaited)
         self._succeeded = None
         return standing
 

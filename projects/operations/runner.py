@@ -101,9 +101,13 @@ class _Run(Recorder):
     # --- one step ---------------------------------------------------------------------------------------------
     def _step(self, definition: Definition, step: Step, row: OperationStep) -> bool:
         """True to go on with the next step (or with the undo)."""
-        if self._asks_anew(row) and not self._may_try(self._region(self._context(row, definition, 0), definition)):
-            self._wait(row, Wait(UNREACHABLE, seconds=5))
-            return False
+        if self._asks_anew(row):
+            before = self._context(row, definition, 0)
+            if not self._may_try(self._region(before, definition)):
+                self._wait(row, Wait(UNREACHABLE, seconds=5))
+                return False
+            if definition.carries:
+                self._seen = before.rows_seen()
         seconds = step.deadline_seconds
         if row.state == StepState.RUNNING and self.lease.crashed_at is not None and row.deadline_at is not None:
             # What was left when the worker died; the time without any worker is not the step's.
@@ -113,7 +117,7 @@ class _Run(Recorder):
             row.attempt = min(row.attempt + 1, MAX_COUNT)
         row.deadline_at = now() + timedelta(seconds=seconds)
         row.state, row.started_at, row.finished_at = StepState.RUNNING, row.started_at or now(), None
-        standing = self._save_row(row)
+        standing = self._save_row(row, awaited=not definition.carries)
         if not self._shown:
             if self.operation.project_uuid is not None:
                 status.begun(self.operation.project_uuid, definition)
@@ -145,7 +149,7 @@ class _Run(Recorder):
         row.state, row.finished_at, row.error_code, row.crashes = StepState.SUCCEEDED, now(), "", 0
         for other in self.rows:
             if other.name in context.skipped:
-                other.refresh_from_db()
+                other.state = StepState.SKIPPED  # as the step has put it down
         # Written with the next one's begin, or with the end: a step that is run again does no harm.
         self._succeeded = row
         if definition.carries:

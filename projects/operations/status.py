@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Q
 
 from novastack.common.clock import now
@@ -113,13 +113,22 @@ def refresh(project_ids: Iterable[UUID]) -> int:
         return _refresh(wanted)
 
 
+# Whose commit is not awaited: what is lost with the control database is said again by who goes on.
+_BEGUN = """
+WITH unawaited AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
+UPDATE projects_project project SET status = %s FROM unawaited
+WHERE project.id = %s AND project.status = %s AND project.status_detail = ''
+"""
+
+
 def begun(project_id: UUID, definition: base.Definition) -> None:
     """An operation of this kind has begun. For a new project in one statement: while it is said to be queued nothing else
     is known of it that would say more, and whoever makes it so says so after us."""
     if definition.while_running == ProjectStatus.PROVISIONING:
-        waiting = Project.objects.filter(pk=project_id, status=ProjectStatus.QUEUED, status_detail="")
-        if waiting.update(status=ProjectStatus.PROVISIONING):
-            return
+        with connection.cursor() as cursor:
+            cursor.execute(_BEGUN, [ProjectStatus.PROVISIONING.value, project_id, ProjectStatus.QUEUED.value])
+            if cursor.rowcount:
+                return
     refresh([project_id])
 
 

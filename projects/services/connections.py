@@ -24,7 +24,7 @@ def _database(project: Project) -> Database:
         raise ActionNotAllowed("The database is not ready yet; credentials are shown once a real login has proven it.")
     if project.desired_status in {DesiredStatus.RECYCLED, DesiredStatus.ABSENT}:
         raise ActionNotAllowed("The project is deleted; undelete it first.")
-    return Database.objects.get(project=project, slot=DatabaseSlot.CURRENT)
+    return Database.objects.select_related("server").get(project=project, slot=DatabaseSlot.CURRENT)
 
 
 def ca_certificates() -> str:

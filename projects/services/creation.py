@@ -274,7 +274,6 @@ def project_create(
         target=project.slug, data={"engine": engine.name, "version": version, "region": region.slug, "plan": plan.slug,
               "placement": placement},
     )  # fmt: skip
-    project.refresh_from_db()
     return project
 
 

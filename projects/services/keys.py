@@ -72,6 +72,8 @@ def keys_for_new_project(
     if count < 0:
         raise Invalid.field("api_keys.count", "out_of_range", "Give a number from 0 to the plan's.")
     begin = clean_prefix(prefix, field="api_keys.prefix")
+    if not count:
+        return []
     _check_quota(project, count, field="api_keys.count")
     return [
         _make(project, principal, prefix=begin, name=f"Key {n}", scopes=list(BOTH)) for n in range(1, count + 1)

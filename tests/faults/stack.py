@@ -183,6 +183,6 @@ class Stack:
 
 def hints_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every hint that this process sends is lost on its way."""
-    monkeypatch.setattr(queue, "send_hint", lambda _id: None)
-    monkeypatch.setattr(reconciler, "send_hint", lambda _id: None)
+    monkeypatch.setattr(queue, "send_hint", lambda *_: None)
+    monkeypatch.setattr(reconciler, "send_hint", lambda *_: None)
     assert settings.TESTING

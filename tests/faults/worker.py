@@ -90,7 +90,8 @@ def work(fault: str, reconciles: bool, ready: int) -> None:
         install_fault(fault)
     abilities.look = lambda *_: 0  # type: ignore[assignment] # what a region could run is asked of registries: seconds
     due: list[Any] = []
-    queue.send_hint = reconciler.send_hint = due.append  # type: ignore[assignment] # this process is the broker, too
+    queue.send_hint = lambda pk, *_: due.append(pk)  # type: ignore[assignment] # this process is the broker, too
+    reconciler.send_hint = queue.send_hint
     ticked = tidied = 0.0
     os.write(ready, b".")
     os.close(ready)

@@ -83,7 +83,7 @@ def test_nobody_passes_one_that_waits(idle, kinds):
 
 def test_an_ending_hints_at_who_waits(idle, kinds, django_capture_on_commit_callbacks, monkeypatch):
     sent = []
-    monkeypatch.setattr("projects.operations.queue.send_hint", sent.append)
+    monkeypatch.setattr("projects.operations.queue.send_hint", lambda pk, *_: sent.append(pk))
     one = begin(idle, "first")
     other = begin(idle, "second", queue_behind=True)
     one.params = {"go": True}
