@@ -41,6 +41,7 @@ urlpatterns = [
     path(_one, detail.backup_detail, name="detail"),
     path(_one + "delete/", detail.backup_remove, name="delete"),
     path(_one + "download/", downloads.backup_download, name="download"),
+    path(_one + "download/tables/", downloads.tables_download, name="download-tables"),
     path(_one + "restore/", restoring.restore, name="restore"),
     path(_one + "restore/tables/", parts.restore_parts, name="parts"),
     path(_one + "restore/preflight/", restoring.preflight, name="preflight"),

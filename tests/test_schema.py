@@ -151,7 +151,7 @@ FILTERS = {
     "/projects/{id}/metrics/": "range",
     "/projects/{id}/logs/": "tail",
     "/operations/{id}/": "wait",
-    "/backups/{id}/download/": "as",
+    "/backups/{id}/download/": "as compress tables",
 }
 METHODS = {"get", "post", "put", "patch", "delete"}
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 from uuid import UUID
 
 import django_filters
 from django.db.models import QuerySet
-from django.http import HttpResponse, StreamingHttpResponse
-from django.http.response import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_field
-from rest_framework import generics, renderers, serializers
+from drf_spectacular.utils import OpenApiExample, extend_schema, extend_schema_field
+from rest_framework import generics, serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
 from accounts.api.base import PrincipalMixin
 from accounts.models import Scope
-from accounts.permissions import Capability, require, require_scope
+from accounts.permissions import Capability, require_scope
 from backups.models import Backup, BackupStatus, BackupTrigger
-from backups.services import downloads
-from backups.services.backups import backup_create, backup_delete, backup_download, backup_pin, backup_unpin
+from backups.services.backups import backup_create, backup_delete, backup_pin, backup_unpin
 from novastack.common.api import idempotent
-from novastack.common.errors import ActionNotAllowed, Invalid, NotFound, Problem
+from novastack.common.errors import NotFound
 from novastack.common.openapi import IDEMPOTENCY_KEY, problems
 from projects.api.base import ProjectScoped, parsed
 from projects.api.fields import Input, Text
@@ -34,15 +30,10 @@ from projects.api.operation_outputs import OperationError
 from projects.api.outputs import OperationBrief, operation_brief
 from projects.models import Operation
 
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 CREATE_EXAMPLES = [
     OpenApiExample("Now, to the default storage", value={}, request_only=True),
     OpenApiExample("Labelled, elsewhere", value={"label": "before 2.0", "storage": "offsite"}, request_only=True),
 ]
-
-
-class RangeNotSatisfiable(Problem):
-    status, code, title = 416, "range_not_satisfiable", "The object has no such range"
 
 
 class BackupInput(Input):
@@ -282,128 +273,3 @@ class BackupUnpinView(BackupScoped, generics.GenericAPIView[Backup]):
         """Let retention remove it when its time has come."""
         backup = self.backup()
         return self.once(request, backup, lambda: backup_unpin(self.principal, backup))
-
-
-class Bytes(renderers.BaseRenderer):
-    """So that a client that asks for bytes is not refused; errors are problem documents all the same."""
-
-    media_type, format, charset = "application/octet-stream", "bin", None
-
-    def render(self, data: Any, accepted_media_type: Any = None, renderer_context: Any = None) -> Any:
-        return renderers.JSONRenderer().render(data)
-
-
-@extend_schema(tags=["backups"])
-class BackupDownloadView(BackupScoped, generics.GenericAPIView[Backup]):
-    queryset = Backup.objects.none()
-    renderer_classes = [renderers.JSONRenderer, Bytes]
-
-    @extend_schema(
-        operation_id="backups_download",
-        parameters=[
-            OpenApiParameter(
-                "as", str, enum=["decrypted", "stored"],
-                description="`stored`: as it lies in the storage (zstd in age), with ranges. Else the engine's archive.",
-            ),
-            OpenApiParameter("Range", str, OpenApiParameter.HEADER, description="`bytes=…`, one range, of `as=stored`."),
-        ],
-        responses={
-            (200, "application/octet-stream"): OpenApiTypes.BINARY,
-            (206, "application/octet-stream"): OpenApiResponse(OpenApiTypes.BINARY, description="The range."),
-            **problems(400, 403, 404, 409, 416, 429, 503),
-        },
-    )  # fmt: skip
-    def get(self, request: Request, pk: UUID) -> HttpResponseBase:
-        """All rows of the database: the right is that to connect, and it is audited. A decrypted download is hashed on the
-        way, and breaks off before its end when it is not what was stored: what ends well is whole."""
-        backup = self.backup()
-        wanted = _form(request)
-        backup_download(self.principal, backup, decrypted=wanted == "decrypted")
-        if wanted == "decrypted":
-            return _answer(downloads.decrypted(backup), _name(backup, ".dump"))
-        return _stored(backup, request)
-
-    def head(self, request: Request, pk: UUID) -> HttpResponseBase:
-        """How large it is, and what names it: nothing is read, so that nothing counts as downloaded."""
-        backup = self.backup()
-        require(self.principal, backup.organization_id, Capability.CONNECT)
-        stored = _form(request) == "stored"
-        if not backup.usable and not (stored and backup.status == BackupStatus.CORRUPT):
-            raise ActionNotAllowed("There is nothing to download.")
-        response = HttpResponse(content_type="application/octet-stream")
-        size = backup.size_bytes if stored else backup.dump_bytes
-        if size is not None:
-            response["Content-Length"] = str(size)
-        if stored:
-            response["Accept-Ranges"], response["ETag"] = "bytes", f'"{backup.sha256}"'
-        return response
-
-
-def _form(request: Request) -> str:
-    wanted = request.query_params.get("as", "decrypted")
-    if wanted not in {"decrypted", "stored"}:
-        raise Invalid.field("as", "invalid", "Use decrypted or stored.")
-    return wanted
-
-
-def _stored(backup: Backup, request: Request) -> HttpResponseBase:
-    size, tag = backup.size_bytes or 0, f'"{backup.sha256}"'
-    part = _range(request.headers.get("Range", ""), size)
-    if part is not None and request.headers.get("If-Range", tag) != tag:
-        part = None
-    name = _name(backup, ".zst.age" if backup.encrypted else ".zst")
-    if part is None:
-        response = _answer(downloads.stored(backup), name)
-    else:
-        first, last = part
-        response = _answer(downloads.stored(backup, offset=first, length=last - first + 1), name)
-        response.status_code = 206
-        response["Content-Range"] = f"bytes {first}-{last}/{size}"
-    response["Accept-Ranges"], response["ETag"] = "bytes", tag
-    return response
-
-
-def _answer(download: downloads.Download, name: str) -> HttpResponseBase:
-    response = StreamingHttpResponse(_closing(download.pieces), content_type="application/octet-stream")
-    response["Content-Disposition"] = f'attachment; filename="{name}"'
-    response["Cache-Control"] = "no-store"
-    response["X-Content-Type-Options"] = "nosniff"
-    if download.size_bytes is not None:
-        response["Content-Length"] = str(download.size_bytes)
-    return response
-
-
-class _closing:
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._pieces
-
-    def close(self) -> None:
-        close = getattr(self._pieces, "close", None)
-        if close is not None:
-            close()
-
-
-def _name(backup: Backup, ending: str) -> str:
-    return f"{backup.project_slug}-{backup.created_at:%Y%m%d-%H%M%S}{ending}"
-
-
-def _range(header: str, size: int) -> tuple[int, int] | None:
-    """First and last byte; None for the whole: nothing asked for, several ranges, or another unit (RFC 9110 lets us)."""
-    match = _RANGE.fullmatch(header.strip())
-    if match is None or match.groups() == ("", ""):
-        return None
-    begin, end = match.groups()
-    if not begin:
-        first, last = max(0, size - int(end)), size - 1
-        if not int(end):
-            first = size
-    else:
-        first, last = int(begin), min(int(end), size - 1) if end else size - 1
-        if end and int(end) < first:
-            return None
-    if first >= size:
-        raise RangeNotSatisfiable(f"It has {size} bytes.")
-    return first, last

@@ -2,11 +2,11 @@
 
 from django.urls import include, path
 
-from backups.api import backups, restores, schedules, storages, uploads
+from backups.api import backups, downloads, restores, schedules, storages, uploads
 
 backup = [
     path("", backups.BackupView.as_view(), name="backup-detail"),
-    path("download/", backups.BackupDownloadView.as_view(), name="backup-download"),
+    path("download/", downloads.BackupDownloadView.as_view(), name="backup-download"),
     path("pin/", backups.BackupPinView.as_view(), name="backup-pin"),
     path("unpin/", backups.BackupUnpinView.as_view(), name="backup-unpin"),
     path("tables/", restores.BackupTablesView.as_view(), name="backup-tables"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from django.db import transaction
@@ -112,13 +113,13 @@ def _pin(principal: Principal, backup: Backup, pinned: bool, reason: str) -> Bac
     return backup
 
 
-def backup_download(principal: Principal, backup: Backup, *, decrypted: bool) -> None:
-    """Allow one download, and put it down. It holds all rows: the right is that to connect. Raises `PermissionDenied`,
-    `ActionNotAllowed`."""
+def backup_download(principal: Principal, backup: Backup, *, decrypted: bool, tables: Sequence[str] = ()) -> None:
+    """Allow one download, and put it down. It holds all rows, or those of some tables: the right is that to connect. Raises
+    `PermissionDenied`, `ActionNotAllowed`."""
     require(principal, backup.organization_id, Capability.CONNECT)
     if not backup.usable and not (backup.status == BackupStatus.CORRUPT and not decrypted):
         raise ActionNotAllowed(f"There is nothing to download: it is {backup.get_status_display().lower()}.")
-    _audit(principal, "backup.downloaded", backup, decrypted=decrypted)
+    _audit(principal, "backup.downloaded", backup, decrypted=decrypted, **({"tables": list(tables)} if tables else {}))
 
 
 def _clean(text: str, field: str, most: int) -> str:

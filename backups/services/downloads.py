@@ -5,20 +5,26 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
+import zstandard
 from django.conf import settings
 
 from backups.archive import CorruptArchive, Opener
 from backups.models import Backup
 from backups.operations import keys, storages
 from backups.storage.base import StorageError
-from novastack.common.errors import Conflict, Problem
+from novastack.common.errors import Conflict, Invalid, Problem
+from projects import registry
+from projects.domain import EngineError
+from projects.engines.sql_parts import Gone
 
 log = structlog.get_logger(__name__)
 PIECE_BYTES = 1 << 20
+FLOW_BYTES, FLOW_SECONDS = 256 << 10, 5.0  # of SQL
 # Each holds a thread of the web server for as long as its reader takes.
 slots = threading.BoundedSemaphore(max(1, settings.NOVASTACK_WEB_THREADS // 2))
 
@@ -80,6 +86,41 @@ def decrypted(backup: Backup) -> Download:
     return Download(_begun(backup, pieces()), backup.dump_bytes)
 
 
+def sql(backup: Backup, tables: Sequence[str], *, packed: bool) -> Download:
+    """Some tables, by their names in the manifest, as SQL for the product's own client; `packed`: with zstd. Its last line says
+    that it is the end. Raises as `decrypted`, and `Invalid` for what the archive does not hold."""
+    taken, product = backup.started_at or backup.created_at, registry.engine(backup.engine).title
+    about = (
+        f"Of the backup {backup.pk} of {backup.project_name}, {taken:%Y-%m-%d %H:%M} UTC ({product} {backup.version})"
+    )
+
+    def pieces() -> Iterator[bytes]:
+        source = storages.storage_of(backup.storage).open(backup.object_key)
+        identities = keys.identities_of(backup.organization_id) if backup.encrypted else None
+        with contextlib.closing(
+            Opener(source, identities, compressed=backup.compressed, sha256=backup.sha256)
+        ) as opener:  # fmt: skip
+            yield from _flowing(registry.engine(backup.engine).sql_of(opener, tables, about), packed)
+
+    return Download(_begun(backup, pieces()), None)
+
+
+def _flowing(script: Iterator[bytes], packed: bool) -> Iterator[bytes]:
+    """Put together, and packed; what came is passed on after some seconds, however little it is: proxies wait no longer."""
+    packer = zstandard.ZstdCompressor(level=3).compressobj() if packed else None
+    held, count, since = [], 0, time.monotonic()
+    for piece in script:
+        held.append(piece)
+        count += len(piece)
+        if count >= FLOW_BYTES or (count and time.monotonic() - since > FLOW_SECONDS):
+            whole, held, count, since = b"".join(held), [], 0, time.monotonic()
+            if packer is not None:
+                whole = packer.compress(whole) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+            yield whole
+    whole = b"".join(held)
+    yield whole if packer is None else packer.compress(whole) + packer.flush()
+
+
 def _begun(backup: Backup, pieces: Iterator[bytes]) -> Iterator[bytes]:
     """With the first piece read: what is wrong from the beginning is an answer, and no broken stream."""
     if not slots.acquire(blocking=False):
@@ -97,6 +138,10 @@ def _told(error: BaseException) -> BaseException:
         if error.code == "object_missing":
             return ObjectMissing("What was stored is not in the storage any more.")
         return StorageUnavailable(error.detail)
+    if isinstance(error, Gone):
+        return Invalid.field("tables", "unknown", str(error))
+    if isinstance(error, EngineError):
+        return BackupCorrupt(f"Its archive can't be read: {error}")
     return BackupCorrupt(error.detail) if isinstance(error, CorruptArchive) else error
 
 
@@ -135,3 +180,8 @@ class _Held(Iterator[bytes]):
 
     def __del__(self) -> None:
         self.close()
+
+
+def name_of(backup: Backup, ending: str) -> str:
+    """Of the file."""
+    return f"{backup.project_slug}-{backup.created_at:%Y%m%d-%H%M%S}{ending}"

@@ -1,23 +1,57 @@
-"""A backup leaves the house: as it is stored, or decrypted."""
+"""A backup leaves the house: as it is stored, decrypted, or some tables of it as SQL."""
 
 from __future__ import annotations
 
 from uuid import UUID
 
 from django.contrib.auth.decorators import login_required
-from django.http import HttpRequest, HttpResponse
-from django.views.decorators.http import require_GET
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.shortcuts import render
+from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.permissions import Capability
-from backups.views.common import backup_for, question
-from novastack.common.errors import ActionNotAllowed
+from backups.services.parts import supported
+from backups.services.sql import sql_download
+from backups.views.common import backup_for, project_of, question
+from backups.views.parts import MOST, listed
+from novastack.common.errors import ActionNotAllowed, PermissionDenied, Problem
+from novastack.common.streaming import attachment
 
 
 @login_required
 @require_GET
-def backup_download(request: HttpRequest, backup_id: UUID) -> HttpResponse:
+def backup_download(request: HttpRequest, backup_id: UUID) -> HttpResponseBase:
     """Which form, and what opens it. The file itself comes from the API's address, with range requests."""
     _, backup = backup_for(request, backup_id, Capability.CONNECT)
     if not backup.usable:
         raise ActionNotAllowed("There is nothing to download of it.")
-    return question(request, "download", {"section": "projects", "backup": backup})
+    return question(request, "download", {"section": "projects", "backup": backup, "sql": supported(backup.engine)})
+
+
+@login_required
+@require_http_methods(["GET", "POST"])
+def tables_download(request: HttpRequest, backup_id: UUID) -> HttpResponseBase:
+    """Which tables; a POST answers with the file."""
+    principal, backup = backup_for(request, backup_id, Capability.CONNECT)
+    if not backup.usable or not supported(backup.engine):
+        raise ActionNotAllowed("There is nothing to download of it.")
+    sent = request.POST if request.method == "POST" else request.GET
+    tables = [name[:260] for name in sent.getlist("tables")[: MOST + 1]]
+    refused, packed = "", sent.get("packed") == "on"
+    if request.method == "POST":
+        try:
+            download, name = sql_download(principal, backup, tables, packed=packed)
+        except PermissionDenied:
+            raise
+        except Problem as problem:
+            refused = " ".join(error.detail for error in problem.errors) or problem.detail
+        else:
+            return attachment(download.pieces, name, download.size_bytes)
+    source = project_of(principal, backup)
+    context = {
+        "section": "projects", "backup": backup, "source": source, "refused": refused, "packed": packed,
+        **listed(backup, source, tables, [], sent.get("search", "")),
+    }  # fmt: skip
+    template = "backups/_parts.html" if request.htmx else "backups/sql.html"  # type: ignore[attr-defined]
+    return render(request, template, context, status=400 if refused else 200)

@@ -46,7 +46,7 @@ def restore_parts(request: HttpRequest, backup_id: UUID) -> HttpResponse:
             refused = " ".join(error.detail for error in problem.errors) or problem.detail
     context = {
         "section": "projects", "backup": backup, "source": source, "into": into, "refused": refused,
-        "places": _places(principal, backup, source), **_listed(backup, source, tables, schemas, sent.get("search", "")),
+        "places": _places(principal, backup, source), **listed(backup, source, tables, schemas, sent.get("search", "")),
     }  # fmt: skip
     template = "backups/_parts.html" if request.htmx else "backups/parts.html"  # type: ignore[attr-defined]
     return render(request, template, context, status=400 if refused else 200)
@@ -83,7 +83,7 @@ def _places(principal: Principal, backup: Backup, source: Project | None) -> lis
     return sorted(rows[:OTHERS], key=lambda project: project.pk != backup.project_uuid)
 
 
-def _listed(
+def listed(
     backup: Backup, source: Project | None, tables: list[str], schemas: list[str], search: str
 ) -> dict[str, Any]:
     parts, wanted = parts_of(backup, source), search[:100].casefold()

@@ -34,6 +34,7 @@ from projects.engines import (
     mysql_parts,
     mysql_script,
     mysql_snippets,
+    mysql_sql,
     mysql_tls,
 )
 from projects.engines.admin import EngineAdmin
@@ -252,6 +253,9 @@ class MySQLFamily(Engine):
 
     def script_of(self, pieces: Iterable[bytes], kind: str, left: Left) -> Iterator[bytes]:
         return mysql_script.script(pieces, left)
+
+    def sql_of(self, pieces: Iterable[bytes], tables: Sequence[str], about: str) -> Iterator[bytes]:
+        return mysql_sql.script(pieces, tables, about, self.client_program)
 
     def run_script(self, place: Endpoint, credentials: Credentials) -> tuple[Command, bytes]:
         """The client in binary mode: it knows no command of its own but `delimiter`, and reads no file."""

@@ -14,19 +14,19 @@ from projects.engines.foreign import ForeignRefused, Left, plain_text
 from projects.engines.scripts import Buffered, past
 
 FORMATS = ("plain",)
-_ID = rb"(?:`(?:[^`]|``)*`|\"(?:[^\"]|\"\")*\"|'(?:[^'\\]|''|\\.)*'|[\w$.%-]+)"
-_WHO = rb"DEFINER\s*=\s*(?:CURRENT_USER(?:\s*\(\s*\))?|" + _ID + rb"(?:\s*@\s*" + _ID + rb")?)"
+ID = rb"(?:`(?:[^`]|``)*`|\"(?:[^\"]|\"\")*\"|'(?:[^'\\]|''|\\.)*'|[\w$.%-]+)"
+_WHO = rb"DEFINER\s*=\s*(?:CURRENT_USER(?:\s*\(\s*\))?|" + ID + rb"(?:\s*@\s*" + ID + rb")?)"
 # Only where it is a clause: nothing of names, bodies and comments may change. Group 1 goes.
 _DEFINER = re.compile(
     rb"CREATE\b(?:\s|\*/|/\*M?!\d*|/\*(?!M?!)(?:[^*]|\*(?!/))*\*/|\bOR\s+REPLACE\b|\bALGORITHM\s*=\s*\w+)*?"
     rb"(/\*M?!\d*\s*" + _WHO + rb"\s*\*/|\b" + _WHO + rb")",
     re.I,
 )
-_HEAD_BYTES = 2000  # of a statement: its definer stands before its body
+HEAD_BYTES = 2000  # of a statement: its definer stands before its body
 # So many at a time: what a group matched stays in memory until all of it is matched, at 150 bytes for each.
 _SPACES = re.compile(rb"(?:\s+|--(?=\s)[^\n]*|#[^\n]*|/\*(?!M?!)[^*]*\*/){0,500}")
 _COMMENT = re.compile(rb"/\*(?!M?!)")
-_OPEN = re.compile(rb"/\*M?!\d{0,6}\s*")
+OPEN = re.compile(rb"/\*M?!\d{0,6}\s*")
 _COMMAND = re.compile(
     rb"(?:\\[A-Za-z.!#?]|(?:system|source|tee|notee|pager|nopager|edit|connect|prompt|resetconnection|rehash|charset|print)\b"
     rb"(?!\s*[=(])|\?)",
@@ -34,7 +34,7 @@ _COMMAND = re.compile(
 )
 _DELIMITER = re.compile(rb"delimiter[ \t]+(\S+)[^\n]*(?:\n|\Z)", re.I)
 _SANDBOX = re.compile(rb"/\*M!999999\\- [^\n]*\*/[^\n]*(?:\n|\Z)")
-_USE = re.compile(rb"USE\s+(" + _ID + rb")", re.I)
+_USE = re.compile(rb"USE\s+(" + ID + rb")", re.I)
 _DATABASE = re.compile(rb"(?:CREATE|DROP|ALTER)\s+(?:/\*!\d+ IF (?:NOT )?EXISTS\*/\s*)?(?:DATABASE|SCHEMA)\b", re.I)
 _OWN_DATABASE = re.compile(rb"ALTER\s+DATABASE\s+CHARACTER", re.I)
 _LEFT_OUT = tuple(
@@ -50,7 +50,7 @@ _LEFT_OUT = tuple(
 _OTHER = re.compile(rb"^-- PostgreSQL database", re.MULTILINE)
 _TOLD = re.compile(rb"^-- Server version\s+(\d+)\.(\d+)[^\n]*?(MariaDB)?", re.MULTILINE)
 _HEADER = re.compile(rb"^-- (?:MySQL|MariaDB) dump", re.MULTILINE)
-_SAID = re.compile(r"ERROR (\d+ \(\w+\)) at line (\d+): *(.*)", re.DOTALL)
+_SAID = re.compile(r"ERROR (?:(\d+ \(\w+\)) )?at line (\d+): *(.*)", re.DOTALL)
 _KEEP_BYTES = 4096
 
 
@@ -78,7 +78,9 @@ def recognise(head: bytes, version: str, *, mariadb: bool) -> str:
 
 def place_in_script(said: str, before: int) -> str:
     found = _SAID.search(said)
-    return f"Line {int(found[2]) - before}: {found[3]} ({found[1]})" if found else said
+    if found is None:
+        return said
+    return f"Line {int(found[2]) - before}: {found[3]}" + (f" ({found[1]})" if found[1] else "")
 
 
 def space_end(data: bytes, at: int = 0) -> int:
@@ -93,10 +95,10 @@ def space_end(data: bytes, at: int = 0) -> int:
 
 def script(pieces: Iterable[bytes], left: Left) -> Iterator[bytes]:
     """Statements for the client, in order, with the lines of the file. Raises `ForeignRefused`."""
-    return _Script(pieces, left).run()
+    return Script(pieces, left).run()
 
 
-class _Script(Buffered):
+class Script(Buffered):
     def __init__(self, pieces: Iterable[bytes], left: Left) -> None:
         super().__init__(pieces, left)
         self._used = b""  # the source's database, as far as it is named
@@ -197,9 +199,9 @@ class _Script(Buffered):
 
     def _taken(self, statement: bytes) -> Iterator[bytes]:
         body = statement[space_end(statement) :]
-        if (opened := _OPEN.match(body)) is not None:
+        if (opened := OPEN.match(body)) is not None:
             body = body[opened.end() :]
-        lines, head = statement.count(b"\n"), body[:_HEAD_BYTES]
+        lines, head = statement.count(b"\n"), body[:HEAD_BYTES]
         used = _USE.match(head)
         if used is not None:
             self._name(used[1])

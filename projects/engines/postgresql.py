@@ -37,6 +37,7 @@ from projects.engines import (
     postgresql_parts,
     postgresql_pools,
     postgresql_snippets,
+    postgresql_sql,
     postgresql_tls,
 )
 from projects.engines.admin import EngineAdmin
@@ -225,6 +226,9 @@ class PostgreSQL(Engine):
 
     def place_in_script(self, said: str, kind: str, before: int) -> str:
         return postgresql_foreign.place_in_script(said, kind, before)
+
+    def sql_of(self, pieces: Iterable[bytes], tables: Sequence[str], about: str) -> Iterator[bytes]:
+        return postgresql_sql.script(pieces, tables, about)
 
     def finish_copy(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:
         postgresql_copy.finish(endpoint, credentials, names)

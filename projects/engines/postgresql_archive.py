@@ -35,6 +35,7 @@ class Entry:
     has_data: bool = False
     section: int = 1  # 2: before data, 3: data, 4: after it, 1: none of its own
     copy: str = ""  # the statement that its data is for
+    needs: tuple[int, ...] = ()  # ids of what it depends on
 
 
 class Head:
@@ -141,14 +142,15 @@ class Head:
             yield from self._number()  # kind of relation
         yield from self._text()  # owner
         yield from self._text()  # with oids
-        while (yield from self._text()) is not None:
-            pass  # what it depends on
+        needs: list[int] = []
+        while (needed := (yield from self._text())) is not None:
+            needs.append(int(needed) if needed.isdecimal() else 0)
         if self._format == CUSTOM:
             yield 1 + offset_bytes  # where its data is
         else:
             yield from self._text()  # in which file
         return Entry(
-            schema or "", name or "", kind or "", definition or "", number, has_data > 0, section, copy or ""
+            schema or "", name or "", kind or "", definition or "", number, has_data > 0, section, copy or "", tuple(needs)
         )  # fmt: skip
 
     def _number(self) -> Generator[int, bytes, int]:

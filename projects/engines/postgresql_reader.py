@@ -23,9 +23,9 @@ _LEFT_OUT = {
     "SUBSCRIPTION": "subscription (needs a superuser)", "SUBSCRIPTION TABLE": "subscription (needs a superuser)",
     "SECURITY LABEL": "security label",
 }  # fmt: skip
-_FIRST = {"ENCODING", "STDSTRINGS", "SEARCHPATH"}
-_SILENT = {"DATABASE", "DATABASE PROPERTIES", *_FIRST}
-_PREAMBLE = b"""SET statement_timeout = 0;
+FIRST = {"ENCODING", "STDSTRINGS", "SEARCHPATH"}
+_SILENT = {"DATABASE", "DATABASE PROPERTIES", *FIRST}
+PREAMBLE = b"""SET statement_timeout = 0;
 SET lock_timeout = 0;
 SET idle_in_transaction_session_timeout = 0;
 SET check_function_bodies = false;
@@ -65,9 +65,9 @@ class Reader:
     def script(self) -> Iterator[bytes]:
         self._left.where = "The archive's table of contents"
         entries = self._contents()
-        yield _PREAMBLE
+        yield PREAMBLE
         for entry in entries:
-            if entry.kind in _FIRST:
+            if entry.kind in FIRST:
                 yield entry.definition.encode(errors="surrogateescape") + b"\n"
         sections: dict[int, list[Entry]] = {2: [], 3: [], 4: []}
         section = 2
@@ -116,12 +116,17 @@ class Reader:
             kind = self._pull.one()
             if not kind:
                 break
-            entry = wanted.pop(self._number(), None)
-            if entry is None or kind[0] not in {_DATA, _BLOBS}:
-                raise ForeignRefused("upload_damaged", "A part of the archive is not what its table of contents says.")
+            entry = self._block(kind, wanted)
             self._left.where = named(entry)
             yield from self._blobs() if kind[0] == _BLOBS else self._rows(entry, self._unpacked())
         self._ended(wanted)
+
+    def _block(self, kind: bytes, wanted: dict[int, Entry]) -> Entry:
+        """What a block that begins is of."""
+        entry = wanted.pop(self._number(), None)
+        if entry is None or kind[0] not in {_DATA, _BLOBS}:
+            raise ForeignRefused("upload_damaged", "A part of the archive is not what its table of contents says.")
+        return entry
 
     def _rows(self, entry: Entry, pieces: Iterator[bytes]) -> Iterator[bytes]:
         if entry.copy:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from drf_spectacular.generators import SchemaGenerator
 
 import novastack_client
@@ -23,6 +24,7 @@ from tests.backups.rows import make_backup, make_proof, make_restore
 from tests.backups.test_api_backups import make
 from tests.client.proxy import LOST_ANSWER, LOST_REQUEST, Proxy
 from tests.factories import Team, make_project
+from tests.uploads.test_archives import ROWS, custom
 
 DUMP = b"PGDMP" + os.urandom(300_000)
 
@@ -84,6 +86,22 @@ def test_fetched_whole_or_not_at_all(nova: Any, proxy: Proxy, project: Project, 
     with pytest.raises(NotFound):
         nova.download_backup(str(project.pk), untouched)
     assert untouched.getvalue() == b"mine", "an error is no content"
+
+
+def test_some_tables_are_fetched_as_sql(nova: Any, proxy: Proxy, project: Project, target: StorageTarget) -> None:
+    tables = {"contents": {"tables": {"public.t": [2, "x"], "public.u": [0, "x"]}, "facts": []}}
+    backup = make(project, target, custom(0, ROWS), manifest=tables)
+    file = io.BytesIO()
+    proxy.faults.append(LOST_ANSWER)
+    assert nova.download_tables(str(backup.pk), ["t"], file) == len(file.getvalue())
+    assert b"CREATE TABLE public.t" in file.getvalue() and file.getvalue().endswith(b"-- End.\n")
+    packed = io.BytesIO()
+    nova.download_tables(str(backup.pk), ["public.t"], packed, compressed=True)
+    assert zstandard.ZstdDecompressor().decompressobj().decompress(packed.getvalue()) == file.getvalue()
+    for wrong, code in ((["t", "nowhere"], "unknown"), ([], "required")):
+        with pytest.raises(Invalid) as refused:
+            nova.download_tables(str(backup.pk), wrong, packed)
+        assert (refused.value.errors[0].field, refused.value.errors[0].code) == ("tables", code)
 
 
 def test_what_was_changed_is_not_fetched(

@@ -49,6 +49,17 @@ def pg_dump_of_image(project: Project, *arguments: str) -> bytes:
     return done.stdout
 
 
+def sql_of(site: Site, backup: Backup, *tables: str) -> bytes:
+    """Some tables of it, downloaded as SQL."""
+    answer = api_client(site.team.alice).get(
+        f"/api/v1/backups/{backup.pk}/download/", {"as": "sql", "tables": list(tables)}
+    )
+    assert answer.status_code == 200, answer.content
+    found: bytes = b"".join(answer.streaming_content)  # type: ignore[attr-defined]
+    assert found.endswith(b"-- End.\n")
+    return found
+
+
 def send(site: Site, project: Project, data: bytes, *, filename: str = "dump", **headers: str) -> Any:
     return api_client(site.team.alice).post(
         f"/api/v1/projects/{project.pk}/uploads/?filename={filename}", data, content_type="application/octet-stream",

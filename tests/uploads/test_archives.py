@@ -156,7 +156,7 @@ PACK: dict[int, Callable[[bytes], bytes]] = {GZIP: zlib.compress, LZ4: lz4.frame
 
 
 def custom(compression: int, packed: bytes) -> bytes:
-    chunks = b"".join(number(len(piece)) + piece for piece in pieces(packed, 5))
+    chunks = b"".join(number(len(piece)) + piece for piece in pieces(packed, 5 if len(packed) < 999 else 9999))
     return contents(tar=False, compression=compression) + b"\x01" + number(2) + chunks + number(0)
 
 

@@ -130,6 +130,7 @@ def test_by_its_head_it_is_told_apart() -> None:
 
 def test_an_error_has_the_line_of_the_file() -> None:
     assert place_in_script("ERROR 1064 (42000) at line 12: You have", 0) == "Line 12: You have (1064 (42000))"
+    assert place_in_script("ERROR at line 3: Unknown command '\\!'.", 0) == "Line 3: Unknown command '\\!'."
 
 
 @pytest.mark.parametrize("text", [" \n", "/**/", "-- \n", "#\n", "/* ; */\n-- ;\n# '\n"])

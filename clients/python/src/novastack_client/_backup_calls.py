@@ -233,6 +233,16 @@ class BackupCalls:
         request = Request("GET", f"backups/{part(backup_id)}/download/", params)
         return (yield from core.fetch(request, into))
 
+    @Endpoint
+    def download_tables(
+        core: Core, backup_id: str, tables: Sequence[str], into: BinaryIO, *, compressed: bool = False
+    ) -> Flow[int]:
+        """As `download_backup`, but some tables (`orders`, or `schema.orders`) with their rows and what belongs to them, as SQL
+        for psql, mysql or mariadb; `compressed`: with zstd."""
+        form = {"as": "sql", "compress": "zstd" if compressed else "none"}
+        request = Request("GET", f"backups/{part(backup_id)}/download/", {**form, "tables": list(tables)})
+        return (yield from core.fetch(request, into))
+
     # ── restores ──
 
     @Endpoint

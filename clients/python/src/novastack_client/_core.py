@@ -67,7 +67,7 @@ class Request:
 
     method: str
     path: str  # below `/api/v1/`
-    params: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str | list[str]] = field(default_factory=dict)
     body: Mapping[str, Any] | None = field(default=None, repr=False)
     key: str = ""
     held_seconds: float = 0  # the server may hold the answer for so long

@@ -1,0 +1,154 @@
+"""The bytes of a backup: as stored, as the engine's archive, or some tables as SQL."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from uuid import UUID
+
+from django.http import HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+from rest_framework import generics, renderers
+from rest_framework.request import Request
+
+from accounts.permissions import Capability, require
+from backups.api.backups import BackupScoped
+from backups.models import Backup, BackupStatus
+from backups.services import downloads
+from backups.services.backups import backup_download
+from backups.services.downloads import Download, name_of
+from backups.services.sql import sql_download
+from novastack.common.errors import ActionNotAllowed, Invalid, Problem
+from novastack.common.openapi import problems
+from novastack.common.streaming import attachment
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+
+
+class RangeNotSatisfiable(Problem):
+    status, code, title = 416, "range_not_satisfiable", "The object has no such range"
+
+
+class Bytes(renderers.BaseRenderer):
+    """So that a client that asks for bytes is not refused; errors are problem documents all the same."""
+
+    media_type, format, charset = "application/octet-stream", "bin", None
+
+    def render(self, data: Any, accepted_media_type: Any = None, renderer_context: Any = None) -> Any:
+        return renderers.JSONRenderer().render(data)
+
+
+@extend_schema(tags=["backups"])
+class BackupDownloadView(BackupScoped, generics.GenericAPIView[Backup]):
+    queryset = Backup.objects.none()
+    renderer_classes = [renderers.JSONRenderer, Bytes]
+
+    @extend_schema(
+        operation_id="backups_download",
+        parameters=[
+            OpenApiParameter(
+                "as", str, enum=["decrypted", "stored", "sql"],
+                description="`stored`: as it lies in the storage (zstd in age), with ranges. `sql`: some `tables`. Else the"
+                " engine's archive.",
+            ),
+            OpenApiParameter(
+                "tables", str, many=True, description="Of `as=sql`, once for each: `orders`, or `schema.orders`."
+            ),
+            OpenApiParameter("compress", str, enum=["none", "zstd"], description="Of `as=sql`; `none` by default."),
+            OpenApiParameter("Range", str, OpenApiParameter.HEADER, description="`bytes=…`, one range, of `as=stored`."),
+        ],
+        responses={
+            (200, "application/octet-stream"): OpenApiTypes.BINARY,
+            (206, "application/octet-stream"): OpenApiResponse(OpenApiTypes.BINARY, description="The range."),
+            **problems(400, 403, 404, 409, 416, 429, 503),
+        },
+    )  # fmt: skip
+    def get(self, request: Request, pk: UUID) -> HttpResponseBase:
+        """All rows of the database: the right is that to connect, and it is audited. A decrypted download is hashed on the
+        way, and breaks off before its end when it is not what was stored: what ends well is whole. As `sql` some
+        tables come with their rows and what belongs to them, for psql, mysql or mariadb; its first lines say what of them
+        is left out, its last one is `-- End.`"""
+        backup = self.backup()
+        wanted = _form(request)
+        if wanted == "sql":
+            tables, packed = request.query_params.getlist("tables"), _packed(request)
+            return _answer(*sql_download(self.principal, backup, tables, packed=packed))
+        backup_download(self.principal, backup, decrypted=wanted == "decrypted")
+        if wanted == "decrypted":
+            return _answer(downloads.decrypted(backup), name_of(backup, ".dump"))
+        return _stored(backup, request)
+
+    def head(self, request: Request, pk: UUID) -> HttpResponseBase:
+        """How large it is, and what names it: nothing is read, so that nothing counts as downloaded."""
+        backup = self.backup()
+        require(self.principal, backup.organization_id, Capability.CONNECT)
+        stored = _form(request) == "stored"
+        if not backup.usable and not (stored and backup.status == BackupStatus.CORRUPT):
+            raise ActionNotAllowed("There is nothing to download.")
+        if _form(request) == "sql":  # nobody knows before
+            return StreamingHttpResponse(iter(()), content_type="application/octet-stream")
+        response = HttpResponse(content_type="application/octet-stream")
+        size = backup.size_bytes if stored else backup.dump_bytes
+        if size is not None:
+            response["Content-Length"] = str(size)
+        if stored:
+            response["Accept-Ranges"], response["ETag"] = "bytes", f'"{backup.sha256}"'
+        return response
+
+
+def _form(request: Request) -> str:
+    wanted = request.query_params.get("as", "decrypted")
+    if wanted not in {"decrypted", "stored", "sql"}:
+        raise Invalid.field("as", "invalid", "Use decrypted, stored or sql.")
+    if wanted != "sql" and request.query_params.getlist("tables"):
+        raise Invalid.field("tables", "invalid", "Tables are for as=sql.")
+    return wanted
+
+
+def _packed(request: Request) -> bool:
+    wanted = request.query_params.get("compress", "none")
+    if wanted not in {"none", "zstd"}:
+        raise Invalid.field("compress", "invalid", "Use none or zstd.")
+    return wanted == "zstd"
+
+
+def _stored(backup: Backup, request: Request) -> HttpResponseBase:
+    size, tag = backup.size_bytes or 0, f'"{backup.sha256}"'
+    part = _range(request.headers.get("Range", ""), size)
+    if part is not None and request.headers.get("If-Range", tag) != tag:
+        part = None
+    name = name_of(backup, ".zst.age" if backup.encrypted else ".zst")
+    if part is None:
+        response = _answer(downloads.stored(backup), name)
+    else:
+        first, last = part
+        response = _answer(downloads.stored(backup, offset=first, length=last - first + 1), name)
+        response.status_code = 206
+        response["Content-Range"] = f"bytes {first}-{last}/{size}"
+    response["Accept-Ranges"], response["ETag"] = "bytes", tag
+    return response
+
+
+def _range(header: str, size: int) -> tuple[int, int] | None:
+    """First and last byte; None for the whole: nothing asked for, several ranges, or another unit (RFC 9110 lets us)."""
+    match = _RANGE.fullmatch(header.strip())
+    if match is None or match.groups() == ("", ""):
+        return None
+    begin, end = match.groups()
+    if not begin:
+        first, last = max(0, size - int(end)), size - 1
+        if not int(end):
+            first = size
+    else:
+        first, last = int(begin), min(int(end), size - 1) if end else size - 1
+        if end and int(end) < first:
+            return None
+    if first >= size:
+        raise RangeNotSatisfiable(f"It has {size} bytes.")
+    return first, last
+
+
+def _answer(download: Download, name: str) -> HttpResponseBase:
+    return attachment(download.pieces, name, download.size_bytes)

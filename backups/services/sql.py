@@ -1,0 +1,28 @@
+"""Some tables of a backup as SQL, for who may have its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from accounts.permissions import Capability, Principal, require
+from backups.models import Backup
+from backups.services import downloads
+from backups.services.backups import backup_download
+from backups.services.downloads import Download
+from backups.services.parts import selection, supported
+from novastack.common.errors import ActionNotAllowed, Invalid
+
+
+def sql_download(principal: Principal, backup: Backup, tables: Sequence[str], *, packed: bool) -> tuple[Download, str]:
+    """And what the file is called. `tables`: as the manifest names them, or without `public`. Put down as a download. Raises
+    `PermissionDenied`, `ActionNotAllowed`, `Invalid` with the field `tables`, and what `downloads.sql` raises."""
+    require(principal, backup.organization_id, Capability.CONNECT)
+    if not backup.usable:
+        raise ActionNotAllowed("There is nothing to download.")
+    if not supported(backup.engine):
+        raise Invalid.field("tables", "not_available", "Backups of this product hold no SQL: download all of it.")
+    if not tables:
+        raise Invalid.field("tables", "required", "Choose a table first.")
+    chosen = selection(backup, tables, ()).tables
+    backup_download(principal, backup, decrypted=True, tables=chosen)
+    return downloads.sql(backup, chosen, packed=packed), downloads.name_of(backup, ".sql.zst" if packed else ".sql")

@@ -1,0 +1,170 @@
+"""Some tables out of an archive of pg_dump, as SQL for psql: with their rows, and with what belongs to them and can be there
+without what was not chosen. Nothing runs: the archive is read as it passes (`postgresql_reader`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from projects.engines.foreign import Pull
+from projects.engines.postgresql_archive import Entry
+from projects.engines.postgresql_reader import FIRST, PREAMBLE, Reader, named
+from projects.engines.sql_parts import Gone, remarks, waiting
+
+# What belongs to a table, in whatever section it stands.
+_OF_TABLES = {
+    "DEFAULT", "CONSTRAINT", "CHECK CONSTRAINT", "FK CONSTRAINT", "INDEX", "INDEX ATTACH", "TABLE ATTACH", "STATISTICS",
+    "RULE", "TRIGGER", "POLICY", "ROW SECURITY", "SEQUENCE", "SEQUENCE OWNED BY", "SEQUENCE SET", "COMMENT",
+}  # fmt: skip
+_ROWS = {
+    "TABLE",
+    "VIEW",
+    "MATERIALIZED VIEW",
+    "FOREIGN TABLE",
+}  # what a choice is about: never drawn in by something else
+_PART = re.compile(r'"((?:[^"]|"")*)"|([^".]+)')
+
+
+def script(pieces: Iterable[bytes], tables: Iterable[str], about: str) -> Iterator[bytes]:
+    """`tables` as the server quotes them, with their schema. `about`: what it is of, for a comment. Raises `Gone` for what the
+    archive does not hold, and `EngineError` when it is none; all of it is read, to its end."""
+    return _Some(Pull(pieces), tables, about).script()
+
+
+def unquoted(name: str) -> tuple[str, str]:
+    """Schema and table."""
+    parts = [quoted.replace('""', '"') or plain for quoted, plain in _PART.findall(name)]
+    schema, table = parts if len(parts) == 2 else ("public", name)
+    return schema, table
+
+
+class _Some(Reader):
+    def __init__(self, pull: Pull, tables: Iterable[str], about: str) -> None:
+        super().__init__(pull)
+        self._names, self._about = {unquoted(name): name for name in tables}, about
+
+    def script(self) -> Iterator[bytes]:
+        entries = self._contents()
+        found = _Choice(entries, self._names)
+        yield remarks(self._about, found.remarks(), "psql --set=ON_ERROR_STOP=1 --single-transaction --file=FILE")
+        yield PREAMBLE
+        for entry in entries:
+            if entry.kind in FIRST:
+                yield entry.definition.encode(errors="surrogateescape") + b"\n"
+        taken = [entry for entry in entries if entry.id in found.taken]
+        for entry in taken:
+            if entry.section < 3:
+                yield from self._whole(entry)
+        yield from self._rows_of({entry.id: entry for entry in entries if entry.has_data}, found.names)
+        for entry in taken:
+            if entry.section > 2 and not entry.has_data:
+                yield from self._whole(entry)
+        yield b"-- End.\n"
+
+    def _whole(self, entry: Entry) -> Iterator[bytes]:
+        for piece in self._defined(entry):
+            yield (
+                piece.replace(b"CREATE SCHEMA ", b"CREATE SCHEMA IF NOT EXISTS ", 1)
+                if entry.kind == "SCHEMA"
+                else piece
+            )
+
+    def _rows_of(self, wanted: dict[int, Entry], chosen: set[tuple[str, str]]) -> Iterator[bytes]:
+        skipped = 0
+        while kind := self._pull.one():
+            entry = self._block(kind, wanted)
+            if entry.kind == "TABLE DATA" and (entry.schema, entry.name) in chosen:
+                yield from self._rows(entry, self._unpacked())
+                continue
+            for size in self._passed(entry):
+                skipped, line = waiting(skipped, size)
+                yield line
+        self._ended(wanted)
+
+    def _passed(self, entry: Entry) -> Iterator[int]:
+        """Sizes of what is passed over."""
+        if entry.kind != "BLOBS":
+            yield from map(len, self._chunks())
+            return
+        while self._number():
+            yield from map(len, self._chunks())
+
+
+class _Choice:
+    """Which entries come. `chosen`: tables with rows; `taken`: these, what they need, and what belongs to them."""
+
+    def __init__(self, entries: list[Entry], names: dict[tuple[str, str], str]) -> None:
+        self._by_id = {entry.id: entry for entry in entries}
+        tables = {(entry.schema, entry.name): entry.id for entry in entries if entry.kind == "TABLE"}
+        if missing := [shown for name, shown in names.items() if name not in tables]:
+            raise Gone(f"The backup does not have {', '.join(missing[:5])}.")
+        self.chosen = {tables[name] for name in names}
+        self._with_parts(entries)
+        self.taken: set[int] = set()
+        self._left: list[Entry] = []
+        self._bare: set[int] = set()  # tables that are there without their rows
+        for pk in self.chosen:
+            self._take(pk, bare=True)
+        of_tables = [entry for entry in entries if entry.kind in _OF_TABLES and not entry.has_data]
+        before = -1
+        while before != len(self.taken):
+            before = len(self.taken)
+            self._left = []
+            for entry in of_tables:
+                if entry.id not in self.taken and self._belongs(entry) and not self._take(entry.id, bare=False):
+                    self._left.append(entry)
+
+    def _with_parts(self, entries: list[Entry]) -> None:
+        """The rows of a partitioned table are those of its partitions."""
+        attached = [entry for entry in entries if entry.kind == "TABLE ATTACH"]
+        by_name = {(entry.schema, entry.name): entry.id for entry in entries if entry.kind == "TABLE"}
+        before = -1
+        while before != len(self.chosen):
+            before = len(self.chosen)
+            for entry in attached:
+                child = by_name.get((entry.schema, entry.name))
+                if child is not None and self.chosen.intersection(set(entry.needs) - {child}):
+                    self.chosen.add(child)
+
+    def _belongs(self, entry: Entry) -> bool:
+        if entry.kind == "TABLE ATTACH":
+            return {need for need in entry.needs if self._is(need, {"TABLE"})} <= self.chosen
+        return any(need in self.chosen or (need in self.taken and self._is(need, _OF_TABLES)) for need in entry.needs)
+
+    def _is(self, pk: int, kinds: set[str]) -> bool:
+        return pk in self._by_id and self._by_id[pk].kind in kinds
+
+    def _take(self, pk: int, *, bare: bool) -> bool:
+        """With all that it needs, or not at all. `bare`: other tables that it needs come without their rows."""
+        more: set[int] = set()
+        waiting = [pk]
+        while waiting:
+            entry = self._by_id.get(waiting.pop())
+            if entry is None or entry.id in self.taken or entry.id in more:
+                continue
+            if entry.id != pk and entry.kind in _ROWS and not bare:
+                return False
+            more.add(entry.id)
+            for need in entry.needs:
+                # A sequence that a table's column owns does without that table.
+                if entry.kind == "SEQUENCE" and entry.definition.startswith("CREATE") and self._is(need, {"TABLE"}):
+                    continue
+                waiting.append(need)
+        self.taken |= more
+        self._bare |= {pk for pk in more if self._is(pk, _ROWS)} - self.chosen
+        return True
+
+    @property
+    def names(self) -> set[tuple[str, str]]:
+        """Of tables whose rows come."""
+        return {(self._by_id[pk].schema, self._by_id[pk].name) for pk in self.chosen}
+
+    def remarks(self) -> list[str]:
+        told = [f"Without rows, as others need it: {named(self._by_id[pk])}" for pk in sorted(self._bare)]
+        mine = [entry for entry in self._left if self._is_own(entry)]
+        return told + [f"Left out, as it needs what was not chosen: {named(entry)}" for entry in mine]
+
+    def _is_own(self, entry: Entry) -> bool:
+        """Of a chosen table; else it is another one's, about a chosen one."""
+        tables = [self._by_id[pk] for pk in self.chosen.intersection(entry.needs)]
+        return any(table.schema == entry.schema and entry.name.startswith(table.name + " ") for table in tables)

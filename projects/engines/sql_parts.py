@@ -1,0 +1,30 @@
+"""What scripts of some tables of a backup share, whatever the product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from projects.domain import EngineError
+
+WAIT_BYTES = 64 << 20  # passed over, until a line says so: whoever waits for bytes sees that some come
+
+
+class Gone(EngineError):
+    """The archive does not hold what was chosen."""
+
+    retryable = False
+
+
+def remarks(about: str, told: Iterable[str], command: str) -> bytes:
+    lines = [about, *told, f"Nothing is dropped: load it where these are not. {command}"]
+    return "".join(f"-- {_printable(line)}\n" for line in lines).encode() + b"\n"
+
+
+def waiting(skipped: int, size: int) -> tuple[int, bytes]:
+    """How much was passed over, and a comment when that is much again, else nothing."""
+    after = skipped + size
+    return after, b"-- \n" if after // WAIT_BYTES > skipped // WAIT_BYTES else b""
+
+
+def _printable(line: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in line)[:500]

@@ -1,0 +1,138 @@
+"""Some tables of a backup as SQL: what comes, what is refused, and that what is not what was stored never ends well. On real
+servers: tests/restores/test_sql and tests/uploads/test_mysql."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from accounts.models import AuditEvent
+from backups.archive import CorruptArchive
+from backups.models import Backup, StorageTarget
+from backups.services import downloads
+from projects.engines import sql_parts
+from projects.engines.foreign import ForeignRefused
+from projects.models import Project
+from tests.backups.test_api_backups import body_of, make, project  # noqa: F401
+from tests.backups.test_pages import browser
+from tests.factories import Team, api_client
+from tests.uploads.test_archives import custom
+
+pytestmark = pytest.mark.django_db
+ARCHIVE = custom(0, b"2\n" * 500_000 + b"\\.\n\n\n")
+
+
+@pytest.fixture
+def backup(project: Project, target: StorageTarget) -> Backup:  # noqa: F811
+    tables = {"public.t": [2, "x"], "public.gone": [0, "x"]}
+    return make(project, target, ARCHIVE, manifest={"contents": {"tables": tables, "facts": []}})
+
+
+def get(client: Any, backup: Backup, query: str) -> Any:
+    return client.get(f"/api/v1/backups/{backup.pk}/download/?as=sql{query}")
+
+
+def free() -> bool:
+    return bool(downloads.slots._value == downloads.slots._initial_value)  # type: ignore[attr-defined]
+
+
+def test_tables_come_as_sql(team: Team, backup: Backup) -> None:
+    answer = get(api_client(team.bob), backup, "&tables=t")
+    assert answer.status_code == 200 and "Content-Length" not in answer
+    assert answer["Content-Disposition"].endswith('.sql"')
+    said = body_of(answer)
+    assert said.startswith(b"-- Of the backup ") and said.endswith(b"-- End.\n")
+    assert b"CREATE TABLE public.t (a int);" in said and said.count(b"2\n") > 499_999
+    event = AuditEvent.objects.get(action="backup.downloaded")
+    assert event.data["tables"] == ["public.t"] and event.data["decrypted"] is True
+    packed = get(api_client(team.bob), backup, "&tables=public.t&compress=zstd")
+    assert packed["Content-Disposition"].endswith('.sql.zst"')
+    unpacked = zstandard.ZstdDecompressor().decompressobj().decompress(body_of(packed))
+    assert unpacked == said and free()
+
+
+def test_what_is_refused(team: Team, backup: Backup, project: Project, target: StorageTarget) -> None:  # noqa: F811
+    client = api_client(team.bob)
+    for query, field, code in (
+        ("", "tables", "required"), ("&tables=nowhere", "tables", "unknown"), ("&tables=t&compress=lz4", "compress", "invalid"),
+        ("&tables=gone", "tables", "unknown"),  # the manifest has it, the archive does not
+    ):  # fmt: skip
+        answer = get(client, backup, query)
+        assert answer.status_code == 400, answer
+        (error,) = answer.json()["errors"]
+        assert (error["field"], error["code"]) == (field, code), query
+    answer = client.get(f"/api/v1/backups/{backup.pk}/download/?tables=t")
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "tables")
+    assert get(api_client(team.vera), backup, "&tables=t").status_code == 403
+    assert get(api_client(team.charlie), backup, "&tables=t").status_code == 404
+    head = client.head(f"/api/v1/backups/{backup.pk}/download/?as=sql&tables=t")
+    assert head.status_code == 200 and "Content-Length" not in head
+    other = make(project, target, b"no archive" * 99, manifest=backup.manifest)
+    answer = get(client, other, "&tables=t")
+    assert (answer.status_code, answer.json()["code"]) == (409, "backup_corrupt")
+    Backup.objects.filter(pk=backup.pk).update(engine="ferretdb", version="1.24")
+    assert get(client, backup, "&tables=t").json()["errors"][0]["code"] == "not_available"
+    Backup.objects.filter(pk=backup.pk).update(status="corrupt")
+    assert get(client, backup, "&tables=t").json()["code"] == "action_not_allowed"
+    assert free()
+
+
+def test_what_is_not_what_was_stored_never_ends_well(team: Team, backup: Backup, backup_root: Path) -> None:
+    """All of it is hashed before its last line, also what stands behind the chosen table."""
+    Backup.objects.filter(pk=backup.pk).update(sha256="0" * 64)
+    answer = get(api_client(team.bob), backup, "&tables=t")
+    came = b""
+    if answer.status_code == 200:
+        with pytest.raises(CorruptArchive):
+            for piece in answer.streaming_content:
+                came += piece
+    else:
+        assert answer.json()["code"] == "backup_corrupt"
+    assert b"-- End." not in came and free()
+
+
+def test_a_cut_off_archive_never_ends_well(team: Team, project: Project, target: StorageTarget) -> None:  # noqa: F811
+    cut = make(project, target, ARCHIVE[:-3000], manifest={"contents": {"tables": {"public.t": [2, "x"]}, "facts": []}})
+    answer = get(api_client(team.bob), cut, "&tables=t")
+    assert answer.status_code == 200
+    with pytest.raises(ForeignRefused):
+        body_of(answer)
+    assert free()
+
+
+def test_who_waits_for_a_table_behind_others_sees_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(downloads.time, "monotonic", lambda: next(clock))
+    skipped, lines = 0, []
+    for _ in range(10):
+        skipped, line = sql_parts.waiting(skipped, sql_parts.WAIT_BYTES // 2)
+        lines.append(line)
+    assert [bool(line) for line in lines] == [False, True] * 5
+    for packed in (False, True):
+        came = list(downloads._flowing(iter(lines), packed))
+        assert len([piece for piece in came if piece]) >= 5
+        whole = b"".join(came)
+        assert (zstandard.ZstdDecompressor().decompressobj().decompress(whole) if packed else whole) == b"-- \n" * 5
+
+
+def test_the_page(team: Team, backup: Backup) -> None:
+    client, url = browser(team.bob), f"/backups/{backup.pk}/download/tables/"
+    assert url in client.get(f"/backups/{backup.pk}/download/").content.decode()
+    page = client.get(url)
+    assert page.status_code == 200 and "public.gone" in page.content.decode()
+    found = client.get(url, {"search": "GONE", "tables": ["public.t"]}, HTTP_HX_REQUEST="true").content.decode()
+    assert found.count('name="tables"') == 2 and 'value="public.t" checked' in found
+    for tables in ([], ["public.gone"]):
+        refused = client.post(url, {"tables": tables})
+        assert refused.status_code == 400 and 'role="alert"' in refused.content.decode()
+    assert not AuditEvent.objects.filter(action="backup.downloaded", data__tables=[]).exists()
+    answer = client.post(url, {"tables": ["public.t"], "packed": "on"})
+    assert answer.status_code == 200 and answer["Content-Disposition"].endswith('.sql.zst"')
+    assert zstandard.ZstdDecompressor().decompressobj().decompress(body_of(answer)).endswith(b"-- End.\n")
+    assert browser(team.vera).get(url).status_code == 403 and browser(team.charlie).post(url).status_code == 404
+    Backup.objects.filter(pk=backup.pk).update(engine="ferretdb", version="1.24")
+    assert url not in client.get(f"/backups/{backup.pk}/download/").content.decode()
+    assert client.get(url).status_code in {400, 403, 409} and free()

@@ -1,0 +1,67 @@
+"""Some tables out of a dump of MySQL or MariaDB as SQL: what belongs to them, and nothing else, in whatever pieces it comes."""
+
+from __future__ import annotations
+
+import pytest
+
+from projects.engines import mysql_sql
+from projects.engines.postgresql_sql import unquoted
+from projects.engines.sql_parts import Gone
+
+DUMP = b"""ALTER DATABASE CHARACTER SET utf8mb4;
+-- MySQL dump 10.13
+/*!40101 SET @OLD=@@X */;
+DELIMITER ;;
+CREATE PROCEDURE x() BEGIN SELECT 1; SELECT 'INSERT INTO `a``b`'; END ;;
+DELIMITER ;
+-- Dump completed
+-- MySQL dump
+CREATE SEQUENCE `numbers` start with 5;
+DO SETVAL(`numbers`, 7, 0);
+DROP TABLE IF EXISTS `a``b`;
+CREATE TABLE `a``b` (id int, `DROP` text);
+/*!40000 ALTER TABLE `a``b` DISABLE KEYS */;
+INSERT INTO `a``b` VALUES (1,'x;y -- \\' z'),(2,'\n-- End.\n');
+CREATE TABLE `other` (id int);
+INSERT INTO `other` VALUES ('CREATE TABLE `a``b`;');
+UPDATE `a``b` SET f=1 WHERE id=1;
+UPDATE `other` SET f=2 WHERE id=1;
+/*!50001 CREATE VIEW `seen` AS SELECT 1 */;
+DELIMITER ;;
+/*!50003 CREATE*/ /*!50003 TRIGGER `told` BEFORE INSERT ON `a``b` FOR EACH ROW SET NEW.t = 1; */;;
+CREATE DEFINER=`root`@`localhost` TRIGGER mine AFTER UPDATE ON shop.`a``b` FOR EACH ROW SET @x = 2 ;;
+/*!50003 CREATE*/ /*!50003 TRIGGER `theirs` BEFORE INSERT ON other FOR EACH ROW SET NEW.t = 3 */;;
+DELIMITER ;
+-- Dump completed
+"""
+
+
+@pytest.mark.parametrize("size", [1, 50, 10_000])
+def test_what_is_of_a_table_comes(size: int) -> None:
+    pieces = (DUMP[at : at + size] for at in range(0, len(DUMP), size))
+    script = b"".join(mysql_sql.script(pieces, ["a`b"], "about\n-- x", "mysql"))
+    assert script.startswith(b"-- about?-- x\n") and script.endswith(b"\n-- End.\n")
+    for there in (
+        b"SET @OLD", b"CREATE SEQUENCE IF NOT EXISTS `numbers`", b"DO SETVAL", b"CREATE TABLE `a``b` (id int, `DROP` text);",
+        b"VALUES (1,'x;y -- \\' z'),(2,'\n-- End.\n');", b"ALTER TABLE `a``b` DISABLE KEYS", b"SET f=1", b"TRIGGER `told`",
+        b"TRIGGER mine", b"DELIMITER ;;",
+    ):  # fmt: skip
+        assert there in script, there
+    for word in (b"ALTER DATABASE", b"PROCEDURE", b"DROP TABLE", b"other", b"seen", b"theirs"):
+        assert word not in script, word
+
+
+def test_what_is_not_there_is_told_at_the_end() -> None:
+    with pytest.raises(Gone, match="gone"):
+        list(mysql_sql.script([DUMP], ["a`b", "gone"], "about", "mysql"))
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("public.orders", ("public", "orders")), ('"My.App"."a""b.c"', ("My.App", 'a"b.c')), ('app."x\ny"', ("app", "x\ny")),
+        ('"a""".b', ('a"', "b")),
+    ],
+)  # fmt: skip
+def test_names_as_the_server_quotes_them(name: str, wanted: tuple[str, str]) -> None:
+    assert unquoted(name) == wanted
