@@ -199,7 +199,7 @@ STORAGES = {
     },
 }
 WHITENOISE_USE_FINDERS = not PRODUCTION
-WHITENOISE_AUTOREFRESH = False
+WHITENOISE_AUTOREFRESH = TESTING  # else it reads all files at its start, and every client of a test is one
 
 # Each thread keeps its connection; a broken one is found by a check before its next use.
 _database: dict[str, Any] = dict(env.db_url("DATABASE_URL", default="postgresql://novastack@127.0.0.1:5432/novastack"))
