@@ -32,6 +32,7 @@ from tests.faults.lanes import require
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
+    pytest.mark.timeout(900),  # what has not settled is told by `Play`, with what is under way
     pytest.mark.skipif(
         any(shutil.which(name) is None for name in NEEDED), reason=f"needs {', '.join(NEEDED)} (Debian's age and zstd)"
     ),
