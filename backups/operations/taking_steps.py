@@ -29,6 +29,8 @@ from projects.operations.move_sides import admitted, ensure_up, side_of
 log = structlog.get_logger(__name__)
 GUARD_SECONDS = 2.0
 MIB = 1 << 20
+BEGUN_AGAIN = 5
+_EARLY_SECONDS = 10.0
 _READ_BYTES = 1 << 20
 _DOUBTED_BYTES = 8 << 30  # at 10 MB/s a quarter of an hour, of the half that the step may take
 
@@ -77,11 +79,25 @@ class Taking:
         ctx.explain(f"{stats.size_bytes / MIB:.0f} MiB to {backup.storage.name}")
 
     def dump(self, ctx: Context) -> None:
-        """One attempt, under a key of its own. What was left of the one before is removed first."""
+        """A dump that met a change of tables as it began is begun again at once, some times: nothing was copied yet, and a
+        database in which tables come and go all the time would never be quiet for it."""
         backup = self._backup(ctx)
         if backup is None:
             return
         self._ensure_up(ctx)
+        for left in reversed(range(BEGUN_AGAIN + 1)):
+            began = time.monotonic()
+            try:
+                self._attempt(ctx, backup)
+                break
+            except (domain.SourceChanged, StepFailed) as problem:
+                early = time.monotonic() - began < _EARLY_SECONDS
+                if problem.code != domain.SourceChanged.code or not left or not early:
+                    raise
+                log.info("the source changed as its dump began; it begins again", backup=str(backup.pk))
+
+    def _attempt(self, ctx: Context, backup: Backup) -> None:
+        """Under a key of its own. What was left of the one before is removed first."""
         ctx.guard()
         ctx.runtime.remove_tool(_tool(backup))
         storage = writable(backup)
@@ -94,28 +110,28 @@ class Taking:
         login = admitted(ctx, ctx.names)
         side = side_of(ctx, login)
         rate = settings.NOVASTACK_BACKUP_RATE_BYTES
-        # With a rate limit it is the dump's own bytes that are counted, since they are what the source has to do.
-        with contextlib.ExitStack() as held:
-            moment = held.enter_context(
-                ctx.engine.moment(ctx.server.control_endpoint, side.place, login, compress=not rate)
-            )
-            taken_at = now()
-            with wiring.admin_session(ctx.engine, ctx.server) as admin:
-                around = admin.around(ctx.names)
-            ctx.guard()
-            with storage_errors():
-                writer = storage.writer(key, upload_begun=lambda upload: _save(ctx, backup, upload_id=upload))
-                try:
-                    taken = streaming.take(
-                        side, moment, writer, recipients, name=_tool(backup), pulse=_watched(ctx, backup),
-                        limits=streaming.Limits(rate, settings.NOVASTACK_BACKUP_NICE, _most_bytes(backup)),
-                    )  # fmt: skip
-                    held.close()  # nothing is held of the database while the storage makes its answer
-                    ctx.guard()
-                    _commit(storage, writer, key, taken.sealed.size_bytes, taken.sealed.sha256, ctx.pulse)
-                except BaseException:
-                    writer.abort()
-                    raise
+        with wiring.admin_session(ctx.engine, ctx.server) as admin:
+            around = admin.around(ctx.names)
+        with storage_errors(), contextlib.ExitStack() as held:
+            writer = storage.writer(key, upload_begun=lambda upload: _save(ctx, backup, upload_id=upload))
+            try:
+                # From here until the tool has locked the tables nobody may change them: nothing slow comes in between.
+                # With a rate limit it is the dump's own bytes that are counted, since they are what the source has to do.
+                moment = held.enter_context(
+                    ctx.engine.moment(ctx.server.control_endpoint, side.place, login, compress=not rate)
+                )
+                taken_at = now()
+                ctx.guard()
+                taken = streaming.take(
+                    side, moment, writer, recipients, name=_tool(backup), pulse=_watched(ctx, backup),
+                    limits=streaming.Limits(rate, settings.NOVASTACK_BACKUP_NICE, _most_bytes(backup)),
+                )  # fmt: skip
+                held.close()  # nothing is held of the database while the storage makes its answer
+                ctx.guard()
+                _commit(storage, writer, key, taken.sealed.size_bytes, taken.sealed.sha256, ctx.pulse)
+            except BaseException:
+                writer.abort()
+                raise
         notes = [*backup.notes, *(note for note in (*moment.notes, *taken.warnings) if note not in backup.notes)]
         backup.notes = notes
         manifest = _manifest(ctx, backup, taken, side, recipients, around, (taken_at.isoformat(), moment.tool))

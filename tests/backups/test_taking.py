@@ -15,7 +15,7 @@ from django.db import connection, transaction
 
 from backups.archive import Opener
 from backups.models import Backup, BackupStatus, BackupTrigger, StorageTarget
-from backups.operations import keys, storages, taking, taking_steps
+from backups.operations import keys, storages, streaming, taking, taking_steps
 from backups.operations.restoring_data import read_manifest
 from backups.storage.base import StorageError
 from backups.storage.filesystem import _FileWriter
@@ -461,6 +461,33 @@ def test_what_takes_too_long_to_read_again_is_taken_anew(
     backup = stored(site, project)
     assert backup.attempt == 2
     read_manifest(backup)
+
+
+def test_tables_that_come_and_go_do_not_use_its_attempts_up(
+    docker_site: Site, target: StorageTarget, backup_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time a table that the snapshot shows is gone before the tool has locked it."""
+    site = docker_site
+    project = site.ready()
+    whole, going = streaming.take, [1, 2, 3, 4, 5]
+    with site.login(project) as session:
+        for number in going:
+            session.execute(f"CREATE TABLE going_{number} (id int)")
+
+    def gone(*arguments: Any, **options: Any) -> Any:
+        if going:
+            with site.login(project) as session:
+                session.execute(f"DROP TABLE going_{going.pop()}")
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(streaming, "take", gone)
+    monkeypatch.setattr(taking_steps, "_EARLY_SECONDS", 600.0)  # the machine may be busy
+    backup, operation = begin(project)
+    ended(site, backup, operation)
+    assert (backup.status, backup.attempt, going) == ("stored", 6, []), backup.error
+    assert operation.steps.get(name="dump").retries == 0
+    assert sorted(objects(target)) == sorted([backup.object_key, backup.manifest_key])
+    nothing_left(site, project, backup_root)
 
 
 def test_deletion_of_the_project_cuts_it_short(
