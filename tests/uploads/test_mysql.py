@@ -1,8 +1,9 @@
-"""Uploads of MariaDB's dumps on a real server."""
+"""Uploads of MariaDB's and MySQL's dumps on real servers."""
 
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ import pytest
 
 from backups.models import StorageTarget
 from projects.models import Database, DatabaseServer, Project
-from tests.faults.conftest import Site, make_site
+from tests.faults.clients import CLIENTS
+from tests.faults.conftest import Site, make_site, require_docker
 from tests.restores.taken import take
+from tests.restores.test_in_place import begin, unproven
 from tests.uploads.sent import taken, told
 from tests.uploads.test_postgresql import nothing_left
 
@@ -43,6 +46,76 @@ def dump(project: Project, *arguments: str) -> bytes:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def mysql(_fresh: None) -> Iterator[Site]:
+    require_docker("mysql", CLIENTS["mysql"].versions["docker"])
+    yield from make_site("docker", "mysql")
+
+
+def mysqldump(project: Project, *arguments: str) -> bytes:
+    """By the image's own, as its administrator."""
+    server = DatabaseServer.objects.get(project_uuid=project.pk)
+    place = server.control_endpoint
+    assert server.admin_secret is not None
+    name = Database.objects.get(project=project, slot="current").name
+    done = subprocess.run(
+        [
+            "docker", "run", "--rm", "--network=host", "--env=MYSQL_PWD", "--entrypoint=mysqldump", server.image,
+            "--no-defaults", "--protocol=TCP", f"--host={place.host}", f"--port={place.port}",
+            f"--user={server.admin_username}", "--ssl-mode=REQUIRED", "--single-transaction", "--routines", "--events",
+            "--triggers", *arguments, name,
+        ],
+        env={**os.environ, "MYSQL_PWD": server.admin_secret.open()}, capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_mysql_a_dump_comes_in_and_one_table_comes_out(mysql: Site, target: StorageTarget, backup_root: Path) -> None:
+    site = mysql
+    project = site.ready()
+    unproven(project)
+    with site.login(project) as session, session.cursor() as cursor:
+        for statement in (
+            "CREATE TABLE people (id int PRIMARY KEY, name text)",
+            "CREATE TABLE `line items` (id int AUTO_INCREMENT PRIMARY KEY, person int, f float, b blob, t text,"
+            " grows int AS (person + 1) STORED, CONSTRAINT whose FOREIGN KEY (person) REFERENCES people (id))",
+            "INSERT INTO people VALUES (1, 'Ada'), (2, 'Bob')",
+            "INSERT INTO `line items` (person, f, b, t) VALUES (1, 8388609, x'00FF27', 'naïve; 🐬'), "
+            "(2, 0.1, NULL, '\\\\! \n-- x')",
+            "CREATE TRIGGER told BEFORE INSERT ON `line items` FOR EACH ROW BEGIN SET NEW.t = upper(NEW.t); END",
+            "CREATE PROCEDURE noop() BEGIN SELECT 1; SELECT ';'; END",
+            "CREATE VIEW seen AS SELECT id FROM `line items`",
+        ):
+            cursor.execute(statement)
+        session.commit()
+    wanted = take(project).manifest["contents"]
+    backup, operation = taken(site, project, gzip.compress(mysqldump(project)), filename="shop.sql.gz")
+    assert operation.state == "succeeded", told(operation)
+    assert (backup.status, backup.trusted) == ("stored", True)
+    found = backup.manifest["contents"]
+    assert found["tables"] == wanted["tables"]
+    assert sorted(map(tuple, found["facts"])) == sorted(map(tuple, wanted["facts"]))
+    assert any("definer" in note for note in backup.notes)
+    nothing_left(backup_root)
+
+    # Out of what came in: beside what lives, with its rows, and a key that stays behind.
+    made, operation = begin(site, backup, target="in_place", tables=["line items"])
+    operation = site.finish(operation, 180)
+    assert operation.state == "succeeded", told(operation)
+    made.refresh_from_db()
+    (place,) = made.outcome["places"]
+    assert place.startswith("line items__restored_")
+    with site.login(project) as session, session.cursor() as cursor:
+        cursor.execute(f"SELECT id, person, b, t, grows FROM `{place}` ORDER BY id")
+        assert list(cursor.fetchall()) == [(1, 1, b"\x00\xff'", "naïve; 🐬", 2), (2, 2, None, "\\! \n-- x", 3)]
+        cursor.execute("SELECT count(*) FROM `line items`")
+        assert cursor.fetchone() == (2,)
+    notes = " ".join(made.outcome["notes"])
+    assert "foreign key whose" in notes and "trigger told" in notes, notes
+    assert site.rows_of(project) == 1000
 
 
 def test_it_goes_round_and_what_is_hostile_runs_nowhere(
