@@ -123,6 +123,7 @@ def prove_data(ctx: Context) -> None:
     if restore.selection and not ctx.row.data.get("alone"):
         _leave_out_the_rest(ctx, restore)
         ctx.record(alone=True)
+    sides.rest(ctx, ctx)
     take_final_names(ctx, ctx)
     ctx.guard()
     with wiring.admin_session(ctx.engine, ctx.server) as admin:

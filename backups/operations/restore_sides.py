@@ -27,6 +27,7 @@ from projects.operations.queue import also_hold
 DIFFERENCES_SHOWN = 5
 MIB = 1 << 20
 NOTES_KEPT = 50  # of a part of a backup
+RESTING_KEPT = 20
 KINDS = (RoleKind.OWNER, RoleKind.GROUP, RoleKind.LOGIN, RoleKind.CONTROL)
 
 
@@ -238,6 +239,19 @@ def prove(ctx: Context, side: Context, backup: Backup) -> None:
     ctx.record(tables=len(wanted.tables), rows=wanted.rows, facts=len(wanted.facts))
     told = "" if newer else f" and {len(wanted.facts)} facts"
     ctx.explain(f"{wanted.rows} rows of {len(wanted.tables)} tables{told} are what was backed up")
+
+
+def rest(ctx: Context, side: Context) -> None:
+    """Of a copy beside what lives nothing acts by itself before somebody wants it to (rule 26): what is switched off is
+    named. To be called when it was compared."""
+    ctx.guard()
+    with wiring.admin_session(side.engine, side.server) as admin:
+        resting = admin.rest_events(side.names)
+    known = list(ctx.row.data.get("resting", []))
+    if new := [event for event in resting if event not in known]:
+        ctx.record(resting=[*known, *new][:RESTING_KEPT])
+        shown = ", ".join(new[:RESTING_KEPT]) + (" …" if len(new) > RESTING_KEPT else "")
+        ctx.say(f"Scheduled events came disabled, since their source may run them too: {shown}"[:480], level="warning")
 
 
 def names_as(names: domain.TenantNames, other: Mapping[str, str]) -> domain.TenantNames:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from django.conf import settings
 from django.db import transaction
 
-from backups.models import Backup, BackupStatus, ProofKind, Restore, RestoreStatus
+from backups.models import Backup, BackupStatus, ProofKind, Restore, RestoreStatus, RestoreTarget
 from backups.operations import proving, safety, taking
 from backups.operations import restore_sides as sides
 from novastack.common.clock import now
@@ -154,6 +154,13 @@ def fence(ctx: Context) -> None:
     carry_password(ctx, ctx.seen_as(Incoming))
     ctx.explain("No client is connected, none can connect")
     ctx.say("Clients are shut out; the restored database takes over.")
+
+
+def fence_copy(ctx: Context) -> None:
+    """As `fence`; what comes from another project finds its events resting, as in a new one."""
+    fence(ctx)
+    if sides.restore_of(ctx.operation).target == RestoreTarget.PROJECT:
+        sides.rest(ctx, ctx.seen_as(Incoming))
 
 
 def carry_password(ctx: Context, side: Context) -> None:

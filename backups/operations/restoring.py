@@ -132,7 +132,7 @@ RESTORE_DEFINITION = Definition(
         Step("database", "Create database and user", move_steps.make_database, retry=DATABASE_RETRY, deadline_seconds=60),
         Step("copy", "Restore the backup", restore_steps.fill, restore_steps.end_tools, TWICE, 12 * HOURS),
         Step("compare", "Compare with the backup", restore_steps.compare, retry=TWICE, deadline_seconds=6 * HOURS),
-        Step("fence", "Shut clients out", restore_steps.fence, move_copying.unfence, TWICE, 360),
+        Step("fence", "Shut clients out", restore_steps.fence_copy, move_copying.unfence, TWICE, 360),
         Step("address", "Take over the address", move_copying.hand_over, move_copying.hand_back, TWICE, 360),
         Step("switch", "Switch", restore_steps.switch, retry=SERVER_RETRY, deadline_seconds=60),
         Step("open", "Let clients in", move_switch.let_in, retry=DATABASE_RETRY, deadline_seconds=360),

@@ -69,12 +69,16 @@ class Taking:
         with wiring.admin_session(ctx.engine, ctx.server) as admin:
             stats = admin.stats(ctx.names.database)
             obstacles = admin.obstacles(ctx.names)
+            renaming = admin.renaming_obstacles(ctx.names)
         storage = writable(backup)
         _check_room(backup, storage)
         _save(
             ctx, backup, status=BackupStatus.DUMPING, started_at=backup.started_at or now(), error=None,
             operation_id=ctx.operation.pk, database_bytes=stats.size_bytes, server_version=stats.version[:64],
-            notes=[f"Not in the backup: {obstacle}." for obstacle in obstacles],
+            notes=[
+                *(f"Not in the backup: {obstacle}." for obstacle in obstacles),
+                *(f"Restored into another project it may fail: {obstacle}."[:300] for obstacle in renaming),
+            ],
         )  # fmt: skip
         ctx.explain(f"{stats.size_bytes / MIB:.0f} MiB to {backup.storage.name}")
 

@@ -149,9 +149,22 @@ class EngineAdmin(ABC):
         another name. Empty: nothing known."""
         raise NotImplementedError
 
+    def renaming_obstacles(self, names: TenantNames) -> list[str]:
+        """Those of them that are so only because the copy's database will have another name. Costs little."""
+        return []
+
     def quiet(self, names: TenantNames, *, quiet: bool) -> None:  # noqa: B027 - most products do nothing by themselves
         """Stop (or allow again) what the server does by itself in this tenant's database: scheduled events. On a server
         that is this tenant's alone."""
+
+    def take_large(self, *, large: bool) -> None:  # noqa: B027 - most products have no such limit
+        """Sessions that begin from now on take statements as large as a dump can hold them, or no larger than usual again. On
+        a server that is this tenant's alone."""
+
+    def rest_events(self, names: TenantNames) -> list[str]:
+        """Switch off, for good, what would act by itself in this tenant's database (scheduled events), and return its names:
+        in a copy that lives beside its source it would act twice. What rests already is not named."""
+        return []
 
     def admit_tool(self, names: TenantNames, username: str, password: str) -> None:
         """A login for `Engine.dump` and `Engine.fingerprint`: it sees every row of this database whatever the tenant's

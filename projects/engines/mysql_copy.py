@@ -19,6 +19,8 @@ from projects.engines.mysql_session import ANYWHERE, Session, name, pattern
 
 TOOL_CONNECTIONS = 8
 PACKET = "--max-allowed-packet=1G"  # the clients' own limit; what counts is the server's
+PACKET_BYTES = 64 << 20  # the server's: of a statement, and so of a row as a dump has it, which is twice a BLOB's size
+_MOST_PACKET_BYTES = 1 << 30  # that any server takes
 _ID = '(`([^`]|``)*`|"([^"]|"")*")'  # as the server spells names in the definer's own sql_mode
 _WHO = f"DEFINER={_ID}(@{_ID})? ?"
 _SCAN_SECONDS = 8.0
@@ -163,26 +165,28 @@ class MySQLFamilyCopies(EngineAdmin):
         if foreign:
             found.append(f"what another login made, here {_some(foreign)}: let {names.login} make it again")
         if renamed:
-            own = re.compile(rf"(?<![\w$`])(?:`{names.database}`|{names.database})\s*\.")
-            # The server itself spells a view's tables with their database; a function only where that was written.
-            called = re.compile(rf"`{names.database}`\.`(?:[^`]|``)*`\(")
-            saying = sorted(
-                {
-                    f"{kind} {thing}"
-                    for kind, thing, _, text in things
-                    if (called if kind == "view" else own).search(text)
-                }
-            )
-            if saying:
-                found.append(
-                    f"the database's name, which becomes another one, in the text of {_some(saying)}: leave it out there"
-                )
+            found += self._named_inside(names.database, things)
         if unequal := mysql_floats.beyond_help(self._session, names.database):
             found.append(
                 f"digits of FLOAT values, of which dumps tell six, in {_some(unequal)}: make the columns DOUBLE, or give the"
                 " table a primary key (and no history)"
             )
         return found
+
+    def renaming_obstacles(self, names: TenantNames) -> list[str]:
+        self._session.bound(_SCAN_SECONDS + 2)
+        return self._named_inside(names.database, self._things(names.database))
+
+    def _named_inside(self, database: str, things: Sequence[tuple[str, str, str, str]]) -> list[str]:
+        own = re.compile(rf"(?<![\w$`])(?:`{database}`|{database})\s*\.")
+        # The server itself spells a view's tables with their database; a function only where that was written.
+        called = re.compile(rf"`{database}`\.`(?:[^`]|``)*`\(")
+        saying = sorted(
+            {f"{kind} {thing}" for kind, thing, _, text in things if (called if kind == "view" else own).search(text)}
+        )
+        if not saying:
+            return []
+        return [f"the database's name, which becomes another one, in the text of {_some(saying)}: leave it out there"]
 
     def _things(self, database: str) -> list[tuple[str, str, str, str]]:
         """(kind, name, definer, text) of all that acts in somebody's name."""
@@ -202,6 +206,25 @@ class MySQLFamilyCopies(EngineAdmin):
         """The event scheduler is the server's; on a pool it never runs, so nobody asks there."""
         # Until the next start, which allows it again.
         self._session.do(f"SET GLOBAL event_scheduler = {'OFF' if quiet else 'ON'}")
+
+    def take_large(self, *, large: bool) -> None:
+        self._session.do(f"SET GLOBAL max_allowed_packet = {_MOST_PACKET_BYTES if large else PACKET_BYTES}")
+
+    def rest_events(self, names: TenantNames) -> list[str]:
+        """Each stays its definer's: who alters one without a word about that becomes it. MariaDB's only: that MySQL takes the
+        same was not tried yet, and a restore must not fail for it."""
+        if not self._session.is_mariadb:
+            return []
+        rows = self._session.rows(
+            "SELECT event_name, definer FROM information_schema.events WHERE event_schema = %s AND status = 'ENABLED'"
+            " ORDER BY 1",
+            names.database,
+        )  # fmt: skip
+        for event, definer in rows:
+            login, _, host = str(definer).rpartition("@")
+            thing = f"{name(names.database)}.{name(str(event))}"
+            self._session.do(f"ALTER DEFINER = %s@%s EVENT {thing} DISABLE", login, host)
+        return [str(event) for event, _ in rows]
 
     def admit_tool(self, names: TenantNames, username: str, password: str) -> None:
         clause = f"{self.identified(password)} WITH MAX_USER_CONNECTIONS {TOOL_CONNECTIONS}"

@@ -341,7 +341,7 @@ def _settings(request: ServerRequest) -> dict[str, str]:
         "max_connections": str(request.max_connections + RESERVED_CONNECTIONS),
         # All tenants come from one address, the gateway's: one that sends rubbish must not lock the others out.
         "max_connect_errors": "4294967295",
-        "max_allowed_packet": "64M",
+        "max_allowed_packet": f"{mysql_copy.PACKET_BYTES // MIB}M",
         "character_set_server": "utf8mb4",
         "server_id": "1",
         "log_bin": "binlog",

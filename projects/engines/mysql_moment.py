@@ -20,6 +20,7 @@ from typing import Any
 from projects.domain import Command, Credentials, Endpoint, EngineError, Fingerprint, TableContent
 from projects.engines import mysql_floats, mysql_rows, zipping
 from projects.engines.moments import Moment
+from projects.engines.mysql_copy import PACKET_BYTES
 from projects.engines.mysql_session import connect
 
 _MOST_BYTES = 8 << 20  # of a statement with several rows: the dump programs begin a new one after one megabyte
@@ -57,6 +58,10 @@ _NOTES = (
         "{} routines, triggers and events are as they were just before or after that moment.",
     ),
 )  # fmt: skip
+LARGE = (
+    f"Rows that are larger in a dump than what a shared server takes at once ({PACKET_BYTES >> 20} MiB), in {{}}: they can be"
+    " restored on a server of its own that has memory for several times as much, up to 1 GiB each."
+)
 _OUTSIDE = "Not compared: statistics and histograms."
 
 
@@ -88,6 +93,8 @@ class DumpReader:
         self._section = ("head", "")
         self._table: _Rows | None = None  # whose rows come
         self._large: Any = None  # a row that is larger than what is held
+        self._large_table, self._large_bytes = "", 0
+        self.largest: dict[str, int] = {}  # table → bytes of its largest such row, as the dump has it
         self._within = False  # the text of a routine: no line of it is ours
         self._acting = False  # it is known what
         self._floats = False
@@ -177,6 +184,7 @@ class DumpReader:
                 return False
             self._looked = 0
             del self._held[: match.end()]
+            self._large_table, self._large_bytes = _name(match[1]), match.end()
             self._large = hashlib.blake2b(digest_size=mysql_rows.DIGEST_BYTES)
             self._read = self._large_row
             return True
@@ -202,9 +210,12 @@ class DumpReader:
                 ready -= len(text) - begun.start()
                 text = text[: begun.start()]
             self._large.update(text)
+            self._large_bytes += ready
             del self._held[:ready]
             return False
         self._large.update(mysql_rows.told(bytes(self._held[: end + 1])))
+        self._large_bytes += end + len(_ROWS_END)
+        self.largest[self._large_table] = max(self._large_bytes, self.largest.get(self._large_table, 0))
         del self._held[: end + len(_ROWS_END)]
         self._table.add(1, int.from_bytes(self._large.digest(), "big"))
         self._large, self._read = None, self._line
@@ -228,7 +239,13 @@ class MySQLMoment(Moment):
         self.tool = self._reader.made_by
 
     def contents(self, pulse: Callable[[], None]) -> Fingerprint:
-        return self._reader.contents()
+        found = self._reader.contents()
+        large = {table: size for table, size in self._reader.largest.items() if size > PACKET_BYTES}
+        if large:
+            shown = ", ".join(f"{table[:64]} ({size >> 20} MiB)" for table, size in sorted(large.items())[:3])
+            more = f" and {len(large) - 3} more tables" if len(large) > 3 else ""
+            self.notes = (*self.notes, LARGE.format(f"{shown}{more}"))
+        return found
 
 
 @contextlib.contextmanager

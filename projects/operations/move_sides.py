@@ -225,6 +225,8 @@ def admitted_to_restore(ctx: Context, names: domain.TenantNames) -> domain.Crede
     ctx.guard()
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         lent = admin.admit_restorer(names, names.tool, password)
+        if ctx.server.kind != ServerKind.POOL:
+            admin.take_large(large=True)
     return domain.Credentials(lent, password, names.database)
 
 
@@ -234,6 +236,8 @@ def given_back(ctx: Context, names: domain.TenantNames) -> None:
     ctx.guard()
     with wiring.admin_session(ctx.engine, ctx.server) as admin:
         admin.dismiss_restorer(names, names.tool)
+        if ctx.server.kind != ServerKind.POOL:
+            admin.take_large(large=False)
         if role is not None and role.secret is not None:
             admin.set_password(names.login, role.secret.open())
 

@@ -276,7 +276,10 @@ def test_obstacles_are_told_before(made: Copier) -> None:
 
     def told(*, renamed: bool = False) -> str:
         with engine.admin(made.source.endpoint, made.source.admin) as admin:
-            return "; ".join(admin.obstacles(made.names, renamed=renamed))
+            found = admin.obstacles(made.names, renamed=renamed)
+            if renamed:
+                assert found == [*admin.obstacles(made.names), *admin.renaming_obstacles(made.names)]
+            return "; ".join(found)
 
     assert told() == told(renamed=True) == ""
     run(made.source, made.login, f"CREATE PROCEDURE far() SELECT * FROM `{database}` . typed",

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from projects.domain import EngineError, Fingerprint
+from projects.domain import Command, EngineError, Fingerprint
 from projects.engines import framing, mysql_moment, zipping
 from projects.engines.mysql_moment import DumpReader
 from projects.operations.stages import Stage
@@ -181,6 +181,29 @@ def test_rows_are_counted_whatever_stands_in_them() -> None:
     assert read(small, 1).differences(read(small, 7)) == []
     other = statement.replace(b"(2,NULL),(-3.5,0x00ff)", b"(-3.5,0x00ff),(2,NULL)")
     assert found[0].differences(read(dump.replace(statement, other), 1 << 20)) == []  # whatever their order
+
+
+def test_rows_that_a_shared_server_can_t_take_back_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement holds a whole row, twice as long as its BLOBs: above `max_allowed_packet` a restore stops at it."""
+    rows = {size: b"INSERT INTO `l` VALUES (1,'" + b"x" * size + b"');\n" for size in (9 << 20, 10 << 20, 1 << 20)}
+    dump = b"".join(rows.values()) + rows[9 << 20].replace(b"`l`", b"`m`") + ENDS.encode()
+    for size in (1 << 20, 65_537):
+        reader = DumpReader()
+        for first in range(0, len(dump), size):
+            reader.feed(dump[first : first + size])
+        assert reader.largest == {"l": len(rows[10 << 20]), "m": len(rows[9 << 20])}
+
+    def notes(limit: int) -> tuple[str, ...]:
+        monkeypatch.setattr(mysql_moment, "PACKET_BYTES", limit)
+        moment = mysql_moment.MySQLMoment(Command(("x",), {}, {}), ("before",))
+        for first in range(0, len(dump), 1 << 20):
+            moment.hear(dump[first : first + (1 << 20)])
+        moment.contents(lambda: None)
+        return moment.notes
+
+    assert notes(64 << 20) == ("before",)
+    assert "in l (10 MiB): they can" in notes(19 << 19)[1]
+    assert "in l (10 MiB), m (9 MiB): they can" in notes(1 << 20)[1]
 
 
 def test_minus_zero_of_a_large_row_is_zero_too(monkeypatch: pytest.MonkeyPatch) -> None:
