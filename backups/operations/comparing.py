@@ -9,9 +9,9 @@ from typing import Any
 
 from backups.manifest import Manifest
 from projects import domain
-from projects.engines import framing
 from projects.engines.moments import Moment
 from projects.operations import copying, wiring
+from projects.operations.ahead import Ahead
 from projects.operations.base import StepFailed
 from projects.operations.context import Context
 from projects.operations.move_sides import admitted, side_of
@@ -65,10 +65,11 @@ def _dump(side: Context, target: copying.Side, moment: Moment, name: str, pulse:
                 tool.stdin.close()
         source, moved = tool.stdout, 0
         assert source is not None  # noqa: S101 - every tool has one
-        while piece := source.read(framing.PIECE_BYTES):
-            moment.hear(piece)
-            moved += len(piece)
-            pulse(moved)
+        with Ahead(getattr(source, "read1", source.read), name=name) as pieces:
+            for piece in pieces:
+                moment.hear(piece)
+                moved += len(piece)
+                pulse(moved)
         ended = stage.awaited(pulse, moved)
         if ended != domain.ExitResult(0):
             raise stage.failure(ended)

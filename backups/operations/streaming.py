@@ -21,13 +21,13 @@ from projects import domain
 from projects.domain import Fingerprint
 from projects.engines import zipping
 from projects.engines.moments import Moment
+from projects.operations.ahead import Ahead
 from projects.operations.base import StepFailed
 from projects.operations.copying import Side
 from projects.operations.stages import END_SECONDS, TOOL_MEMORY_BYTES, Stage
 
 log = structlog.get_logger(__name__)
 _LOOK_SECONDS = 0.2
-_READ_BYTES = 1 << 20
 _STOP_SECONDS = 30.0
 _WARNINGS = 5
 
@@ -219,15 +219,18 @@ class _Pump(threading.Thread):
         read = getattr(source, "read1", source.read)
         began, head = time.monotonic(), b""
         try:
-            while (piece := read(_READ_BYTES)) and not self._stop_asked.is_set():
-                if len(head) < len(zipping.MAGIC):
-                    head += piece[: len(zipping.MAGIC)]
-                    self.zipped = head.startswith(zipping.MAGIC)
-                self._moment.hear(piece)
-                self._sealer.feed(piece)
-                self.moved += len(piece)
-                if self._rate:
-                    self._slow_down(began)
+            with Ahead(read, name=self._stage.tool.name) as pieces:
+                for piece in pieces:
+                    if self._stop_asked.is_set():
+                        return
+                    if len(head) < len(zipping.MAGIC):
+                        head += piece[: len(zipping.MAGIC)]
+                        self.zipped = head.startswith(zipping.MAGIC)
+                    self._moment.hear(piece)
+                    self._sealer.feed(piece)
+                    self.moved += len(piece)
+                    if self._rate:
+                        self._slow_down(began)
         except Exception as error:  # said by who watches
             self.error = error
 
