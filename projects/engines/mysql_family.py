@@ -115,14 +115,16 @@ class MySQLFamily(Engine):
         """How data is made without a container: a program and its arguments, which run `FIRST_SQL`."""
 
     def server_spec(self, request: ServerRequest) -> ServerSpec:
-        settings = arguments(
-            {
-                **_settings(request),
-                **self.own_settings(request),
-                **(self.pool_settings(request) if request.pool else {}),
-                **(_THROWN_AWAY if request.isolated else {}),
-            }
-        )
+        chosen = {
+            **_settings(request),
+            **self.own_settings(request),
+            **(self.pool_settings(request) if request.pool else {}),
+            **(_THROWN_AWAY if request.isolated else {}),
+        }
+        settings = arguments(chosen)
+        if request.isolated:  # every row of a restore would be written once more
+            del chosen["log_bin"]
+            settings = (*arguments(chosen), "--skip-log-bin")
         in_memory = {"/tmp": "mode=1777,size=64m", "/run/mysqld": "mode=3777,size=1m"}  # noqa: S108 - the container's
         options, secure = self._tls(request, f"{MOUNT}/.novastack/files/{{}}", "extra-file")
         only, secure_process = self._tls(request, "{file:{}}", "file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import blake2b
 
 import pytest
@@ -13,7 +14,11 @@ from hypothesis import strategies as st
 
 from projects.domain import EngineError
 from projects.engines import mysql_rows, zipping
+from projects.engines.mariadb import MariaDB
+from projects.engines.mysql import MySQL
+from projects.engines.mysql_family import MySQLFamily
 from projects.engines.mysql_moment import DumpReader
+from tests.contracts.engine_contract import request
 
 # As the dump programs do.
 _ESCAPES = {
@@ -135,3 +140,12 @@ def test_a_damaged_stream_is_told() -> None:
     packed[3000] ^= 1
     with pytest.raises(EngineError):
         zipping.Unzipped(lambda _: None).feed(bytes(packed))
+
+
+@pytest.mark.parametrize(("engine", "version"), [(MariaDB(), "11.8"), (MariaDB(), "10.11"), (MySQL(), "9.7")])
+def test_a_throw_away_server_does_not_write_every_row_once_more(engine: MySQLFamily, version: str) -> None:
+    asked = request(engine, version, "secret")
+    kept, thrown_away = engine.server_spec(asked), engine.server_spec(replace(asked, isolated=True))
+    for which in (lambda spec: spec.argv, lambda spec: spec.process.run):
+        assert "--log_bin=binlog" in which(kept) and "--skip-log-bin" not in which(kept)
+        assert "--log_bin=binlog" not in which(thrown_away) and "--skip-log-bin" in which(thrown_away)
