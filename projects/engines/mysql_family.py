@@ -124,7 +124,7 @@ class MySQLFamily(Engine):
         settings = arguments(chosen)
         if request.isolated:  # every row of a restore would be written once more
             del chosen["log_bin"]
-            settings = (*arguments(chosen), "--skip-log-bin")
+            settings = (*arguments(chosen), *(() if self._is_mariadb else ("--skip-log-bin",)))
         in_memory = {"/tmp": "mode=1777,size=64m", "/run/mysqld": "mode=3777,size=1m"}  # noqa: S108 - the container's
         options, secure = self._tls(request, f"{MOUNT}/.novastack/files/{{}}", "extra-file")
         only, secure_process = self._tls(request, "{file:{}}", "file")
