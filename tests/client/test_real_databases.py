@@ -18,7 +18,7 @@ import psycopg
 import pytest
 import requests
 
-from novastack_client import Allocation, AsyncNovaStack, Conflict, NotFound, NovaStack, OperationFailed
+from novastack_client import Allocation, AsyncNovaStack, Conflict, NotFound, NovaStack
 from tests.install import CHECKOUT, Install, running_install
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(900)]
@@ -141,20 +141,6 @@ def test_a_backup_is_proven_fetched_and_comes_back(nova: NovaStack) -> None:
     nova.delete_backup(backup.id, wait=True, deadline_seconds=240)
     with pytest.raises(NotFound):
         nova.get_backup(backup.id)
-
-
-def test_a_dump_from_elsewhere_becomes_a_backup(nova: NovaStack) -> None:
-    made = nova.allocate_database("brought", deadline_seconds=240)
-    script = b"CREATE TABLE entries (n int);\nCOPY entries FROM stdin;\n" + b"7\n" * 1_500_000 + b"\\.\n"
-    backup = nova.upload_backup(
-        made.project.id, io.BytesIO(script), filename="old.sql", wait=True, deadline_seconds=240
-    )  # fmt: skip
-    assert (backup.trigger, backup.label, backup.trusted, backup.rows) == ("upload", "old.sql", True, 1_500_000)
-    with pytest.raises(OperationFailed) as failed:
-        nova.upload_backup(
-            made.project.id, io.BytesIO(b"SELECT 1;\nSELECT nothing;\n"), wait=True, deadline_seconds=240
-        )
-    assert failed.value.code == "upload_statement_failed" and failed.value.detail.startswith("Line 2: ")
 
 
 class TestExample:
