@@ -2,8 +2,8 @@
 hand into which `age -d | zstd -d | mongorestore` restores and which is then dumped into a sum (it has no `dbHash`).
 
 No bound: the figures are recorded. Ours reads the archive's documents as they stream, and dumps the copy again to compare; its
-image has no zstd, so that the machine's own compresses by hand, and the worker with us. `BENCH_BYTES` (default 16 MiB: a server of half a core gives about that in half a minute),
-`BENCH_ROUNDS` (1), `BENCH_VERSION` (1.24).
+image has no zstd, so that the machine's own compresses by hand, and the worker with us. `BENCH_BYTES` (default 16 MiB: what a
+server of half a core gives in half a minute), `BENCH_ROUNDS` (1), `BENCH_VERSION` (1.24).
 """
 
 from __future__ import annotations
