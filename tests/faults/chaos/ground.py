@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 from django.core.management import call_command
+from django.db import transaction
 
 from backups.models import BackupPolicy, OfflineKey, StorageTarget
 from backups.operations import storages
@@ -87,11 +88,15 @@ class Crew:
 def expire_leases_of(pid: int) -> None:
     past = DatabaseNow() - timedelta(seconds=1)
     rows = Operation.objects.live().filter(lease_owner__contains=f":{pid}:")
-    rows.update(lease_until=past, hinted_at=None)
+    with transaction.atomic():  # a worker that stands still may hold the row: who waited for it would never wake it up
+        free = list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True))
+        Operation.objects.filter(pk__in=free).update(lease_until=past, hinted_at=None)
     # One whose hint nobody may have heard is looked for after some seconds; here at once.
     old = now() - timedelta(seconds=reconciler.HINT_AGE_SECONDS)
-    Operation.objects.live().filter(lease_until=None, hinted_at__isnull=False).update(hinted_at=None)
-    Operation.objects.live().filter(created_at__gt=old).update(created_at=old)
+    with transaction.atomic():
+        free = list(Operation.objects.live().select_for_update(skip_locked=True).values_list("pk", flat=True))
+        Operation.objects.filter(pk__in=free, lease_until=None, hinted_at__isnull=False).update(hinted_at=None)
+        Operation.objects.filter(pk__in=free, created_at__gt=old).update(created_at=old)
 
 
 class Ground:
