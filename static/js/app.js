@@ -299,8 +299,9 @@ document.addEventListener("htmx:afterSettle", () => {
 });
 // --- what changed by itself is said once, in a region that stays
 let announced = "";
+const spoken = () => $("#live [data-announce], #restore-progress[data-announce]")?.dataset.announce ?? "";
 document.addEventListener("htmx:afterSettle", () => {
-  const words = $("#live [data-announce]")?.dataset.announce ?? "";
+  const words = spoken();
   if (words && announced && words !== announced) $("#announce").textContent = words;
   announced = words || announced;
 });
@@ -325,6 +326,6 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const field of $$("[data-confirm]")) typed(field);
   for (const log of $$(".log[data-follow-end]")) follow(log);
   for (const tab of $$("nav.tabs [aria-current]")) tab.parentElement.scrollLeft = tab.offsetLeft - tab.parentElement.offsetLeft - 48; // on a phone
-  announced = $("#live [data-announce]")?.dataset.announce ?? "";
+  announced = spoken();
   $("#modal")?.addEventListener("close", (event) => event.target.replaceChildren());
 });

@@ -259,3 +259,21 @@ class TestWhatToDo:
         assert f"/backups/{shop.backup.pk}/restore/?target=in_place" in page
         Restore.objects.update(backup=None)
         assert "Try again" not in browser(shop.team.bob).get(f"/restores/{shop.restore.pk}/").content.decode()
+
+    def test_what_becomes_of_a_restore_is_said_to_readers_of_the_page(self, shop: Shop) -> None:  # noqa: F811
+        """The script speaks `data-announce` when it changed; the words are the poll's."""
+        Restore.objects.update(status=RestoreStatus.RUNNING, undo_until=None)
+        path = f"/restores/{shop.restore.pk}/"
+        spoken = f'data-announce="Restore of {shop.project.name}: '
+        running = browser(shop.team.bob).get(path, **HTMX).content.decode()
+        Restore.objects.update(status=RestoreStatus.FAILED)
+        failed = browser(shop.team.bob).get(path, **HTMX).content.decode()
+        before, after = (page.split(spoken)[1].split('"')[0] for page in (running, failed))
+        assert before.startswith("Running") and after == "Failed"
+
+    @pytest.mark.parametrize("what", ["", "delete/", "download/"])
+    def test_a_question_on_a_page_of_its_own_has_the_page_s_heading(self, shop: Shop, what: str) -> None:  # noqa: F811
+        path = f"/backups/{shop.backup.pk}/{what}"
+        assert browser(shop.team.alice).get(path).content.decode().count("<h1") == 1
+        dialog = browser(shop.team.alice).get(path, **HTMX).content.decode()
+        assert "<h1" not in dialog and '<h2 id="dialog-h">' in dialog
