@@ -16,7 +16,7 @@ class BackupsConfig(AppConfig):
         from projects.services import creation, install, overview, quotas
 
         prometheus.collect_also(metrics.collect)
-        quotas.count_also(counted.used)
+        quotas.count_also(("backups", "backup_bytes"), counted.used)
         overview.backups_by(figures.overview_of)
         creation.backups_by(schedules.for_new_project, schedules.lacks_for_new_project)
         install.also_prepare.append(installing.storage_prepare)

@@ -1,4 +1,4 @@
-"""From POST to the tenant's first login on a pool of PostgreSQL, interleaved with the raw way on the same server: CREATE
+"""From POST to the tenant's first login on a pool of PostgreSQL, in turns with the raw way on the same server: CREATE
 ROLE, CREATE DATABASE, a first login as that role.
 
 Ours goes the whole way that a client goes: HTTP, rows, hint, worker, a place on the pool, database and roles closed to
@@ -10,13 +10,14 @@ shorter.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import statistics
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from time import perf_counter
 
@@ -68,18 +69,21 @@ def _measured(mode: str, broker: str, url: str) -> list[str]:
         _ours(install, "first", bootstrap=False)  # it waits for the pool to be made
         admin = _admin_of(install)
         for number in range(ROUNDS + 1):
-            taken = []
-            for name, bootstrap in ((f"plain {number}", False), (f"usual {number}", True)):
+            each: dict[str, Callable[[], float]] = {
+                "plain": functools.partial(_ours, install, f"plain {number}", bootstrap=False),
+                "usual": functools.partial(_ours, install, f"usual {number}", bootstrap=True),
+                "raw": functools.partial(_raw, admin),
+            }
+            taken = {}
+            for place in range(3):  # each is the first one in its turn
+                name = list(each)[(number + place) % 3]
                 if mode == "blanks":
-                    _await_blanks(install)
-                taken.append(_ours(install, name, bootstrap=bootstrap))
-            if mode == "blanks":
-                _await_blanks(install)  # nobody is timed while others are made
-            raw = _raw(admin)
+                    _await_blanks(install)  # nobody is timed while others are made
+                taken[name] = each[name]()
             if number:  # the first round warms caches up
-                plain.append(taken[0])
-                ours.append(taken[1])
-                theirs.append(raw)
+                plain.append(taken["plain"])
+                ours.append(taken["usual"])
+                theirs.append(taken["raw"])
     bound = BOUNDS[mode, broker]
     base = statistics.median(theirs)
     what = f"pool, PostgreSQL {VERSION}, {RUNTIME}, {broker} broker, {'with' if mode == 'blanks' else 'without'} blanks"

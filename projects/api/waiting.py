@@ -18,7 +18,7 @@ from projects.models import Operation, OperationState
 
 log = structlog.get_logger(__name__)
 POLL_SECONDS = 0.02
-EAGER_POLL_SECONDS = 0.008  # for as long as it is likely to end soon: a start, or a standby that is claimed
+EAGER_POLL_SECONDS = 0.004  # for as long as it is likely to end soon: a start, or a standby that is claimed
 EAGER_SECONDS = 0.5
 ENDED = [str(state) for state in (OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED)]
 _ENDED = "SELECT FROM projects_operation WHERE id = %s AND state = ANY(%s)"

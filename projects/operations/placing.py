@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 import structlog
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 
@@ -170,11 +170,11 @@ def place(ctx: Context) -> None:
     project = ctx.project
     if project.purging_at is not None:
         raise StepFailed("project_gone", "The project is being removed.", retryable=False)
-    if Database.objects.filter(project=project, slot=DatabaseSlot.CURRENT).exists():
+    placed, number = _before(project)
+    if placed:
         ctx.explain("It has its place")
         return
     _region_is_fit(ctx)
-    number = Operation.objects.filter(project_uuid=project.pk, kind="provision").count()
     until = time.monotonic() + TRY_SECONDS
     besides = avoided(project)
     while True:
@@ -193,6 +193,21 @@ def place(ctx: Context) -> None:
     ctx.forget_rows()
     ctx.lives_in(database)
     ctx.explain(f"{ctx.engine.title} {project.version}, a shared server in {project.region.name}")
+
+
+# One question, because everybody who gets a place waits for it.
+_BEFORE = """
+SELECT EXISTS (SELECT FROM projects_database WHERE project_id = %s AND role = %s),
+       (SELECT count(*) FROM projects_operation WHERE project_uuid = %s AND kind = 'provision')
+"""
+
+
+def _before(project: Project) -> tuple[bool, int]:
+    """Whether it has a place, and the how-many-th provisioning this is."""
+    with connection.cursor() as cursor:
+        cursor.execute(_BEFORE, [project.pk, DatabaseSlot.CURRENT.value, project.pk])
+        placed, number = cursor.fetchone()
+    return bool(placed), int(number)
 
 
 def avoid(names: Callable[[Project], Collection[str]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from django.db.models import Count, Q, Sum
@@ -21,15 +21,16 @@ QUOTAS: Mapping[str, tuple[str, str]] = {
     "backup_bytes": ("max_backup_bytes", "storage of backups"),
 }
 Counter = Callable[[Organization], Mapping[str, int]]
-_counters: list[Counter] = []
+_counters: list[tuple[frozenset[str], Counter]] = []
 
 
-def count_also(counter: Counter) -> None:
+def count_also(names: Iterable[str], counter: Counter) -> None:
     """Another app counts what is its own (`backups`, `backup_bytes`), from its `AppConfig.ready()`."""
-    _counters.append(counter)
+    _counters.append((frozenset(names), counter))
 
 
-def _used(organization: Organization) -> dict[str, int]:
+def _used(organization: Organization, wanted: Iterable[str] = QUOTAS) -> dict[str, int]:
+    """Of each quota; right for those that are `wanted`."""
     live = Q(recycled_at=None)
     sums = Project.objects.filter(organization=organization).aggregate(
         projects=Count("id", filter=live),
@@ -38,8 +39,9 @@ def _used(organization: Organization) -> dict[str, int]:
         storage_bytes=Sum("storage_bytes", default=0),  # the recycle bin counts for storage (rule 14)
     )
     used = dict.fromkeys(QUOTAS, 0) | {key: int(value or 0) for key, value in sums.items()}
-    for counter in _counters:
-        used |= counter(organization)
+    for names, counter in _counters:
+        if not names.isdisjoint(wanted):
+            used |= counter(organization)
     return used
 
 
@@ -52,16 +54,16 @@ def usage_of(organization: Organization) -> dict[str, dict[str, Any]]:
 def check(organization: Organization, **more: int) -> None:
     """Raise `QuotaExceeded` when so much more (`projects=1`, `memory_bytes=…` …) would be too much. Call with the
     organization's row locked. What is above a limit already stays; only more is refused."""
-    usage = usage_of(organization)
+    usage, limits = _used(organization, more), organization.quotas()
     for name, wanted in more.items():
-        quota = usage[name]
-        if wanted > 0 and quota["used"] + wanted > quota["limit"]:
+        field, title = QUOTAS[name]
+        if wanted > 0 and usage[name] + wanted > limits[field]:
             limit, used = (
-                f"{quota[key] / 2**30:g} GiB" if name.endswith("_bytes") else str(quota[key])
-                for key in ("limit", "used")
+                f"{number / 2**30:g} GiB" if name.endswith("_bytes") else str(number)
+                for number in (limits[field], usage[name])
             )
             raise QuotaExceeded(
-                f"The organization's quota for {QUOTAS[name][1]} is {limit}, {used} are used; this would exceed it."
+                f"The organization's quota for {title} is {limit}, {used} are used; this would exceed it."
             )
 
 
