@@ -211,10 +211,7 @@ class MySQLFamilyCopies(EngineAdmin):
         self._session.do(f"SET GLOBAL max_allowed_packet = {_MOST_PACKET_BYTES if large else PACKET_BYTES}")
 
     def rest_events(self, names: TenantNames) -> list[str]:
-        """Each stays its definer's: who alters one without a word about that becomes it. MariaDB's only: that MySQL takes the
-        same was not tried yet, and a restore must not fail for it."""
-        if not self._session.is_mariadb:
-            return []
+        """Each stays its definer's: who alters one without a word about that becomes it."""
         rows = self._session.rows(
             "SELECT event_name, definer FROM information_schema.events WHERE event_schema = %s AND status = 'ENABLED'"
             " ORDER BY 1",

@@ -77,10 +77,9 @@ def test_round_trip(site: Site, target: StorageTarget, monkeypatch: pytest.Monke
         assert tuple(cursor.fetchone()) == (64 << 20, (34 << 20) if project.engine == "mariadb" else None)
     # Beside its source nothing acts by itself before somebody wants it to, and that is said (rule 26).
     assert events(site, project) == [("a`n 100%s", True), ("rests", False)]
-    if project.engine == "mariadb":
-        assert events(site, copy) == [("a`n 100%s", False), ("rests", False)]
-        (told_so,) = operation.events.filter(message__startswith="Scheduled events came disabled")
-        assert told_so.level == "warning" and told_so.message.endswith(": a`n 100%s")
+    assert events(site, copy) == [("a`n 100%s", False), ("rests", False)]
+    (told_so,) = operation.events.filter(message__startswith="Scheduled events came disabled")
+    assert told_so.level == "warning" and told_so.message.endswith(": a`n 100%s")
 
     address = Endpoint.objects.values_list("host", "port").get(project=project)
     old = DatabaseServer.objects.get(project_uuid=project.pk)
