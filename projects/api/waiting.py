@@ -49,10 +49,16 @@ def _ends_soon(pk: UUID, seconds: float) -> bool:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         time.sleep(min(EAGER_POLL_SECONDS, left))
-        with connection.cursor() as cursor:
-            cursor.execute(_ENDED, [pk, ENDED])
-            if cursor.rowcount:
-                return True
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(_ENDED, [pk, ENDED])
+                if cursor.rowcount:
+                    return True
+        except DatabaseError as error:  # answered with what can be read
+            log.warning("can't watch an operation", error=type(error).__name__)
+            if not connection.in_atomic_block:
+                connection.close()
+            return True
     return False
 
 

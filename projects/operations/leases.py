@@ -35,8 +35,8 @@ class Lease:
 
 
 # One statement, because everybody who creates a database waits for it. Its commit is not awaited: whoever claims writes
-# its step down before it touches anything, and that commit makes the claim durable as well. A claim that is lost with the
-# control database led to nothing.
+# its step down before it touches anything, and that commit (or, of a place on a pool, the one that takes it) makes the claim
+# durable as well. A claim that is lost with the control database led to nothing.
 _CLAIM = """
 WITH unawaited AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)),
 due AS (

@@ -117,7 +117,9 @@ class _Run(Recorder):
             row.attempt = min(row.attempt + 1, MAX_COUNT)
         row.deadline_at = now() + timedelta(seconds=seconds)
         row.state, row.started_at, row.finished_at = StepState.RUNNING, row.started_at or now(), None
-        standing = self._save_row(row, awaited=not definition.carries)
+        # Who resumes has nothing on the disk yet that says so; who begins puts rows there before it touches anything.
+        resumed = not self._shown and row.pk != self.rows[0].pk
+        standing = self._save_row(row, awaited=resumed or not definition.carries)
         if not self._shown:
             if self.operation.project_uuid is not None:
                 status.begun(self.operation.project_uuid, definition)

@@ -165,3 +165,23 @@ class TestWait:
         while waiting_api._watch._thread is not None and time.monotonic() < deadline:
             time.sleep(0.02)
         assert waiting_api._watch._thread is None, "nobody waits, nothing watches"
+
+    @pytest.mark.django_db(transaction=True)
+    def test_a_control_database_that_ends_the_session_meanwhile_costs_the_waiting_only(self) -> None:
+        team = make_team()
+        pk = operation_of(make_project(team.bob, team.organization, "One", running=False)).pk
+        client = api_client(team.bob)
+        connection.ensure_connection()
+        mine = connection.connection.info.backend_pid
+
+        def end_it() -> None:
+            time.sleep(0.2)
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(%s)", [mine])
+            connection.close()
+
+        ending = threading.Thread(target=end_it)
+        ending.start()
+        answer = client.get(f"{OPERATIONS}{pk}/?wait=30")
+        ending.join()
+        assert answer.status_code == 200 and answer.json()["state"] == "queued"
