@@ -245,7 +245,7 @@ def test_killed_in_the_middle_it_is_made_again(
     """The tool's container, pg_dump in it, or the server: another attempt, and of the first nothing is left."""
     site = docker_site
     project = site.ready()
-    fill(site, project, 8000)
+    fill(site, project, 32_000)  # more than is read ahead of the rate
     settings.NOVASTACK_BACKUP_RATE_BYTES = 2_000_000
     backup, operation = begin(project)
     server = DatabaseServer.objects.get(project_uuid=project.pk)
@@ -273,7 +273,7 @@ def test_killed_in_the_middle_it_is_made_again(
     assert backup.attempt == 2
     assert objects(target) == [backup.object_key, backup.manifest_key]
     manifest = read_manifest(backup)
-    assert manifest.contents is not None and manifest.contents.tables["public.big"].rows == 8000
+    assert manifest.contents is not None and manifest.contents.tables["public.big"].rows == 32_000
     assert len(archive_of(backup)) == backup.dump_bytes
     nothing_left(site, project, backup_root)
 

@@ -348,6 +348,7 @@ class EngineContract:
         names = new_names()
         try:
             with self.engine.admin(server.endpoint, server.admin) as admin:
+                admin.harden()
                 admin.set_password(server.admin.username, "another")
                 admin.create_tenant(names, login_password="a", control_password="b")
             self.engine.verify_tenant(server.endpoint, names, "a")
