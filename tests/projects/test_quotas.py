@@ -60,9 +60,15 @@ def test_usage_over_the_api(team: Team, shop: Project, bob: APIClient) -> None:
 
 def test_what_another_app_counts_is_counted(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quotas, "_counters", [])
-    quotas.count_also(
-        lambda organization: {"backups": 3, "backup_bytes": 5 if organization == team.organization else 0}
-    )
+    asked = []
+
+    def count(organization: Organization) -> dict[str, int]:
+        asked.append(organization)
+        return {"backups": 3, "backup_bytes": 5 if organization == team.organization else 0}
+
+    quotas.count_also(("backups", "backup_bytes"), count)
+    quotas.check(team.organization, projects=1)
+    assert not asked, "of what is not asked for nothing is counted"
     assert usage_of(team.organization)["backups"] == {"limit": 500, "used": 3}
     quotas.check(team.organization, backups=497)
     with pytest.raises(QuotaExceeded, match="backups is 500, 3 are used"):
