@@ -20,6 +20,7 @@ _MAGIC = b"PGDMP"
 _OLDEST, _NEWEST = (1, 12), (1, 16)
 CUSTOM, TAR, DIRECTORY = 1, 3, 5  # a folder's table of contents says that it is of a tar archive
 _MOST_BYTES = 256 << 20  # of a table of contents: some 500,000 objects
+_ZSTD_IN_BYTES = 512  # a block of four bytes may stand for 128 KiB
 _SETVAL = re.compile(r"setval\('.*', (-?\d+), (true|false)\);\s*\Z", re.DOTALL)
 
 
@@ -67,11 +68,19 @@ class Head:
             self._looked, piece, self._begin = True, self._begin, b""
             if piece.startswith(zipping.MAGIC):
                 self._unzipped = zstandard.ZstdDecompressor().decompressobj()
-        if self._unzipped is not None:
+        if self._unzipped is None:
+            self._take(piece)
+            return
+        for at in range(0, len(piece), _ZSTD_IN_BYTES):
             try:
-                piece = self._unzipped.decompress(piece)
+                found = self._unzipped.decompress(piece[at : at + _ZSTD_IN_BYTES])
             except zstandard.ZstdError as error:
                 raise EngineError("the dump is not well compressed") from error
+            self._take(found)
+            if self.entries is not None:
+                return
+
+    def _take(self, piece: bytes) -> None:
         self._held += piece
         if len(self._held) > _MOST_BYTES:
             raise EngineError("the dump's table of contents is too large")

@@ -49,6 +49,7 @@ def _gzip() -> tuple[Unpack, End]:
         nonlocal any_came
         any_came = True
         while piece:
+            _not_after(packed.eof)  # zlib would put it by, all of it
             if found := packed.decompress(piece, _OUT_BYTES):
                 yield found
             piece = packed.unconsumed_tail
@@ -69,6 +70,7 @@ def _zstd() -> tuple[Unpack, End]:
         nonlocal any_came
         any_came = True
         for at in range(0, len(piece), 512):  # a few bytes may stand for megabytes
+            _not_after(packed.eof)
             if found := packed.decompress(piece[at : at + 512]):
                 yield found
 
@@ -86,6 +88,7 @@ def _lz4() -> tuple[Unpack, End]:
     def unpack(piece: bytes) -> Iterator[bytes]:
         nonlocal any_came
         any_came = True
+        _not_after(packed.eof)  # else another frame would be taken
         while True:
             try:
                 found = packed.decompress(piece, max_length=_OUT_BYTES)
@@ -102,6 +105,12 @@ def _lz4() -> tuple[Unpack, End]:
         return iter(())
 
     return unpack, end
+
+
+def _not_after(eof: bool) -> None:
+    """More came: nothing may stand after the stream's end."""
+    if eof:
+        raise EOFError
 
 
 def _whole(is_whole: bool) -> None:

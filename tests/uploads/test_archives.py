@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,7 @@ import pytest
 import zstandard
 
 from projects.engines.foreign import ForeignRefused, Left
+from projects.engines.postgresql_archive import Head
 from projects.engines.postgresql_foreign import recognise, script_of
 from projects.engines.postgresql_unpackers import GZIP, LZ4, ZSTD, unpacked
 from tests.uploads.test_scripts import number
@@ -172,6 +174,32 @@ def test_what_is_compressed_within(compression: int) -> None:
     with pytest.raises(ForeignRefused) as why:
         recognise(unknown, "18")
     assert why.value.code == "upload_compression" and "--compress" in why.value.detail
+
+
+@pytest.mark.parametrize("compression", PACK)
+def test_nothing_is_kept_that_comes_after_its_end(compression: int) -> None:
+    taken = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal taken
+        for _ in range(50):
+            taken += 1
+            yield PACK[compression](ROWS)
+
+    with pytest.raises(ForeignRefused) as why:
+        b"".join(unpacked(compression, chunks()))
+    assert (why.value.code, taken) == ("upload_damaged", 2)
+
+
+def test_what_stands_behind_a_compressed_dump_s_head_is_not_unpacked() -> None:
+    packed, head = zstandard.compress(contents(tar=False) + bytes(200 << 20)), Head()
+    tracemalloc.start()
+    try:
+        head.feed(packed)
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    finally:
+        tracemalloc.stop()
+    assert [entry.name for entry in head.entries or ()] == ["t", "t"]
 
 
 @pytest.mark.parametrize("compression", PACK)
