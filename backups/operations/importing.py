@@ -89,6 +89,13 @@ class _Script:
     def __iter__(self) -> Iterator[bytes]:
         if self._first:
             yield self._first
+        try:
+            yield from self._read()
+        except ValueError as error:  # a storage's are `StorageError`
+            log.error("reading an upload broke", kind=self._kind, exc_info=error)
+            raise foreign.ForeignRefused("upload_damaged", "The file is damaged: it can't be read.") from error
+
+    def _read(self) -> Iterator[bytes]:
         script, count = self._engine.script_of(self._opener, self._kind, self._left), 0
         for piece in foreign.split(script, framing.PIECE_BYTES):
             count += len(piece)

@@ -32,6 +32,8 @@ class ForeignRefused(EngineError):
     retryable = False
 
     def __init__(self, code: str, detail: str) -> None:
+        # It may quote the file: what can't be stored as text is replaced.
+        detail = detail.encode(errors="replace").decode().replace("\0", "?")
         super().__init__(detail)
         self.code, self.detail = code, detail
 

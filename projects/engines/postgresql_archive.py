@@ -21,7 +21,8 @@ _OLDEST, _NEWEST = (1, 12), (1, 16)
 CUSTOM, TAR, DIRECTORY = 1, 3, 5  # a folder's table of contents says that it is of a tar archive
 _MOST_BYTES = 256 << 20  # of a table of contents: some 500,000 objects
 _ZSTD_IN_BYTES = 512  # a block of four bytes may stand for 128 KiB
-_SETVAL = re.compile(r"setval\('.*', (-?\d+), (true|false)\);\s*\Z", re.DOTALL)
+NUMBER = re.compile(r"[0-9]{1,10}")  # of an entry, or an OID
+_SETVAL = re.compile(r"setval\('.*', (-?\d{1,20}), (true|false)\);\s*\Z", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,9 @@ class Head:
         yield from self._text()  # with oids
         needs: list[int] = []
         while (needed := (yield from self._text())) is not None:
-            needs.append(int(needed) if needed.isdecimal() else 0)
+            if not NUMBER.fullmatch(needed):
+                raise EngineError("the dump's table of contents is damaged")
+            needs.append(int(needed))
         if self._format == CUSTOM:
             yield 1 + offset_bytes  # where its data is
         else:

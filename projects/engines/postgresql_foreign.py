@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from projects.domain import Command, Credentials, Endpoint, EngineError
 from projects.engines import framing, postgresql_copy
 from projects.engines.foreign import ForeignRefused, Left, Pull, plain_text
-from projects.engines.postgresql_archive import CUSTOM, DIRECTORY, TAR
+from projects.engines.postgresql_archive import CUSTOM, DIRECTORY, NUMBER, TAR
 from projects.engines.postgresql_reader import Reader
 from projects.engines.postgresql_script import script
 from projects.engines.postgresql_tar import TarReader, contents_of, is_tar
@@ -60,7 +60,7 @@ def recognise(head: bytes, version: str) -> str:
 
 def _check_version(made: str, version: str) -> None:
     theirs, mine = made.split(".")[0], version.split(".")[0]
-    if theirs.isdigit() and mine.isdigit() and int(theirs) > int(mine):
+    if NUMBER.fullmatch(theirs) and mine.isdigit() and int(theirs) > int(mine):
         raise ForeignRefused(
             "upload_newer_version",
             f"It was taken from PostgreSQL {theirs}, this database is {mine}: an older server can't be sure to understand it.",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from projects.domain import EngineError
 from projects.engines.foreign import ForeignRefused, Left, Pull, split
-from projects.engines.postgresql_archive import CUSTOM, Entry, Head
+from projects.engines.postgresql_archive import CUSTOM, NUMBER, Entry, Head
 from projects.engines.postgresql_unpackers import GZIP, check, unpacked
 
 _DATA, _BLOBS = 1, 3
@@ -101,6 +101,8 @@ class Reader:
             return
         if entry.kind == "BLOB METADATA":
             for oid in entry.definition.split():
+                if not NUMBER.fullmatch(oid):
+                    raise ForeignRefused("upload_damaged", "A large object of the archive has no valid number.")
                 yield b"SELECT pg_catalog.lo_create('%d');\n" % int(oid)
             return
         if entry.kind == "SCHEMA" and entry.name == "public":

@@ -27,16 +27,26 @@ def text(value: bytes | None) -> bytes:
 
 
 def entry(
-    number_: int, kind: bytes, name: bytes, *, definition: bytes = b"", copy: bytes = b"", tar: bool = True
+    number_: int,
+    kind: bytes,
+    name: bytes,
+    *,
+    definition: bytes = b"",
+    copy: bytes = b"",
+    tar: bool = True,
+    needs: bytes | None = None,
 ) -> bytes:
     data = bool(copy) or kind == b"BLOBS"
     section = 3 if data else 2
     head = [number(number_), number(int(data)), text(b"0"), text(b"0"), text(name), text(kind), number(section)]
     rest = [text(definition), text(b""), text(copy), text(b"public"), text(b""), text(b""), text(b"me"), text(b"false")]
-    return b"".join([*head, *rest, text(None), text(b"%d.dat" % number_ if data else b"") if tar else bytes(9)])
+    needed = b"" if needs is None else text(needs)
+    return b"".join([*head, *rest, needed, text(None), text(b"%d.dat" % number_ if data else b"") if tar else bytes(9)])
 
 
-def contents(*, tar: bool = True, compression: int = 0, server: bytes = b"15.1", blobs: bool = False) -> bytes:
+def contents(
+    *, tar: bool = True, compression: int = 0, server: bytes = b"15.1", blobs: bool = False, more: bytes = b""
+) -> bytes:
     entries = [
         entry(1, b"TABLE", b"t", definition=b"CREATE TABLE public.t (a int);\n", tar=tar),
         entry(2, b"TABLE DATA", b"t", copy=b"COPY public.t (a) FROM stdin;\n", tar=tar),
@@ -47,7 +57,7 @@ def contents(*, tar: bool = True, compression: int = 0, server: bytes = b"15.1",
             entry(4, b"BLOBS", b"BLOBS", tar=tar),
         ]
     begin = b"PGDMP\x01\x0f\x00\x04\x08" + bytes([3 if tar else 1, compression]) + number(0) * 7
-    return begin + text(b"shop") + text(server) * 2 + number(len(entries)) + b"".join(entries)
+    return begin + text(b"shop") + text(server) * 2 + number(len(entries) + bool(more)) + b"".join(entries) + more
 
 
 Members = list[tuple[str, bytes]]
@@ -134,6 +144,24 @@ def test_a_tar_archive_s_own_lies() -> None:
     huge[header + 148 : header + 156] = b" " * 8
     huge[header + 148 : header + 156] = b"%06o\0 " % sum(huge[header : header + 512])
     assert refused(bytes(huge)) == "upload_meta_command"  # what follows would be data, and is none
+
+
+@pytest.mark.parametrize("what", ["needs", "oid"])
+@pytest.mark.parametrize("wrong", [b"9" * 5000, b"-1", b"x", "²".encode(), b""])
+def test_a_number_that_is_none_is_told(what: str, wrong: bytes) -> None:
+    if what == "needs":
+        lie = entry(5, b"TABLE", b"x", definition=b"SELECT 1;\n", needs=wrong, tar=False)
+    else:
+        lie = entry(5, b"BLOB METADATA", b"x", definition=b"7\n" + (wrong or b"\0"), tar=False)
+    assert refused(contents(tar=False, more=lie), "custom") == "upload_damaged"
+
+
+def test_what_a_refusal_quotes_can_be_stored() -> None:
+    data = contents(tar=False, more=entry(5, b"TABLE DATA", b"a\0\xff", copy=b"COPY x FROM stdin;\n", tar=False))
+    with pytest.raises(ForeignRefused) as why:
+        b"".join(script_of([data + b"\x01" + number(2) + number(0)], "custom", Left()))
+    assert why.value.code == "upload_truncated" and "public.a??" in why.value.detail
+    assert recognise(contents(tar=False, server="²".encode()), "18") == "custom"
 
 
 @pytest.mark.parametrize(

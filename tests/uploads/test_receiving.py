@@ -41,7 +41,7 @@ from backups.services import figures, readings, uploads
 from backups.unpacking import Unpacker
 from novastack.common.clock import now
 from projects import domain
-from projects.engines.foreign import ForeignRefused
+from projects.engines.foreign import ForeignRefused, Left
 from projects.models import DatabaseServer, Operation, Project
 from projects.operations.base import StepFailed, Wait
 from tests.backups.rows import make_backup
@@ -400,6 +400,19 @@ def test_room_is_guessed_for_what_is_compressed_within(settings: Any) -> None:
     settings.NOVASTACK_UPLOAD_UNPACKED_BYTES = 4000
     for kind, size, wanted in (("plain", 100, 100), ("custom", 100, 500), ("custom", 3000, 4000)):
         assert importing._guessed_bytes(Backup(upload={"format": kind, "unpacked_bytes": size})) == wanted
+
+
+def test_a_reader_that_stumbles_is_no_fault_of_the_storage() -> None:
+    def script_of(*_: Any) -> Iterator[bytes]:
+        yield b"SELECT 1;\n"
+        int("x")
+
+    engine: Any = SimpleNamespace(script_of=script_of)
+    opener: Any = io.BytesIO()
+    archive = importing._Script(engine, opener, "custom", b"", Left())
+    feeder = restoring_data._Feeder(archive, io.BytesIO(), "test", lambda _: None)
+    feeder.run()
+    assert feeder.error is not None and (feeder.error.code, feeder.error.retryable) == ("upload_damaged", False)
 
 
 def test_after_the_server_refused_a_file_nothing_more_is_read() -> None:
