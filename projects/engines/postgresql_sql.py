@@ -46,7 +46,8 @@ class _Some(Reader):
     def script(self) -> Iterator[bytes]:
         entries = self._contents()
         found = _Choice(entries, self._names)
-        yield remarks(self._about, found.remarks(), "psql --set=ON_ERROR_STOP=1 --single-transaction --file=FILE")
+        yield remarks(self._about, found.remarks(), "psql --set=ON_ERROR_STOP=1 --file=FILE")
+        yield b"BEGIN;\n"  # a file that is cut off commits nothing, also within COPY, where its end is one for psql
         yield PREAMBLE
         for entry in entries:
             if entry.kind in FIRST:
@@ -59,7 +60,7 @@ class _Some(Reader):
         for entry in taken:
             if entry.section > 2 and not entry.has_data:
                 yield from self._whole(entry)
-        yield b"-- End.\n"
+        yield b"COMMIT;\n\n-- End.\n"
 
     def _whole(self, entry: Entry) -> Iterator[bytes]:
         for piece in self._defined(entry):

@@ -16,7 +16,8 @@ class Gone(EngineError):
 
 
 def remarks(about: str, told: Iterable[str], command: str) -> bytes:
-    lines = [about, *told, f"Nothing is dropped: load it where these are not. {command}"]
+    whole = "The file is whole only if its last line is `-- End.`: look before you load it."
+    lines = [about, whole, *told, f"Nothing is dropped: load it where these are not. {command}"]
     return "".join(f"-- {_printable(line)}\n" for line in lines).encode() + b"\n"
 
 

@@ -1,13 +1,16 @@
 """Some tables of a backup as SQL: what comes, what is refused, and that what is not what was stored never ends well. On real
-servers: tests/restores/test_sql and tests/uploads/test_mysql."""
+servers: tests/uploads/test_postgresql and test_mysql."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
+from django.db import connection
 
 from accounts.models import AuditEvent
 from backups.archive import CorruptArchive
@@ -16,6 +19,7 @@ from backups.services import downloads
 from projects.engines import sql_parts
 from projects.engines.foreign import ForeignRefused
 from projects.models import Project
+from projects.runtimes.process_binaries import bundled_places
 from tests.backups.test_api_backups import body_of, make, project  # noqa: F401
 from tests.backups.test_pages import browser
 from tests.factories import Team, api_client
@@ -52,6 +56,36 @@ def test_tables_come_as_sql(team: Team, backup: Backup) -> None:
     assert packed["Content-Disposition"].endswith('.sql.zst"')
     unpacked = zstandard.ZstdDecompressor().decompressobj().decompress(body_of(packed))
     assert unpacked == said and free()
+
+
+def psql(script: bytes) -> str:
+    """What it says, as the file's own command runs it."""
+    place = connection.settings_dict
+    program = next(bundled_places()).bin / "psql"
+    done = subprocess.run(
+        [program, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--host={place['HOST']}", f"--port={place['PORT']}",
+         f"--username={place['USER']}", f"--dbname={place['NAME']}", "--tuples-only", "--no-align", "--file=-"],
+        input=script, env={**os.environ, "PGPASSWORD": place["PASSWORD"]}, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    return (done.stdout + done.stderr).decode()
+
+
+def test_one_that_is_cut_off_commits_nothing(team: Team, backup: Backup) -> None:
+    """For psql the end of a file ends the rows of COPY as well."""
+    script = body_of(get(api_client(team.bob), backup, "&tables=t"))
+    there = b"SELECT to_regclass('public.t');"
+    for cut in (
+        script[: script.index(b"2\n2\n") + 200],
+        script[: script.rindex(b"2\n") + 2],
+        script[: script.index(b"COMMIT")],
+    ):
+        psql(cut)
+        assert psql(there).strip() == ""
+    try:
+        psql(script)
+        assert psql(b"SELECT count(*) FROM public.t;").strip() == "500000"
+    finally:
+        psql(b"DROP TABLE IF EXISTS public.t;")
 
 
 def test_what_is_refused(team: Team, backup: Backup, project: Project, target: StorageTarget) -> None:  # noqa: F811

@@ -22,7 +22,7 @@ from novastack_client import Conflict, DeadlineExceeded, Invalid, NotFound, Nova
 from projects.models import Project
 from tests.backups.rows import make_backup, make_proof, make_restore
 from tests.backups.test_api_backups import make
-from tests.client.proxy import LOST_ANSWER, LOST_REQUEST, Proxy
+from tests.client.proxy import LOST_ANSWER, LOST_REQUEST, Fault, Proxy
 from tests.factories import Team, make_project
 from tests.uploads.test_archives import ROWS, custom
 
@@ -98,6 +98,16 @@ def test_some_tables_are_fetched_as_sql(nova: Any, proxy: Proxy, project: Projec
     packed = io.BytesIO()
     nova.download_tables(str(backup.pk), ["public.t"], packed, compressed=True)
     assert zstandard.ZstdDecompressor().decompressobj().decompress(packed.getvalue()) == file.getvalue()
+    # Cut off, and closed as if it was whole: begun anew, and an error in the end.
+    for compressed, whole in ((False, file.getvalue()), (True, packed.getvalue())):
+        again = io.BytesIO()
+        proxy.faults += [Fault(True, 200, body=cut) for cut in (b"", whole[:9], whole[:-1], whole + b"x")]
+        assert nova.download_tables(str(backup.pk), ["t"], again, compressed=compressed) == len(again.getvalue())
+        assert len(again.getvalue()) == len(whole) and not proxy.faults
+        proxy.faults += [Fault(True, 200, body=whole[:-1])] * 5
+        with pytest.raises(Unavailable) as short:
+            nova.download_tables(str(backup.pk), ["t"], again, compressed=compressed)
+        assert (short.value.code, short.value.retryable, len(proxy.faults)) == ("download_truncated", True, 0)
     for wrong, code in ((["t", "nowhere"], "unknown"), ([], "required")):
         with pytest.raises(Invalid) as refused:
             nova.download_tables(str(backup.pk), wrong, packed)

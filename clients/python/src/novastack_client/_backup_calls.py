@@ -21,6 +21,7 @@ from novastack_client._core import (
     post_file,
 )
 from novastack_client._endpoints import Endpoint, listing
+from novastack_client._whole import Watched
 from novastack_client.backup_models import (
     Backup,
     Proof,
@@ -238,10 +239,11 @@ class BackupCalls:
         core: Core, backup_id: str, tables: Sequence[str], into: BinaryIO, *, compressed: bool = False
     ) -> Flow[int]:
         """As `download_backup`, but some tables (`orders`, or `schema.orders`) with their rows and what belongs to them, as SQL
-        for psql, mysql or mariadb; `compressed`: with zstd."""
+        for psql, mysql or mariadb; `compressed`: with zstd. Its length is not known before: one without its last line is begun
+        anew, and `Unavailable` (`download_truncated`) in the end; then the file is not to be loaded."""
         form = {"as": "sql", "compress": "zstd" if compressed else "none"}
         request = Request("GET", f"backups/{part(backup_id)}/download/", {**form, "tables": list(tables)})
-        return (yield from core.fetch(request, into))
+        return (yield from core.fetch_watched(request, Watched(into, compressed=compressed)))
 
     # ── restores ──
 

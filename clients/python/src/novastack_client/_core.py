@@ -16,10 +16,11 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import quote
 
 from novastack_client._parse import InvalidAnswer, build
+from novastack_client._whole import Watched
 from novastack_client.errors import RETRIED, DeadlineExceeded, NovaStackError, Unavailable, error_of
 from novastack_client.models import Operation
 
@@ -28,6 +29,14 @@ log = logging.getLogger("novastack_client")
 WAIT_SECONDS = 30  # the longest that the server holds an answer
 PIECE_BYTES = 1 << 20
 STORING_SECONDS = 600  # once all of a file came, the server may take so long to have it stored
+
+
+class Sink(Protocol):
+    """Where a good answer's bytes go: a file that can be rewound, or what watches one."""
+
+    def seek(self, offset: int, /) -> int: ...
+    def truncate(self) -> int: ...
+    def write(self, data: bytes, /) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,7 @@ class Request:
     body: Mapping[str, Any] | None = field(default=None, repr=False)
     key: str = ""
     held_seconds: float = 0  # the server may hold the answer for so long
-    into: BinaryIO | None = field(default=None, repr=False, compare=False)  # where a good answer's bytes go
+    into: Sink | None = field(default=None, repr=False, compare=False)  # where a good answer's bytes go
     begin: int = 0  # where in it
     file: File | None = field(default=None, repr=False, compare=False)  # what is sent as it is, instead of `body`
 
@@ -241,6 +250,21 @@ class Core:
         begin = into.tell()
         yield from self.exchange(replace(request, into=into, begin=begin))
         return into.tell() - begin
+
+    def fetch_watched(self, request: Request, into: Watched) -> Flow[int]:
+        """As `fetch`, where no length says how much is to come: what was cut off and closed as if whole is begun anew, and in
+        the end `Unavailable` with the code `download_truncated`."""
+        begin = into.file.tell()
+        for left in reversed(range(self.retries + 1)):
+            yield from self.exchange(replace(request, into=into, begin=begin))
+            if into.whole:
+                break
+            if not left:
+                raise Unavailable(
+                    "What came is not whole: its end is missing.", code="download_truncated", retryable=True
+                )  # fmt: skip
+            yield Sleep(self.pause(self.retries - left))
+        return into.file.tell() - begin
 
     def pages(self, kind: type[T], path: str, params: Mapping[str, Any]) -> Flow[None]:
         """Yields an `Item` for each row of a list, a page at a time."""

@@ -7,13 +7,13 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
 
 from novastack_client._calls import Calls
-from novastack_client._core import Answer, Core, File, Flow, Item, Lost, Reply, Send, Sleep
+from novastack_client._core import Answer, Core, File, Flow, Item, Lost, Reply, Send, Sink, Sleep
 from novastack_client._endpoints import AsyncRunner, SyncRunner
 from novastack_client._version import __version__
 
@@ -103,7 +103,7 @@ def _answer(response: httpx.Response) -> Answer:
     return Answer(response.status_code, response.headers, response.content)
 
 
-def _rewound(step: Send, response: httpx.Response) -> BinaryIO | None:
+def _rewound(step: Send, response: httpx.Response) -> Sink | None:
     """Where the bytes of a good answer go; None: it is none, or nobody wants it in a file."""
     into = step.request.into
     if into is None or response.status_code != 200:
