@@ -11,11 +11,11 @@ import pytest
 from django.db import transaction
 
 from backups.models import Backup, Proof, StorageTarget
-from backups.operations import drills, proving, proving_steps, retaining
+from backups.operations import drills, proving, proving_steps, restoring_data, retaining
 from backups.operations.restoring_data import BackupCorrupt
 from novastack.common.clock import now
 from projects.models import Project
-from projects.operations.base import Wait
+from projects.operations.base import StepFailed, Wait
 from tests.backups.keeping import make_backup, make_schedule
 
 pytestmark = pytest.mark.django_db
@@ -84,6 +84,47 @@ def test_one_whose_object_is_missed_counts_for_nothing(idle: Project, storage: S
     assert drills.newest(idle.pk) == old
     old.delete()
     assert drills.newest(idle.pk) == gone
+
+
+def test_what_was_missed_stays_so_until_it_is_seen(
+    idle: Project, storage: StorageTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proof that could not look says nothing about it: else retention counts on it, and removes the one that is there."""
+    schedule = make_schedule(idle, keep_last=1)
+    missing = {"code": "object_missing", "detail": "The storage has no such object.", "retryable": False}
+    old = make_backup(idle, storage, days_ago=5, schedule=schedule)
+    gone = make_backup(idle, storage, days_ago=1, schedule=schedule, verify_error=missing)
+
+    def unable(operation: Any, code: str) -> str:
+        operation.error = {"code": code, "detail": "…", "retryable": False}
+        Backup.objects.filter(pk=gone.pk).update(reverify_at=None)
+        proving.ended(operation)
+        gone.refresh_from_db()
+        assert gone.status == "verified" and gone.reverify_at is not None and gone.verify_error is not None
+        return str(gone.verify_error["code"])
+
+    for code in ("no_scratch_region", "storage_unreachable", "capacity_exhausted"):
+        assert unable(begin(gone).operation, code) == "object_missing"
+        kept = {v.item.id: v.why for v in retaining.look(schedule).verdicts if v.keep}
+        assert set(kept[old.pk]) == {"the last verified one", "the latest one"}, code
+    # Seen again, it counts again, although there is no room to prove it.
+    contents = SimpleNamespace(tables=[], rows=0)
+    manifest = SimpleNamespace(contents=contents, database={"name": "x"}, names={}, image="", stored={"bytes": 1000})
+    monkeypatch.setattr(restoring_data, "read_manifest", lambda *_: manifest)
+    head = SimpleNamespace(head=lambda _key: SimpleNamespace(size_bytes=1000))
+    monkeypatch.setattr(proving_steps.storages, "storage_of", lambda _target: head)
+    monkeypatch.setattr(proving_steps.scratch, "room_for", no_room)
+    ctx = begin(gone)
+    ctx.seen_as = lambda _side: SimpleNamespace(region=idle.region)
+    with pytest.raises(StepFailed):
+        proving_steps.fetch(ctx)  # type: ignore[arg-type]
+    assert unable(ctx.operation, "capacity_exhausted") == "capacity_exhausted"
+    assert [v.item.id for v in retaining.look(schedule).verdicts if "the last verified one" in v.why] == [gone.pk]
+    assert unable(begin(gone).operation, "object_missing") == "object_missing"
+
+
+def no_room(*_: Any) -> None:
+    raise StepFailed("capacity_exhausted", "There is no room.", retryable=False)
 
 
 def test_backups_of_the_region_go_first_for_so_long(idle: Project, storage: StorageTarget, settings: Any) -> None:
