@@ -15,6 +15,7 @@ from django.db.models import Q
 from accounts.services import audit
 from backups.models import Backup, BackupStatus, BackupTrigger, Restore, RestoreStatus, Schedule
 from backups.operations import deleting, safety
+from backups.operations.objectives import MISSING
 from backups.retention import Content, Item, Rules, State, Verdict, decide, most_at_once, shrank
 from novastack.common.clock import now
 from novastack.common.errors import Conflict, OperationInProgress
@@ -273,10 +274,12 @@ _FREE = Q(pinned=False) | safety.OURS
 
 def _safety_due(moment: datetime) -> list[Backup]:
     """Safety backups of living projects that were let go, and whose days are over at two daily looks; those that waited
-    longest, few at once. Never a project's last verified one."""
+    longest, few at once. Never a project's last verified one, nor what was missed in its storage: a folder that is not
+    mounted looks the same, and comes back (`State.GONE`)."""
     let_go = Backup.objects.filter(trigger=BackupTrigger.SAFETY, pinned=False, keep_until__lte=moment)
     let_go = let_go.filter(project_uuid__in=Project.objects.values_list("pk", flat=True))
-    rows = list(let_go.exclude(status__in=[BackupStatus.DELETING, BackupStatus.CORRUPT]).order_by("keep_until")[:500])
+    let_go = let_go.exclude(status__in=[BackupStatus.DELETING, BackupStatus.CORRUPT])
+    rows: list[Backup] = [*let_go.annotate(gone=MISSING).filter(gone=False).order_by("keep_until")[:500]]
     if not rows:
         return []
     fresh = [row.pk for row in rows if row.due_since is None or row.due_since > moment]
@@ -304,7 +307,8 @@ def _expire(row: Backup) -> int:
                 return 0
             reason = "outlived its project"
             if Project.objects.filter(pk=row.project_uuid).exists():
-                if row.pk in _last_verified({row.project_uuid}):
+                missed = Backup.objects.filter(pk=row.pk, verify_error__code="object_missing").exists()
+                if missed or row.pk in _last_verified({row.project_uuid}):
                     return 0
                 reason = "its restore is over"
             deleting.delete_begin(row, created_by_label=BY_CLOCK, reason=reason, queue_behind=False)

@@ -297,7 +297,7 @@ def test_safety_backups_go_a_week_after_the_way_back(idle: Project, storage: Sto
 
 
 def test_what_is_missing_in_its_storage_is_not_the_last_verified_one(idle: Project, storage: StorageTarget) -> None:
-    """Else the one that is there goes, and nothing is left."""
+    """Else the one that is there goes, and nothing is left. It stays itself: its folder may come back with it."""
     with time_machine.travel(NOON, tick=False):
         whole = safety_of(idle, storage, 3, status=RestoreStatus.FAILED, undo_until=None)
         gone = safety_of(idle, storage, 2, status=RestoreStatus.FAILED, undo_until=None)
@@ -305,6 +305,14 @@ def test_what_is_missing_in_its_storage_is_not_the_last_verified_one(idle: Proje
         Backup.objects.filter(pk=gone.safety_backup_id).update(verify_error=error)
     tick(0), tick(8), tick(9), tick(10)
     assert Backup.objects.get(pk=whole.safety_backup_id).status == BackupStatus.VERIFIED
+    found = Backup.objects.get(pk=gone.safety_backup_id)
+    assert found.status == BackupStatus.VERIFIED, "for people to look at"
+    with time_machine.travel(NOON + timedelta(days=10), tick=False):
+        assert retaining._expire(found) == 0, "found to be missing after it was picked"
+    Backup.objects.filter(pk=found.pk).update(verify_error=None)
+    tick(11), tick(12), tick(13)
+    assert Backup.objects.get(pk=whole.safety_backup_id).status == BackupStatus.DELETING, "the newer one is there again"
+    assert Backup.objects.get(pk=found.pk).status == BackupStatus.VERIFIED
 
 
 def test_the_end_of_a_restore_lets_its_safety_backup_go(idle: Project, storage: StorageTarget) -> None:
