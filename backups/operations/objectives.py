@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
+from django.db.models import Case, Count, Exists, F, OuterRef, Q, QuerySet, When
 from django.db.models.functions import Coalesce
 
 from backups.models import (
@@ -22,6 +22,7 @@ from backups.models import (
     RunOutcome,
     ScheduleRun,
 )
+from backups.operations import schedules
 from novastack.common.clock import now
 from projects.models import Project
 
@@ -84,11 +85,7 @@ def objectives_of(projects: Collection[Project]) -> dict[UUID, Objective]:
     # Without a backup: none was begun, the one that was has failed, or nobody was there to look (`missed`).
     failed = Backup.objects.filter(pk=OuterRef("backup_uuid"), status=BackupStatus.FAILED)
     without = Q(outcome__in=[RunOutcome.SKIPPED, RunOutcome.FAILED]) | Q(Exists(failed))
-    missed: dict[UUID, int] = dict(
-        ScheduleRun.objects.filter(schedule__project__in=ids, due_at__gte=moment - timedelta(days=MISSED_DAYS))
-        .order_by().values_list("schedule__project")
-        .annotate(number=Count("id", filter=without) + Coalesce(Sum("missed"), 0))
-    )  # fmt: skip
+    missed = _missed(ids, without, since=moment - timedelta(days=MISSED_DAYS))
     corrupt: dict[UUID, list[datetime]] = {}
     gone: dict[UUID, list[datetime]] = {}
     bad = rows.filter(Q(status=BackupStatus.CORRUPT) | Q(gone=True))
@@ -121,6 +118,30 @@ def objectives_of(projects: Collection[Project]) -> dict[UUID, Objective]:
             policy, last.get(project.pk), good, age, good.rto_seconds if good else None, missed.get(project.pk, 0),
             len(damaged), bool(reasons), tuple(reasons),
         )  # fmt: skip
+    return found
+
+
+def _missed(ids: Collection[UUID], without: Q, *, since: datetime) -> dict[UUID, int]:
+    """Each project's slots from `since` on that made no backup. A run stands for what was missed up to a week before it:
+    of that only the slots that are not before `since`. One query."""
+    rows = (
+        ScheduleRun.objects.filter(schedule__project__in=ids, due_at__gte=since)
+        .order_by()
+        .values_list(
+            "schedule__project", "schedule", "schedule__cron", "schedule__time_zone", "missed",
+            Case(When(missed__gt=0, then=F("due_at"))),
+        )
+        .annotate(number=Count("id", filter=without))
+    )  # fmt: skip
+    found: dict[UUID, int] = {}
+    slots: dict[tuple[str, str, datetime], int] = {}  # many projects have the same schedule
+    for pk, _schedule, cron, zone, before, due_at, number in rows:
+        if before:
+            key = (cron, zone, due_at)
+            if key not in slots:
+                slots[key] = schedules.missed(cron, zone, first=since, last=due_at)
+            number += min(before, slots[key])
+        found[pk] = found.get(pk, 0) + number
     return found
 
 

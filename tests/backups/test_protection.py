@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import time_machine
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -26,6 +27,7 @@ from backups.services import readings
 from backups.services.protection import Level, Protection, judged, overview
 from novastack.common.clock import now
 from projects.models import Project
+from tests.backups.keeping import utc
 from tests.backups.rows import make_backup, make_proof, make_schedule, make_storage
 from tests.factories import Team, make_project, make_team
 
@@ -201,6 +203,20 @@ def test_an_engine_that_cannot_be_backed_up_says_so(project: Project, monkeypatc
     )  # fmt: skip
     found = judge(project)
     assert found.level is Level.UNSUPPORTED and "not supported" in found.reasons[0]
+
+
+def test_only_the_last_week_s_missed_slots_are_counted(project: Project) -> None:
+    """A run of six days ago stands for the week before it: of that one day is within the last seven."""
+    daily, other, weekly = (make_schedule(project, cron=cron) for cron in ("0 2 * * *", "0 2 * * *", "0 2 * * 0"))
+    with time_machine.travel(utc("2026-11-20T12:00:00"), tick=False):
+        for schedule, due_at, outcome, missed in (
+            (daily, "2026-11-15T02:00:00", RunOutcome.STARTED, 7),  # the 14th
+            (other, "2026-11-15T02:00:00", RunOutcome.STARTED, 7),  # the 14th
+            (daily, "2026-11-19T02:00:00", RunOutcome.STARTED, 3),  # the 16th to the 18th
+            (weekly, "2026-11-15T02:00:00", RunOutcome.SKIPPED, 1),  # the 15th itself
+        ):
+            ScheduleRun.objects.create(schedule=schedule, due_at=utc(due_at), outcome=outcome, missed=missed)
+        assert objective_of(project).missed_runs == 1 + 1 + 3 + 1
 
 
 class TestPage:
