@@ -13,6 +13,6 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='schedulerun',
             name='missed',
-            field=models.PositiveIntegerField(default=0, help_text='Slots of the week before that nobody was there to look at; this run stands for them.'),
+            field=models.PositiveIntegerField(db_default=0, default=0, help_text='Slots of the week before that nobody was there to look at; this run stands for them.'),
         ),
     ]

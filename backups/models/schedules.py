@@ -58,8 +58,9 @@ class ScheduleRun(BaseModel):
     detail = models.CharField(max_length=300, blank=True)
     backup_uuid = models.UUIDField(null=True)
     missed = models.PositiveIntegerField(
-        default=0, help_text="Slots of the week before that nobody was there to look at; this run stands for them."
-    )
+        default=0, db_default=0,  # also in the database: workers of before write rows during an upgrade
+        help_text="Slots of the week before that nobody was there to look at; this run stands for them.",
+    )  # fmt: skip
 
     class Meta:
         ordering = ["-due_at"]

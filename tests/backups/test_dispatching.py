@@ -115,6 +115,17 @@ def test_after_a_month_without_us_the_last_week_s_slots_are_counted(daily: Sched
     assert run.detail == "34 missed before" and run.missed == 7
 
 
+def test_a_worker_of_the_version_before_writes_runs_too(daily: Schedule) -> None:
+    """During an upgrade it goes on, and knows no `missed`."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO backups_schedulerun (id, created_at, updated_at, schedule_id, due_at, outcome, detail)"
+            " VALUES (%s, now(), now(), %s, now(), 'started', '')",
+            [uuid7(), daily.pk],
+        )
+    assert ScheduleRun.objects.get().missed == 0
+
+
 def test_a_clock_that_is_put_back_runs_no_slot_again(daily: Schedule) -> None:
     assert run_at("2026-11-21T02:10:00").started == 1
     all_done()
