@@ -10,6 +10,7 @@ import structlog
 from django.db import transaction
 from django.db.models.functions import Coalesce
 
+from accounts.services import audit
 from backups.models import Backup, BackupStatus, BackupTrigger, Drill, ProofKind
 from backups.operations import proving, schedules
 from novastack.common.clock import now
@@ -91,8 +92,13 @@ def _begun(drill: Drill, slot: datetime, moment: datetime) -> int:
         if drill.next_run_at is None or again < drill.next_run_at:
             Drill.objects.filter(pk=drill.pk).update(next_run_at=again)
         return 0
-    except Conflict as refusal:
-        log.warning("drill not begun", drill=str(drill.pk), reason=refusal.detail)
+    except Conflict as refusal:  # a slot that tried nothing must be seen somewhere: there is no run of it
+        project = drill.project
+        audit.record(
+            None, "drill.not_begun", organization_id=project.organization_id, project_id=project.pk,
+            project_name=project.name, target=drill.name, data={"drill": str(drill.pk), "reason": refusal.detail},
+        )  # fmt: skip
+        log.error("drill not begun", drill=str(drill.pk), project=str(project.pk), reason=refusal.detail)
         return 0
     return 1
 

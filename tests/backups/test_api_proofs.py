@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from rest_framework.test import APIClient
 
+from accounts import activity
+from accounts.models import AuditEvent
 from backups.models import Backup, BackupPolicy, Drill, Proof, Schedule, ScheduleRun, StorageTarget
 from backups.operations import drills
 from novastack.common.clock import now
@@ -231,6 +233,15 @@ class TestByTheClock:
         assert drills.dispatch_due() == 0
         drill.refresh_from_db()
         assert timedelta(0) < drill.next_run_at - now() <= timedelta(minutes=10)
+
+    def test_one_that_can_not_begin_is_in_the_activity(self, shop: Project) -> None:
+        drill = self.drill(shop)
+        assert drills.dispatch_due() == 0 and drills.dispatch_due() == 0
+        event = AuditEvent.objects.get(action="drill.not_begun")
+        assert (event.project_id, event.organization_id, event.actor_label) == (shop.pk, shop.organization_id, "system")
+        assert activity.detail(event) == "d: Take a backup first: there is none that could be restored."
+        drill.refresh_from_db()
+        assert drill.next_run_at > now() and not Proof.objects.exists()
 
     def test_old_backups_are_proven_again_a_few_at_a_time(self, shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(drills, "REVERIFIED_AT_ONCE", 2)
