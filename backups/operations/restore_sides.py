@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from projects.operations.queue import also_hold
 DIFFERENCES_SHOWN = 5
 MIB = 1 << 20
 NOTES_KEPT = 50  # of a part of a backup
-RESTING_KEPT = 20
+LINE_CHARACTERS = 400  # of names: `Context.say` keeps 500 of a line
 KINDS = (RoleKind.OWNER, RoleKind.GROUP, RoleKind.LOGIN, RoleKind.CONTROL)
 
 
@@ -243,15 +243,29 @@ def prove(ctx: Context, side: Context, backup: Backup) -> None:
 
 def rest(ctx: Context, side: Context) -> None:
     """Of a copy beside what lives nothing acts by itself before somebody wants it to (rule 26): what is switched off is
-    named. To be called when it was compared."""
+    named. To be called when it was compared. All are named before the first of them is switched off, since an attempt
+    after this one finds only those that still act."""
     ctx.guard()
     with wiring.admin_session(side.engine, side.server) as admin:
-        resting = admin.rest_events(side.names)
-    known = list(ctx.row.data.get("resting", []))
-    if new := [event for event in resting if event not in known]:
-        ctx.record(resting=[*known, *new][:RESTING_KEPT])
-        shown = ", ".join(new[:RESTING_KEPT]) + (" …" if len(new) > RESTING_KEPT else "")
-        ctx.say(f"Scheduled events came disabled, since their source may run them too: {shown}"[:480], level="warning")
+        known = list(ctx.row.data.get("resting", []))
+        events = admin.events_of(side.names)
+        if new := [event for event in events if event not in known]:
+            for line in _lines(new):  # cut short in here they are said again, which is better than not at all
+                ctx.say(f"Scheduled events came disabled, since their source may run them too: {line}", level="warning")
+            ctx.record(resting=[*known, *new])
+        ctx.guard()
+        admin.rest_events(side.names, events)
+
+
+def _lines(names: Sequence[str]) -> list[str]:
+    """All of them, in as many lines as that takes; none is cut."""
+    lines = [names[0]]
+    for name in names[1:]:
+        if len(lines[-1]) + len(name) + 2 <= LINE_CHARACTERS:
+            lines[-1] += f", {name}"
+        else:
+            lines.append(name)
+    return lines
 
 
 def names_as(names: domain.TenantNames, other: Mapping[str, str]) -> domain.TenantNames:

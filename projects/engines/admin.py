@@ -161,10 +161,12 @@ class EngineAdmin(ABC):
         """Sessions that begin from now on take statements as large as a dump can hold them, or no larger than usual again. On
         a server that is this tenant's alone."""
 
-    def rest_events(self, names: TenantNames) -> list[str]:
-        """Switch off, for good, what would act by itself in this tenant's database (scheduled events), and return its names:
-        in a copy that lives beside its source it would act twice. What rests already is not named."""
+    def events_of(self, names: TenantNames) -> list[str]:
+        """What acts by itself in this tenant's database (scheduled events), by name; not what rests already."""
         return []
+
+    def rest_events(self, names: TenantNames, events: Sequence[str]) -> None:  # noqa: B027 - as for `events_of`
+        """Switch these off, for good: in a copy that lives beside its source they would act twice."""
 
     def admit_tool(self, names: TenantNames, username: str, password: str) -> None:
         """A login for `Engine.dump` and `Engine.fingerprint`: it sees every row of this database whatever the tenant's

@@ -210,18 +210,26 @@ class MySQLFamilyCopies(EngineAdmin):
     def take_large(self, *, large: bool) -> None:
         self._session.do(f"SET GLOBAL max_allowed_packet = {_MOST_PACKET_BYTES if large else PACKET_BYTES}")
 
-    def rest_events(self, names: TenantNames) -> list[str]:
+    def events_of(self, names: TenantNames) -> list[str]:
+        return [event for event, _ in self._awake(names)]
+
+    def rest_events(self, names: TenantNames, events: Sequence[str]) -> None:
         """Each stays its definer's: who alters one without a word about that becomes it."""
+        wanted = set(events)
+        for event, definer in self._awake(names):
+            if event in wanted:
+                login, _, host = definer.rpartition("@")
+                thing = f"{name(names.database)}.{name(event)}"
+                self._session.do(f"ALTER DEFINER = %s@%s EVENT {thing} DISABLE", login, host)
+
+    def _awake(self, names: TenantNames) -> list[tuple[str, str]]:
+        """(event, definer) of all that are enabled."""
         rows = self._session.rows(
             "SELECT event_name, definer FROM information_schema.events WHERE event_schema = %s AND status = 'ENABLED'"
             " ORDER BY 1",
             names.database,
         )  # fmt: skip
-        for event, definer in rows:
-            login, _, host = str(definer).rpartition("@")
-            thing = f"{name(names.database)}.{name(str(event))}"
-            self._session.do(f"ALTER DEFINER = %s@%s EVENT {thing} DISABLE", login, host)
-        return [str(event) for event, _ in rows]
+        return [(str(event), str(definer)) for event, definer in rows]
 
     def admit_tool(self, names: TenantNames, username: str, password: str) -> None:
         clause = f"{self.identified(password)} WITH MAX_USER_CONNECTIONS {TOOL_CONNECTIONS}"
