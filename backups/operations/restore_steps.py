@@ -159,7 +159,8 @@ def fence(ctx: Context) -> None:
 def fence_copy(ctx: Context) -> None:
     """As `fence`; what comes from another project finds its events resting, as in a new one."""
     fence(ctx)
-    if sides.restore_of(ctx.operation).target == RestoreTarget.PROJECT:
+    restore = sides.restore_of(ctx.operation)
+    if restore.target == RestoreTarget.PROJECT and restore.source_project_uuid != ctx.project.pk:
         sides.rest(ctx, ctx.seen_as(Incoming))
 
 

@@ -127,6 +127,8 @@ def _wanted(
             raise NotFound("The project of this backup is gone: restore it into a new one.")
     elif project is None:
         raise Invalid.field("project", "required", "Name the project that the backup is to go into.")
+    elif project.pk == backup.project_uuid:
+        target = RestoreTarget.IN_PLACE  # what it is: nothing of it lives beside its source
     if project.organization_id != backup.organization_id:
         raise NotFound.field("project", "There is no such project in the backup's organization.")
     require(principal, project.organization_id, Capability.PROJECT_CHANGE)

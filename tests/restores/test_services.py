@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
@@ -140,6 +142,31 @@ def test_fields(team: Team, backup: Backup, asked: dict[str, Any], field: str) -
     with pytest.raises(Problem) as told:
         restore_create(Principal.of(team.alice), backup, **asked)
     assert [problem.field for problem in told.value.errors] == [field]
+
+
+def test_another_project_that_is_its_own_is_in_place(team: Team, backup: Backup, project: Project) -> None:
+    """Nothing of it lives beside its source: as a copy its scheduled events would come disabled."""
+    asked: dict[str, Any] = {"target": "project", "project": project}
+    assert restore_preflight(Principal.of(team.alice), backup, **asked).target == "in_place"
+    made = restore_create(Principal.of(team.alice), backup, **asked, confirm="shop")
+    assert (made.target, made.project_uuid) == ("in_place", project.pk)
+
+
+@pytest.mark.parametrize(
+    ("target", "own", "rests"), [("project", False, True), ("project", True, False), ("in_place", True, False)]
+)
+def test_events_rest_only_beside_their_source(
+    monkeypatch: pytest.MonkeyPatch, target: str, own: bool, rests: bool
+) -> None:
+    """Also of restores that began before `project` with the source became `in_place`."""
+    source = uuid4()
+    restore = SimpleNamespace(target=target, source_project_uuid=source)
+    monkeypatch.setattr(restore_steps.sides, "restore_of", lambda _: restore)
+    monkeypatch.setattr(restore_steps, "fence", lambda _: None)
+    monkeypatch.setattr(restore_steps.sides, "rest", (rest := Mock()))
+    ctx: Any = Mock(project=SimpleNamespace(pk=source if own else uuid4()))
+    restore_steps.fence_copy(ctx)
+    assert rest.called is rests
 
 
 def test_others_projects_do_not_exist(team: Team, backup: Backup) -> None:
