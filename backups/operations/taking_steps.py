@@ -134,6 +134,9 @@ class Taking:
                 ctx.guard()
                 _commit(storage, writer, key, taken.sealed.size_bytes, taken.sealed.sha256, ctx.pulse)
             except BaseException:
+                # Nor while it throws away what was sent. What comes of that can't hide what happened.
+                with contextlib.suppress(Exception):
+                    held.close()
                 writer.abort()
                 raise
         notes = [*backup.notes, *(note for note in (*moment.notes, *taken.warnings) if note not in backup.notes)]
