@@ -90,18 +90,19 @@ class Taking:
             return
         self._ensure_up(ctx)
         for left in reversed(range(BEGUN_AGAIN + 1)):
-            began = time.monotonic()
+            lasted: list[float] = []
             try:
-                self._attempt(ctx, backup)
+                self._attempt(ctx, backup, lasted)
                 break
             except (domain.SourceChanged, StepFailed) as problem:
-                early = time.monotonic() - began < _EARLY_SECONDS
+                early = all(seconds < _EARLY_SECONDS for seconds in lasted)
                 if problem.code != domain.SourceChanged.code or not left or not early:
                     raise
                 log.info("the source changed as its dump began; it begins again", backup=str(backup.pk))
 
-    def _attempt(self, ctx: Context, backup: Backup) -> None:
-        """Under a key of its own. What was left of the one before is removed first."""
+    def _attempt(self, ctx: Context, backup: Backup, lasted: list[float]) -> None:
+        """Under a key of its own. What was left of the one before is removed first. When it fails, `lasted` gets the seconds
+        since its moment, if it came to one: what comes before and after says nothing about the database."""
         ctx.guard()
         ctx.runtime.remove_tool(_tool(backup))
         storage = writable(backup)
@@ -118,13 +119,14 @@ class Taking:
             around = admin.around(ctx.names)
         with storage_errors(), contextlib.ExitStack() as held:
             writer = storage.writer(key, upload_begun=lambda upload: _save(ctx, backup, upload_id=upload))
+            began = None
             try:
                 # From here until the tool has locked the tables nobody may change them: nothing slow comes in between.
                 # With a rate limit it is the dump's own bytes that are counted, since they are what the source has to do.
                 moment = held.enter_context(
                     ctx.engine.moment(ctx.server.control_endpoint, side.place, login, compress=not rate)
                 )
-                taken_at = now()
+                began, taken_at = time.monotonic(), now()
                 ctx.guard()
                 taken = streaming.take(
                     side, moment, writer, recipients, name=_tool(backup), pulse=_watched(ctx, backup),
@@ -134,6 +136,8 @@ class Taking:
                 ctx.guard()
                 _commit(storage, writer, key, taken.sealed.size_bytes, taken.sealed.sha256, ctx.pulse)
             except BaseException:
+                if began is not None:
+                    lasted.append(time.monotonic() - began)
                 # Nor while it throws away what was sent. What comes of that can't hide what happened.
                 with contextlib.suppress(Exception):
                     held.close()
