@@ -211,8 +211,8 @@ def fill(ctx: Context, side: Context, backup: Backup) -> None:
 
 def prove(ctx: Context, side: Context, backup: Backup) -> None:
     """All that came about, read in the same way as when the backup was taken: no row or object may differ. A server of a
-    newer line spells some things in other words: there rows, large objects and sequences must be equal, and the rest is
-    told."""
+    newer line spells some things in other words: there rows, large objects and sequences' values must be equal, and the
+    rest is told."""
     manifest = restoring_data.read_manifest(backup)
     pulse = watched(ctx, lambda _moved: None)
     found = comparing.contents(side, stem=str(ctx.operation.pk), pulse=pulse)

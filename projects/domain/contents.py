@@ -20,8 +20,10 @@ EXPIRES = "expires"
 TEXT = "text of "
 TEXTS = ("texts", "compared")  # the fact that names the kinds of them that are told; older fingerprints tell none
 EXTENSION_VERSION = "version of extension"
+# What a sequence gives next, where its definition has that as well. Older fingerprints don't tell it by itself.
+NEXT_VALUE = "next value of sequence"
 # Facts of these kinds are data as rows are: no version spells them otherwise.
-DATA = frozenset({"value of sequence", "content of large object"})
+DATA = frozenset({"value of sequence", NEXT_VALUE, "content of large object"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +104,11 @@ class Fingerprint:
     def _facts_beside(self, copy: Fingerprint) -> Iterator[tuple[str, str, str | None, str | None]]:
         """(kind, name, mine, the copy's) of all that both would tell if they had it."""
         told = {TEXT + kind for kind in self._texts & copy._texts}
+        values = all(any(kind == NEXT_VALUE for kind, _ in side.facts) for side in (self, copy))
         for kind, name in sorted(self.facts.keys() | copy.facts.keys()):
             if kind in (EXTENSION_VERSION, TEXTS[0]) or (kind.startswith(TEXT) and kind not in told):
+                continue
+            if kind == NEXT_VALUE and not values:
                 continue
             yield kind, name, self.facts.get((kind, name)), copy.facts.get((kind, name))
 

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from projects.domain import Command, Credentials, Endpoint, EngineError, Fingerprint, TableContent
+from projects.domain.contents import NEXT_VALUE
 from projects.engines import mysql_floats, mysql_rows, zipping
 from projects.engines.moments import Moment
 from projects.engines.mysql_copy import PACKET_BYTES
@@ -36,6 +37,8 @@ _TABLE = re.compile(rb"CREATE TABLE " + _NAMED, re.DOTALL)
 _ACTING = re.compile(
     rb"\b(PROCEDURE|FUNCTION|TRIGGER|EVENT|PACKAGE BODY|PACKAGE) (?:IF NOT EXISTS )?(?:" + _NAMED + rb"|\"?([\w$]+))"
 )
+_SEQUENCE = "sequence structure"
+_SETVAL = re.compile(rb"(?:DO|SELECT) SETVAL\(.*, *(-?\d+), *(\d)\);\s*\Z", re.DOTALL)
 _HEAD_BYTES = 64 << 10
 _MINUS_ZERO_BEGUN = re.compile(rb"[(,](?:-(?:0(?:\.0{0,64})?)?)?\Z")
 _MINUS_ZERO_BYTES = 68  # the longest text that it begins with
@@ -90,6 +93,7 @@ class DumpReader:
         self._looked = 0  # so far there is no end of the statement
         self._rows: dict[str, _Rows] = {}
         self._facts: dict[tuple[str, str], Any] = {}
+        self._values: dict[tuple[str, str], str] = {}  # facts that are no hash
         self._section = ("head", "")
         self._table: _Rows | None = None  # whose rows come
         self._large: Any = None  # a row that is larger than what is held
@@ -110,7 +114,7 @@ class DumpReader:
         if self._held or self._large is not None or self._within or self.runs != _RUNS:
             raise EngineError("the dump did not come to its end")
         facts = {name: digest.hexdigest() for name, digest in self._facts.items()}
-        return Fingerprint({name: rows.content() for name, rows in self._rows.items()}, facts)
+        return Fingerprint({name: rows.content() for name, rows in self._rows.items()}, {**facts, **self._values})
 
     # --- lines ------------------------------------------------------------------------------------------------------------
     def _line(self) -> bool:
@@ -152,6 +156,9 @@ class DumpReader:
         elif line.startswith(mysql_floats.AFTER.encode()):
             self._floats = False
             return
+        elif self._section[0] == _SEQUENCE and (match := _SETVAL.match(line)):
+            # By itself as well: a newer server spells the definition in other words, but not this.
+            self._values[NEXT_VALUE, self._section[1]] = f"{match[1].decode()} {match[2].decode()}"
         self._text(line)
 
     def _comment(self, line: bytes) -> None:

@@ -132,6 +132,7 @@ def test_a_hostile_database_while_others_write(copier: Copier) -> None:
     server = copier.source.engine.fingerprint(copier.target.endpoint, copier.tool)
     assert exact == {table: content.rows for table, content in server.tables.items()}  # counted by the server itself
     kinds = {kind for kind, _ in told.facts}
+    assert ("next value of sequence" in kinds) is bool(more), "as the tool of this version spells it"
     assert kinds >= {"definition of table", "trigger", "procedure", "function", "event"}, kinds
 
 
@@ -223,6 +224,23 @@ def test_minus_zero_of_a_large_row_is_zero_too(monkeypatch: pytest.MonkeyPatch) 
             assert whole.differences(reader.contents()) == []
         for other in (dump(zero, "0"), dump("-1"), dump(zero + "1")):
             assert whole.differences(read(other, 2000)) == ["table l has other values"]
+
+
+def test_a_newer_server_gives_the_same_next_values() -> None:
+    """There definitions may be spelled otherwise, so the value is told by itself. A backup from before that tells none."""
+
+    def told(value: bytes, statement: bytes = b"DO", words: bytes = b"") -> Fingerprint:
+        dump = b"--\n-- Sequence structure for `s``1`\n--\n\nCREATE SEQUENCE `s``1`%s start with 1;\n" % words
+        return read(dump + b"%s SETVAL(`s``1`, %s, 0);\n" % (statement, value) + ENDS.encode(), 7)
+
+    before = told(b"7")
+    newer = told(b"7", b"SELECT", b" as bigint")
+    assert before.differences(newer) == ["sequence structure s`1 differs"]
+    assert before.data.differences(newer.data) == []
+    assert before.data.differences(told(b"-8", words=b" as bigint").data) == ["next value of sequence s`1 differs"]
+    old = replace(before, facts={key: state for key, state in before.facts.items() if key[0] == "sequence structure"})
+    assert old.differences(before) == before.differences(old) == []
+    assert len(before.facts) == len(old.facts) + 1
 
 
 @pytest.mark.parametrize("cut", [1, 10, 18, 40, 70])
