@@ -3,6 +3,7 @@ table's data and each large object, never compressed. A folder of the directory 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
@@ -16,7 +17,9 @@ BLOCK = 512
 _CONTENTS = b"toc.dat"
 _DATA = re.compile(rb"(\d{1,9})\.dat")
 _BLOB = re.compile(rb"blob_(\d{1,10})\.dat")
-_PASSED_OVER = re.compile(rb"restore\.sql|blobs(?:_\d{1,9})?\.toc")
+_BLOBS = re.compile(rb"blobs(?:_\d{1,9})?\.toc")  # a line for each large object whose member was written
+_BLOB_LINE = re.compile(rb"(\d{1,10}) blob_\1\.dat")
+_PASSED_OVER = b"restore.sql"
 _PACKED = re.compile(
     rb"(?:.*/)?(?:\d+\.dat|blob_\d+\.dat|toc\.dat|blobs(?:_\d+)?\.toc)(?:\.gz|\.lz4|\.zst)?", re.DOTALL
 )
@@ -70,7 +73,7 @@ class TarReader(Reader):
     def _all_data(self, wanted: dict[int, Entry]) -> Iterator[bytes]:
         for _ in iter(self._pull.one, b""):
             raise ForeignRefused("upload_damaged", "The archive's table of contents is longer than it says.")
-        with_blobs = any(entry.kind == "BLOBS" for entry in wanted.values())
+        blobs = _Blobs(sum(entry.kind == "BLOBS" for entry in wanted.values()))
         while True:
             self._left.where = "The archive's data"
             found = self._next()
@@ -80,11 +83,14 @@ class TarReader(Reader):
             if (data := _DATA.fullmatch(name)) and (entry := wanted.pop(int(data[1]), None)) and entry.kind != "BLOBS":
                 self._left.where = named(entry)
                 yield from self._rows(entry, self._member(size))
-            elif with_blobs and (blob := _BLOB.fullmatch(name)):
+            elif blobs.announced and (blob := _BLOB.fullmatch(name)):
+                blobs.came(int(blob[1]))
                 yield b"BEGIN;\n"
                 yield from self._blob(int(blob[1]), self._member(size))
                 yield b"COMMIT;\n"
-            elif _PASSED_OVER.fullmatch(name):
+            elif blobs.announced and _BLOBS.fullmatch(name):
+                blobs.told(self._member(size))
+            elif name == _PASSED_OVER:
                 for _ in self._member(size):
                     pass
             elif _PACKED.fullmatch(name) and not data and not _BLOB.fullmatch(name):
@@ -92,6 +98,7 @@ class TarReader(Reader):
             else:
                 raise ForeignRefused("upload_damaged", "A part of the archive is not what its table of contents says.")
         self._ended({number: entry for number, entry in wanted.items() if entry.kind != "BLOBS"})
+        blobs.ended()
 
     # --- tar ----------------------------------------------------------------------------------------------------------------
     def _next(self) -> tuple[bytes, int] | None:
@@ -111,6 +118,44 @@ class TarReader(Reader):
     def _member(self, size: int) -> Iterator[bytes]:
         yield from self._file.pieces(size)
         self._file.take(-size % BLOCK)
+
+
+class _Blobs:
+    """Whether the large objects that came are those whose numbers the archive tells, in memory that does not grow with them:
+    of both there are counts, and sums of hashes. `announced`: so many lists of them come."""
+
+    def __init__(self, announced: int) -> None:
+        self.announced = announced
+        self._lists = self._missing = self._balance = 0
+
+    def came(self, oid: int) -> None:
+        self._missing -= 1
+        self._balance -= _mixed(oid)
+
+    def told(self, pieces: Iterable[bytes]) -> None:
+        self._lists += 1
+        rest = b""
+        for piece in pieces:
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                if (found := _BLOB_LINE.fullmatch(line)) is None:
+                    raise ForeignRefused("upload_damaged", "The archive's list of large objects is damaged.")
+                self._missing += 1
+                self._balance += _mixed(int(found[1]))
+            if len(rest) > BLOCK:
+                break
+        if rest:
+            raise ForeignRefused("upload_damaged", "The archive's list of large objects is damaged.")
+
+    def ended(self) -> None:
+        if self._missing > 0 or self._lists < self.announced:
+            raise ForeignRefused("upload_truncated", "Large objects are missing from the archive.")
+        if self._balance:
+            raise ForeignRefused("upload_damaged", "The archive's large objects are not those of its list.")
+
+
+def _mixed(oid: int) -> int:
+    return int.from_bytes(hashlib.sha256(b"%d" % oid).digest()[:16])
 
 
 def _number(field: bytes) -> int:

@@ -101,6 +101,25 @@ def test_a_tar_archive_is_its_tables_and_large_objects(size: int) -> None:
     assert b"lo_create('7')" in script and b"lo_open('7', 131072)" in script and (b"large" * 9).hex().encode() in script
 
 
+@pytest.mark.parametrize(
+    ("came", "told", "code"),
+    [
+        ((), b"7 blob_7.dat\n", "upload_truncated"),
+        ((7,), b"7 blob_7.dat\n8 blob_8.dat\n", "upload_truncated"),
+        ((7,), None, "upload_truncated"),
+        ((), None, "upload_truncated"),
+        ((8,), b"7 blob_7.dat\n", "upload_damaged"),
+        ((7, 8), b"7 blob_7.dat\n", "upload_damaged"),
+        ((7,), b"7 blob_8.dat\n", "upload_damaged"),
+        ((7,), b"7 blob_7.dat", "upload_damaged"),
+        ((7,), b"7" * 5000, "upload_damaged"),
+    ],
+)
+def test_a_large_object_that_is_missing_is_told(came: tuple[int, ...], told: bytes | None, code: str) -> None:
+    members = [("toc.dat", contents(blobs=True)), ("2.dat", ROWS), *((f"blob_{oid}.dat", b"x") for oid in came)]
+    assert refused(tar(members if told is None else [*members, ("blobs.toc", told)])) == code
+
+
 def test_what_pg_dump_adds_for_people_is_passed_over() -> None:
     assert b"touch" not in b"".join(script_of([tar(WHOLE)], "tar", Left()))
 
