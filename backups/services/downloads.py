@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import structlog
 import zstandard
@@ -109,7 +110,7 @@ def _flowing(script: Iterator[bytes], packed: bool) -> Iterator[bytes]:
     """Put together, and packed; what came is passed on after some seconds, however little it is: proxies wait no longer."""
     packer = zstandard.ZstdCompressor(level=3).compressobj() if packed else None
     held, count, since = [], 0, time.monotonic()
-    for piece in script:
+    for piece in chain.from_iterable(map(_parts, script)):
         held.append(piece)
         count += len(piece)
         if count >= FLOW_BYTES or (count and time.monotonic() - since > FLOW_SECONDS):
@@ -119,6 +120,15 @@ def _flowing(script: Iterator[bytes], packed: bool) -> Iterator[bytes]:
             yield whole
     whole = b"".join(held)
     yield whole if packer is None else packer.compress(whole) + packer.flush()
+
+
+def _parts(piece: bytes) -> Iterator[bytes]:
+    """Of a statement that is long: else packing, and the web server, would each copy all of it."""
+    if len(piece) <= FLOW_BYTES:
+        yield piece
+        return
+    for at in range(0, len(piece), FLOW_BYTES):
+        yield piece[at : at + FLOW_BYTES]
 
 
 def _begun(backup: Backup, pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -180,8 +180,9 @@ class Engine(ABC):
     # --- some tables out of a dump of ours ------------------------------------------------------------------------------
     def sql_of(self, pieces: Iterable[bytes], tables: Sequence[str], about: str) -> Iterator[bytes]:
         """Some tables of a dump as SQL for the product's own client, with what belongs to them; tables as fingerprints name
-        them. `about`: what it is of, for a comment. Reads the dump to its end, in bounded memory, and runs nothing. Raises
-        `sql_parts.Gone`, `EngineError`, also in the middle."""
+        them. `about`: what it is of, for a comment. Reads the dump to its end, in bounded memory (of dumps in SQL: one
+        statement of at most `foreign.STATEMENT_BYTES`, twice), and runs nothing. Raises `sql_parts.Gone`, `EngineError`, also
+        in the middle."""
         raise NotImplementedError
 
     def finish_copy(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:  # noqa: B027 - PostgreSQL's

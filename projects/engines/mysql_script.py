@@ -122,6 +122,7 @@ class Script(Buffered):
             if statement is None:
                 break
             yield from self._taken(statement)
+            del statement  # a long one isn't held while the next one comes
         rest = self._buffer[self._start :]
         if b"-- Dump completed" in rest[-_KEEP_BYTES:]:
             self._whole = True
@@ -174,9 +175,7 @@ class Script(Buffered):
             token = found[0]
             self._at = found.end()
             if token == self._delimiter:
-                whole = self._buffer[self._start : self._at]
-                self._start = self._at
-                return whole
+                return self._cut()
             if token in {b"'", b'"'}:
                 self._string(_STRINGS[token], token)
             elif token == b"`":
@@ -198,10 +197,8 @@ class Script(Buffered):
             self._at += 1  # whatever it is that the backslash stands before
 
     def _taken(self, statement: bytes) -> Iterator[bytes]:
-        body = statement[space_end(statement) :]
-        if (opened := OPEN.match(body)) is not None:
-            body = body[opened.end() :]
-        lines, head = statement.count(b"\n"), body[:HEAD_BYTES]
+        at = past(OPEN, statement, space_end(statement))
+        lines, head = statement.count(b"\n"), statement[at : at + HEAD_BYTES]
         used = _USE.match(head)
         if used is not None:
             self._name(used[1])
@@ -214,8 +211,7 @@ class Script(Buffered):
             return
         if (definer := _DEFINER.match(head)) is not None:
             self._left.counted["definer (it belongs to who restores it)"] += 1
-            at = len(statement) - len(body)
-            statement = statement[: at + definer.start(1)] + body[definer.end(1) :]
+            statement = statement[: at + definer.start(1)] + statement[at + definer.end(1) :]
         yield statement
 
     def _name(self, name: bytes) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from projects.engines.foreign import Left
 from projects.engines.mysql_script import HEAD_BYTES, ID, OPEN, Script, space_end
+from projects.engines.scripts import past
 from projects.engines.sql_parts import Gone, remarks, waiting
 
 _OF_TABLE = re.compile(
@@ -50,20 +51,18 @@ class _Some(Script):
         return sorted(shown for name, shown in self._names.items() if name not in self._there)
 
     def _taken(self, statement: bytes) -> Iterator[bytes]:
-        body = statement[space_end(statement) :]
-        if (opened := OPEN.match(body)) is not None:
-            body = body[opened.end() :]
-        if (sequence := _SEQUENCE.match(body)) is not None and sequence[1]:
-            at = len(statement) - len(body) + sequence.end(1)
+        at = past(OPEN, statement, space_end(statement))
+        head = statement[at : at + HEAD_BYTES]
+        if (sequence := _SEQUENCE.match(head)) is not None and sequence[1]:
+            at += sequence.end(1)
             yield statement[:at] + b"IF NOT EXISTS " + statement[at:]
-        elif sequence is not None or self._wanted(body):
+        elif sequence is not None or self._wanted(head):
             yield statement
         else:
             self._skipped, line = waiting(self._skipped, len(statement))
             yield line
 
-    def _wanted(self, body: bytes) -> bool:
-        head = body[:HEAD_BYTES]
+    def _wanted(self, head: bytes) -> bool:
         if _SETTING.match(head):
             return True
         if (found := _OF_TABLE.match(head)) is not None:

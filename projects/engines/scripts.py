@@ -33,7 +33,8 @@ class Buffered:
         if not piece:
             self._ended = True
             return False
-        kept = self._buffer[self._start :]
+        kept = self._buffer = self._buffer[self._start :]
+        self._at, self._start = self._at - self._start, 0
         if len(kept) > STATEMENT_BYTES:
             self._refuse("upload_statement_too_large", f"A statement is longer than {STATEMENT_BYTES >> 20} MiB.")
         # Small pieces are put together while much is kept: else all of it is copied for each of them.
@@ -42,9 +43,15 @@ class Buffered:
             pieces.append(piece)
             count += len(piece)
         self._buffer = b"".join((kept, *pieces))
-        self._at -= self._start
-        self._start = 0
         return True
+
+    def _cut(self) -> bytes:
+        """What was read and not handed out, which is handed out so. A long one isn't kept in the buffer as well."""
+        whole = self._buffer[self._start : self._at]
+        if len(whole) > _AT_ONCE:
+            self._buffer, self._at = self._buffer[self._at :], 0
+        self._start = self._at
+        return whole
 
     def _search(self, pattern: re.Pattern[bytes], margin: int) -> re.Match[bytes] | None:
         """The next match at or after `_at` that more bytes would not change; None at the end of the file."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from accounts.models import AuditEvent
 from backups.archive import CorruptArchive
 from backups.models import Backup, StorageTarget
 from backups.services import downloads
-from projects.engines import sql_parts
+from projects.engines import mysql_sql, sql_parts
 from projects.engines.foreign import ForeignRefused
 from projects.models import Project
 from projects.runtimes.process_binaries import bundled_places
@@ -150,6 +152,30 @@ def test_who_waits_for_a_table_behind_others_sees_bytes(monkeypatch: pytest.Monk
         assert len([piece for piece in came if piece]) >= 5
         whole = b"".join(came)
         assert (zstandard.ZstdDecompressor().decompressobj().decompress(whole) if packed else whole) == b"-- \n" * 5
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_long_statement_is_in_memory_twice_at_most(packed: bool) -> None:
+    size = 16 << 20
+
+    def dump() -> Iterator[bytes]:
+        yield b"CREATE TABLE `t` (a longblob);\n"
+        for _ in range(3):
+            yield b"INSERT INTO `t` VALUES ('"
+            yield from (b"x" * (1 << 18) for _ in range(0, size, 1 << 18))
+            yield b"');\n"
+        yield b"-- Dump completed\n"
+
+    came = longest = 0
+    tracemalloc.start()
+    try:
+        for piece in downloads._flowing(mysql_sql.script(dump(), ["t"], "x", "mysql"), packed):
+            came, longest = came + len(piece), max(longest, len(piece))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert came > (1000 if packed else 3 * size) and longest <= 2 * downloads.FLOW_BYTES
+    assert peak < 2.4 * size
 
 
 def test_the_page(team: Team, backup: Backup) -> None:
