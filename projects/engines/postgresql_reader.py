@@ -3,6 +3,7 @@ COPY (`pg_backup_archiver.c`, `pg_backup_custom.c`, archive versions 1.12 to 1.1
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator
 from typing import Any, ClassVar
 
@@ -84,11 +85,16 @@ class Reader:
     def _contents(self) -> list[Entry]:
         try:
             self.begin()
+        except EngineError as error:
+            raise _damaged(error) from None
+        self._entries = self._table()
+        return self._entries
+
+    def _table(self) -> list[Entry]:
+        try:
             found: list[Entry] = self._read(self._head.table(most=_TOC_ENTRIES), _TOC_BYTES)
         except EngineError as error:
-            if isinstance(error, ForeignRefused):
-                raise
-            raise ForeignRefused("upload_damaged", f"{error}.") from None
+            raise _damaged(error) from None
         return found
 
     def _defined(self, entry: Entry) -> Iterator[bytes]:
@@ -118,10 +124,20 @@ class Reader:
             kind = self._pull.one()
             if not kind:
                 break
+            if kind == b"\0" and not wanted:
+                self._again(kind)
+                break
             entry = self._block(kind, wanted)
             self._left.where = named(entry)
             yield from self._blobs() if kind[0] == _BLOBS else self._rows(entry, self._unpacked())
         self._ended(wanted)
+
+    def _again(self, begun: bytes) -> None:
+        """The table of contents once more, which pg_dump since 16 appends with `> FILE`: it goes back to write it over the
+        first one, into a file that it made append only."""
+        self._pull = Pull(itertools.chain([begun], filter(None, self._pull.rest())))
+        if self._table() != self._entries or self._pull.one():
+            raise ForeignRefused("upload_damaged", "Something follows the end of the archive.")
 
     def _block(self, kind: bytes, wanted: dict[int, Entry]) -> Entry:
         """What a block that begins is of."""
@@ -172,6 +188,10 @@ class Reader:
         data = self._pull.take(1 + self._head.int_bytes)
         value = int.from_bytes(data[1:], "little")
         return -value if data[0] else value
+
+
+def _damaged(error: EngineError) -> ForeignRefused:
+    return error if isinstance(error, ForeignRefused) else ForeignRefused("upload_damaged", f"{error}.")
 
 
 def named(entry: Entry) -> str:

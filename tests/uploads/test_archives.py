@@ -165,6 +165,19 @@ def test_a_tar_archive_s_own_lies() -> None:
     assert refused(bytes(huge)) == "upload_meta_command"  # what follows would be data, and is none
 
 
+def test_pg_dump_that_appends_its_table_of_contents_once_more() -> None:
+    """`pg_dump --format=custom > FILE` since 16."""
+    whole = custom(0, ROWS)
+    table = whole[len(b"PGDMP") + 6 + 1 + 7 * 5 + 9 + 2 * 9 : whole.index(b"\x01" + number(2) + number(5))]
+    assert table.startswith(number(2))
+    for size in (1, 700):
+        script = b"".join(script_of(pieces(whole + table, size), "custom", Left()))
+        assert script == b"".join(script_of([whole], "custom", Left()))
+    assert refused(whole + table + b"x", "custom") == refused(whole + b"\0" * 5, "custom") == "upload_damaged"
+    assert refused(whole + table.replace(b"public", b"hidden"), "custom") == "upload_damaged"
+    assert refused(whole + table[:-1], "custom") == "upload_truncated"
+
+
 @pytest.mark.parametrize("what", ["needs", "oid"])
 @pytest.mark.parametrize("wrong", [b"9" * 5000, b"-1", b"x", "²".encode(), b""])
 def test_a_number_that_is_none_is_told(what: str, wrong: bytes) -> None:
