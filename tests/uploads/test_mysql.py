@@ -17,7 +17,7 @@ from tests.faults.clients import CLIENTS
 from tests.faults.conftest import Site, make_site, require_docker
 from tests.restores.taken import take
 from tests.restores.test_in_place import begin, unproven
-from tests.uploads.sent import taken, told
+from tests.uploads.sent import sql_of, taken, told
 from tests.uploads.test_postgresql import nothing_left
 
 pytestmark = pytest.mark.docker
@@ -115,7 +115,11 @@ def test_mysql_a_dump_comes_in_and_one_table_comes_out(mysql: Site, target: Stor
         assert cursor.fetchone() == (2,)
     notes = " ".join(made.outcome["notes"])
     assert "foreign key whose" in notes and "trigger told" in notes, notes
+    script = sql_of(site, backup, "line items")
+    assert b"TRIGGER `told`" in script and b"INSERT INTO `line items`" in script and b"TABLE `people`" not in script
+
     assert site.rows_of(project) == 1000
+    site.check_exactly(project)
 
 
 def test_it_goes_round_and_what_is_hostile_runs_nowhere(
@@ -136,6 +140,40 @@ def test_it_goes_round_and_what_is_hostile_runs_nowhere(
     assert backup.manifest["contents"]["tables"] == wanted["tables"]
     assert sorted(map(tuple, backup.manifest["contents"]["facts"])) == sorted(map(tuple, wanted["facts"]))
     assert any("definer" in note for note in backup.notes)
+
+    # Two of its tables as SQL, into a database of their own.
+    with site.login(project) as session, session.cursor() as cursor:
+        cursor.execute("CREATE SEQUENCE numbers START WITH 5")
+        cursor.execute("CREATE TABLE `num``bered` (id int PRIMARY KEY, n bigint DEFAULT nextval(numbers), f float)")
+        cursor.execute("INSERT INTO `num``bered` (id, f) VALUES (1, 8388609), (2, 0.1)")
+        session.commit()
+    script = sql_of(site, take(project), "more", "num`bered")
+    assert b"`orders`" not in script and b"noop" not in script and b"DROP " not in script
+    server = DatabaseServer.objects.get(project_uuid=project.pk)
+    place, secret = server.control_endpoint, server.admin_secret
+    assert secret is not None
+    client = ["mariadb", "--no-defaults", "--protocol=TCP", f"--host={place.host}", f"--port={place.port}",
+              f"--user={server.admin_username}", "--ssl", "--batch", "--binary-mode"]  # fmt: skip
+    for arguments, given in ((["-e", "CREATE DATABASE other"], b""), (["other"], script)):
+        done = subprocess.run(
+            [*client, *arguments], input=given, env={"MYSQL_PWD": secret.open(), "PATH": "/usr/bin:/bin"},
+            capture_output=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    with site.client.administrator(project) as session, session.cursor() as cursor:
+        cursor.execute("SHOW TABLES FROM other")
+        assert {row[0] for row in cursor.fetchall()} == {"more", "num`bered", "numbers"}
+        cursor.execute("SELECT id, t FROM other.more ORDER BY id")
+        assert list(cursor.fetchall()) == [(1, "naïve; 🐬"), (2, None), (3, "\\! \n-- x")]
+        cursor.execute("SELECT n, f = 8388609 FROM other.`num``bered` ORDER BY id")
+        assert list(cursor.fetchall()) == [(5, 1), (6, 0)]
+        cursor.execute("INSERT INTO other.more VALUES (4, 'x')")  # its trigger came
+        cursor.execute("SELECT t FROM other.more WHERE id = 4")
+        assert cursor.fetchone() == ("X",)
+        cursor.execute("DROP DATABASE other")
+    with site.login(project) as session, session.cursor() as cursor:
+        cursor.execute("DROP TABLE `num``bered`")
+        cursor.execute("DROP SEQUENCE numbers")
 
     mark = tmp_path / "ran"
     tmp_path.chmod(0o777)

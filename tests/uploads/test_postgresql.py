@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import gzip
+import os
+import subprocess
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 import zstandard
 
 from backups.models import Backup, StorageTarget
 from projects.engines import postgresql_foreign
 from projects.engines.foreign import Left
-from projects.models import DatabaseServer, Operation, OperationLock, ServerKind
+from projects.models import DatabaseServer, Operation, OperationLock, Project, ServerKind
 from projects.operations.wiring import tenant_names
 from tests.engines.test_copies_postgresql import HOSTILE
 from tests.factories import api_client
+from tests.faults.clients import ROWS
 from tests.faults.conftest import Site
 from tests.restores.taken import take
-from tests.uploads.sent import pg_dump, pg_dump_of_image, send, taken, told
+from tests.uploads.conftest import bucket_of
+from tests.uploads.sent import pg_dump, pg_dump_of_image, send, sql_of, taken, told
 
 pytestmark = pytest.mark.docker
 
@@ -34,12 +40,92 @@ def script_in(archive: bytes) -> bytes:
     return b"".join(postgresql_foreign.script_of([archive], "custom", Left()))
 
 
+_CONTENT = "SELECT count(*), md5(string_agg(t::text, '|' ORDER BY t::text)) FROM {} t"
+SHOP = """CREATE SCHEMA shop; CREATE TABLE shop.people (id int PRIMARY KEY); INSERT INTO shop.people VALUES (1);
+CREATE TABLE shop.sales (id serial, day date, person int REFERENCES shop.people, total numeric, PRIMARY KEY (id, day))
+ PARTITION BY RANGE (day);
+CREATE TABLE shop.sales_1 PARTITION OF shop.sales FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
+CREATE TABLE shop.sales_2 PARTITION OF shop.sales FOR VALUES FROM ('2026-02-01') TO ('2026-03-01');
+CREATE INDEX sales_total ON shop.sales (total);
+CREATE FUNCTION shop.twice() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.total = NEW.total * 2; RETURN NEW; END $$;
+CREATE TRIGGER doubles BEFORE INSERT ON shop.sales FOR EACH ROW EXECUTE FUNCTION shop.twice();
+ALTER TABLE shop.sales ENABLE ROW LEVEL SECURITY; CREATE POLICY cheap ON shop.sales USING (total < 100);
+INSERT INTO shop.sales (day, person, total) SELECT '2026-01-20'::date + i, 1, i FROM generate_series(1, 30) i;"""
+_FACTS = """SELECT indexdef FROM pg_indexes WHERE tablename LIKE 'sales%' UNION ALL SELECT pg_get_triggerdef(oid) FROM
+ pg_trigger WHERE tgname = 'doubles' UNION ALL SELECT p::text FROM pg_policies p WHERE schemaname = 'shop' UNION ALL
+ SELECT relname::text || relrowsecurity || coalesce(pg_get_expr(relpartbound, oid), '') FROM pg_class
+ WHERE relname LIKE 'sales%' UNION ALL SELECT conrelid::regclass || pg_get_constraintdef(oid) FROM pg_constraint
+ WHERE contype <> 'f' AND conrelid::regclass::text LIKE 'shop.sales%'
+ UNION ALL SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef
+ WHERE adrelid::regclass::text LIKE 'shop.sales%' UNION ALL SELECT last_value::text FROM shop.sales_id_seq ORDER BY 1"""
+
+
+def comes_out_as_sql(site: Site, source: Project, backup: Backup) -> None:
+    """Tables by themselves, into other databases of the same server; psql stops at the first error."""
+    tables = [
+        name for name in backup.manifest["contents"]["tables"]
+        if any(word in name for word in ("ta;ble", "child", "collated", "fk_b", "gen", "spelled", "typed", "secret"))
+    ]  # fmt: skip
+    assert len(tables) >= 8
+    script = sql_of(site, backup, *tables, "parted")
+    assert b"Left out, as it needs what was not chosen: FK CONSTRAINT public.fk_b" in script
+    assert b"Without rows, as others need it: TABLE public.parent" in script
+    login = loaded(source, "other", script)
+    shop = sql_of(site, backup, "shop.sales")
+    assert (
+        b"Left out, as it needs what was not chosen: FK CONSTRAINT shop.sales " in shop and b"shop.people" not in shop
+    )
+    loaded(source, "shop", shop)
+    name = source.databases.get(slot="current").name
+    with psycopg.connect(dbname="other", **login) as other, psycopg.connect(dbname=name, **login) as mine:
+        for table in (*tables, "public.parted"):
+            assert (
+                other.execute(_CONTENT.format(table)).fetchone() == mine.execute(_CONTENT.format(table)).fetchone()
+            ), table
+        there = other.execute("SELECT count(*) FROM pg_class WHERE relname IN ('big', 'light', 'orders')").fetchone()
+        assert there == (0,)
+        asked = "SELECT conname FROM pg_constraint WHERE conrelid = 'fk_b'::regclass AND contype = 'p'"
+        assert len(other.execute(asked).fetchall()) == 1
+        with psycopg.connect(dbname="shop", **login) as sold:
+            for question in (_CONTENT.format("shop.sales"), _FACTS):
+                assert sold.execute(question).fetchall() == mine.execute(question).fetchall()
+            assert len(sold.execute(_FACTS).fetchall()) >= 18
+            added = "INSERT INTO shop.sales (day, total) VALUES ('2026-02-03', 4) RETURNING id, total"
+            assert sold.execute(added).fetchone() == (31, 8)
+    with psycopg.connect(dbname="postgres", autocommit=True, **login) as link:
+        link.execute("DROP DATABASE other")
+        link.execute("DROP DATABASE shop")
+
+
+def loaded(source: Project, name: str, script: bytes) -> dict[str, Any]:
+    """Into a new database of the source's server; how to log in there."""
+    server = DatabaseServer.objects.get(project_uuid=source.pk)
+    place, secret = server.control_endpoint, server.admin_secret
+    assert secret is not None
+    login = {"host": place.host, "port": place.port, "user": server.admin_username, "password": secret.open()}
+    with psycopg.connect(dbname="postgres", autocommit=True, **login) as link:
+        link.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+    done = subprocess.run(
+        [
+            "docker", "run", "--rm", "-i", "--network=host", "--env=PGPASSWORD", "--entrypoint=psql", server.image,
+            f"--host={place.host}", f"--port={place.port}", f"--username={server.admin_username}", f"--dbname={name}",
+            "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--output=/dev/null",
+        ],
+        input=script, env={**os.environ, "PGPASSWORD": secret.open()}, capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return login
+
+
 def test_everything_goes_round_in_each_format(docker_site: Site, target: StorageTarget, backup_root: Path) -> None:
     site = docker_site
     source = site.ready()
     with site.login(source) as session:
         session.execute(HOSTILE)
-    wanted = take(source).manifest["contents"]
+        session.execute(SHOP)
+    first = take(source)
+    wanted = first.manifest["contents"]
+    comes_out_as_sql(site, source, first)
     plain = pg_dump(source)
     files = {
         "custom": pg_dump(source, "--format=custom"),
@@ -107,12 +193,21 @@ def test_what_is_hostile_or_broken_runs_nowhere(
     site.check_exactly(source)
 
 
-def test_it_is_restored_into_a_new_project_as_any_backup(process_site: Site, target: StorageTarget) -> None:
+def test_it_is_restored_into_a_new_project_as_any_backup(process_site: Site, s3: Path) -> None:
+    """From a bucket, where it came in several parts."""
     site = process_site
+    bucket_of(site.team, s3)
     source = site.ready()
-    backup, operation = taken(site, source, pg_dump(source, "--format=custom"), filename="shop.dump")
+    noise = (b"INSERT INTO public.noise VALUES ('%b');\n" % os.urandom(50_000).hex().encode() for _ in range(220))
+    script = pg_dump(source) + b"CREATE TABLE public.noise (t text);\n" + b"".join(noise)
+    backup, operation = taken(site, source, script, filename="shop.sql")
     assert operation.state == "succeeded", told(operation)
-    assert (backup.status, backup.rows) == ("stored", take(source).rows)
+    assert (backup.status, backup.storage.name) == ("stored", "bucket")
+    tables = backup.manifest["contents"]["tables"]
+    assert (tables["public.noise"][0], tables["public.orders"][0]) == (220, ROWS)
+    assert int(backup.upload["bytes"]) > 20 << 20
+    lying = [path.name for path in s3.rglob("*") if path.is_file() and ".sgwtmp" not in path.parts]
+    assert "source" not in lying and not [path for path in s3.glob(".sgwtmp/**/*") if path.is_file()]
     proof = Operation.objects.get(kind="verify", params__backup=str(backup.pk))
     assert site.finish(proof, 120).state == "succeeded", told(proof)
     backup.refresh_from_db()
