@@ -6,8 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from projects.domain import EngineError
 from projects.engines.foreign import Left
-from projects.engines.mysql_script import HEAD_BYTES, ID, OPEN, Script, space_end
+from projects.engines.mysql_script import HEAD_BYTES, OPEN, Script, space_end
 from projects.engines.scripts import past
 from projects.engines.sql_parts import Gone, remarks, waiting
 
@@ -18,13 +19,11 @@ _OF_TABLE = re.compile(
 _SETTING = re.compile(rb"SET\b", re.I)
 # A default may be the next of a sequence: they stand before the tables, so all of them come.
 _SEQUENCE = re.compile(rb"(CREATE\s+SEQUENCE\s+)|(?:DO|SELECT)\s+SETVAL\b", re.I)
-_NAME = rb"(?:`(?:[^`]|``)*`|\"(?:[^\"]|\"\")*\"|[\w$\x80-\xff]+)"
-_TRIGGER = re.compile(
-    rb"CREATE\b(?:\s|\*/|/\*M?!\d*|\bOR\s+REPLACE\b|\bDEFINER\s*=\s*" + ID + rb"(?:\s*@\s*" + ID + rb")?)*"
-    rb"\bTRIGGER\s+(?:IF\s+NOT\s+EXISTS\s+)?(?:" + _NAME + rb"\s*\.\s*)?" + _NAME + rb"\s+(?:BEFORE|AFTER)\s+"
-    rb"(?:INSERT|UPDATE|DELETE)\s+ON\s+(" + _NAME + rb")(?:\s*\.\s*(" + _NAME + rb"))?",
-    re.I,
+# Names, and each other character by itself; what opens and closes a comment that is run says nothing here.
+_TOKEN = re.compile(
+    rb"/\*M?!\d{0,6}|\*/|`(?:[^`]|``)*`|\"(?:[^\"]|\"\")*\"|'(?:[^'\\]|''|\\.)*'|[\w$\x80-\xff]+|[^\s]", re.S
 )
+_KINDS = {b"TRIGGER", b"PROCEDURE", b"FUNCTION", b"EVENT", b"VIEW", b"TABLE", b"SEQUENCE", b"PACKAGE", b"INDEX"}
 _LEFT = ("Foreign keys may be to tables that were not chosen. Views, routines and events are left out.",)
 
 
@@ -56,13 +55,13 @@ class _Some(Script):
         if (sequence := _SEQUENCE.match(head)) is not None and sequence[1]:
             at += sequence.end(1)
             yield statement[:at] + b"IF NOT EXISTS " + statement[at:]
-        elif sequence is not None or self._wanted(head):
+        elif sequence is not None or self._wanted(head, statement, at):
             yield statement
         else:
             self._skipped, line = waiting(self._skipped, len(statement))
             yield line
 
-    def _wanted(self, head: bytes) -> bool:
+    def _wanted(self, head: bytes, statement: bytes, at: int) -> bool:
         if _SETTING.match(head):
             return True
         if (found := _OF_TABLE.match(head)) is not None:
@@ -70,9 +69,38 @@ class _Some(Script):
             if found[1][:1] in b"Cc":
                 self._there.add(name)
             return name in self._names
-        if (trigger := _TRIGGER.match(head)) is not None:
-            return _plain(trigger[2] or trigger[1]) in self._names
-        return False
+        table = _table_of_trigger(statement, at)
+        return table is not None and table in self._names
+
+
+def _tokens(statement: bytes, at: int) -> Iterator[bytes]:
+    while (found := _TOKEN.match(statement, space_end(statement, at))) is not None:
+        at = found.end()
+        if found[0][:2] not in {b"/*", b"*/"}:
+            yield found[0]
+
+
+def _table_of_trigger(statement: bytes, at: int) -> bytes | None:
+    """None: it makes none. They come as somebody wrote them: with comments, and quoted names need no spaces. Raises
+    `EngineError` when the table can't be told."""
+    if statement[at : at + 6].upper() != b"CREATE":
+        return None
+    tokens = _tokens(statement, at)
+    if next((word for token in tokens if (word := token.upper()) in _KINDS), b"") != b"TRIGGER":
+        return None
+    token = next(tokens, b"").upper()
+    if token == b"IF":  # NOT EXISTS
+        next(tokens, b""), next(tokens, b""), next(tokens, b"")
+    when = next(tokens, b"").upper()
+    if when == b".":
+        next(tokens, b"")
+        when = next(tokens, b"").upper()
+    if when not in {b"BEFORE", b"AFTER"} or not any(token.upper() == b"ON" for token in tokens):
+        raise EngineError("the dump has a trigger whose table can't be told")
+    name = next(tokens, b"")
+    if next(tokens, b"") == b".":
+        name = next(tokens, b"")
+    return _plain(name)
 
 
 def _plain(name: bytes) -> bytes:

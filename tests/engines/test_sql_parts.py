@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from projects.domain import EngineError
 from projects.engines import mysql_sql
 from projects.engines.postgresql_sql import unquoted
 from projects.engines.sql_parts import Gone
@@ -49,6 +50,32 @@ def test_what_is_of_a_table_comes(size: int) -> None:
         assert there in script, there
     for word in (b"ALTER DATABASE", b"PROCEDURE", b"DROP TABLE", b"other", b"seen", b"theirs"):
         assert word not in script, word
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        b"TRIGGER`told`BEFORE INSERT ON`a``b`FOR EACH ROW SET @x = 1",
+        b"TRIGGER shop . told/* why */AFTER\nUPDATE\nON`a``b`SET @x = 1",
+        b"/*!50017 DEFINER=`before`@`on`*/ /*!50003 TRIGGER `ON` -- BEFORE x ON other\n"
+        b" BEFORE/**/DELETE # on z\nON shop.`a``b` SET @x = 1 */",
+        b"OR REPLACE DEFINER=u@127.0.0.1 TRIGGER IF NOT EXISTS \"after\" AFTER INSERT ON \"shop\".\"a`b\" SET @x = 1",
+        b"TRIGGER after BEFORE INSERT /*" + b" TRIGGER x BEFORE INSERT ON other" * 100 + b"*/ ON `a``b` SET @x = 1",
+    ],
+)  # fmt: skip
+def test_triggers_as_people_write_them(written: bytes) -> None:
+    dump = DUMP.replace(
+        b"DELIMITER ;\n-- Dump completed", b"CREATE " + written + b" ;;\nDELIMITER ;\n-- Dump completed"
+    )
+    assert written in b"".join(mysql_sql.script([dump], ["a`b"], "about", "mysql"))
+    if b"other" not in written:
+        assert written not in b"".join(mysql_sql.script([dump], ["other"], "about", "mysql"))
+
+
+def test_a_trigger_whose_table_can_t_be_told_is_not_passed_over() -> None:
+    dump = DUMP.replace(b"TRIGGER mine AFTER UPDATE ON shop", b"TRIGGER mine WHEN UPDATE ON shop")
+    with pytest.raises(EngineError, match="trigger"):
+        list(mysql_sql.script([dump], ["a`b"], "about", "mysql"))
 
 
 def test_what_is_not_there_is_told_at_the_end() -> None:
