@@ -22,6 +22,8 @@ _ROWS = {
     "MATERIALIZED VIEW",
     "FOREIGN TABLE",
 }  # what a choice is about: never drawn in by something else
+# Named after their table: another one's may need a chosen one.
+_OF_ONE = {"DEFAULT", "CONSTRAINT", "CHECK CONSTRAINT", "FK CONSTRAINT", "RULE", "TRIGGER", "POLICY"}
 _PART = re.compile(r'"((?:[^"]|"")*)"|([^".]+)')
 
 
@@ -163,9 +165,26 @@ class _Choice:
     def remarks(self) -> list[str]:
         told = [f"Without rows, as others need it: {named(self._by_id[pk])}" for pk in sorted(self._bare)]
         mine = [entry for entry in self._left if self._is_own(entry)]
+        told += [f"Not attached to {', '.join(parents)}: TABLE {where}" for where, parents in self._alone()]
+        told.append("Rights (GRANT) and owners are left out, and views and publications of these tables.")
         return told + [f"Left out, as it needs what was not chosen: {named(entry)}" for entry in mine]
+
+    def _alone(self) -> Iterator[tuple[str, list[str]]]:
+        """Partitions that come without what they are a part of."""
+        for entry in self._by_id.values():
+            if entry.kind != "TABLE ATTACH" or entry.id in self.taken:
+                continue
+            tables = [self._by_id[need] for need in entry.needs if self._is(need, {"TABLE"})]
+            mine = [table for table in tables if (table.schema, table.name) == (entry.schema, entry.name)]
+            if mine and mine[0].id in self.chosen:
+                yield (
+                    f"{entry.schema}.{entry.name}",
+                    [f"{table.schema}.{table.name}" for table in tables if table not in mine],
+                )
 
     def _is_own(self, entry: Entry) -> bool:
         """Of a chosen table; else it is another one's, about a chosen one."""
+        if entry.kind not in _OF_ONE:
+            return True
         tables = [self._by_id[pk] for pk in self.chosen.intersection(entry.needs)]
         return any(table.schema == entry.schema and entry.name.startswith(table.name + " ") for table in tables)

@@ -6,7 +6,8 @@ import pytest
 
 from projects.domain import EngineError
 from projects.engines import mysql_sql
-from projects.engines.postgresql_sql import unquoted
+from projects.engines.postgresql_archive import Entry
+from projects.engines.postgresql_sql import _Choice, unquoted
 from projects.engines.sql_parts import Gone
 
 DUMP = b"""ALTER DATABASE CHARACTER SET utf8mb4;
@@ -81,6 +82,29 @@ def test_a_trigger_whose_table_can_t_be_told_is_not_passed_over() -> None:
 def test_what_is_not_there_is_told_at_the_end() -> None:
     with pytest.raises(Gone, match="gone"):
         list(mysql_sql.script([DUMP], ["a`b", "gone"], "about", "mysql"))
+
+
+def test_what_of_postgresql_s_is_left_out_is_told() -> None:
+    def entry(pk: int, kind: str, name: str, *needs: int) -> Entry:
+        return Entry("s", name, kind, "SQL", pk, section=4, needs=needs)
+
+    found = _Choice(
+        [
+            entry(1, "TABLE", "whole"), entry(2, "TABLE", "part"), entry(3, "TABLE", "other"),
+            entry(4, "TABLE ATTACH", "part", 1, 2), entry(5, "INDEX", "part_i", 2), entry(6, "INDEX", "whole_i", 1),
+            entry(7, "INDEX ATTACH", "part_i", 5, 6), entry(8, "INDEX", "odd", 2, 3), entry(9, "STATISTICS", "st", 2, 3),
+            entry(10, "FK CONSTRAINT", "part fk", 2, 3), entry(11, "FK CONSTRAINT", "other fk", 3, 2),
+            entry(12, "POLICY", "other p", 3, 2), entry(13, "TABLE ATTACH", "other", 1, 3),
+        ],
+        {("s", "part"): "s.part"},
+    )  # fmt: skip
+    left = "Left out, as it needs what was not chosen: "
+    assert set(found.remarks()) == {
+        "Not attached to s.whole: TABLE s.part", f"{left}INDEX ATTACH s.part_i", f"{left}INDEX s.odd",
+        f"{left}STATISTICS s.st", f"{left}FK CONSTRAINT s.part fk",
+        "Rights (GRANT) and owners are left out, and views and publications of these tables.",
+    }  # fmt: skip
+    assert found.taken == {2, 5}
 
 
 @pytest.mark.parametrize(

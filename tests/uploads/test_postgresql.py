@@ -76,6 +76,8 @@ def comes_out_as_sql(site: Site, source: Project, backup: Backup) -> None:
         b"Left out, as it needs what was not chosen: FK CONSTRAINT shop.sales " in shop and b"shop.people" not in shop
     )
     loaded(source, "shop", shop)
+    part = sql_of(site, backup, "shop.sales_2")
+    assert b"-- Not attached to shop.sales: TABLE shop.sales_2\n" in part and b"INDEX ATTACH shop.sales_2_pkey" in part
     name = source.databases.get(slot="current").name
     with psycopg.connect(dbname="other", **login) as other, psycopg.connect(dbname=name, **login) as mine:
         for table in (*tables, "public.parted"):
