@@ -21,7 +21,7 @@ from backups.storage.base import StorageError
 from novastack.common.errors import Conflict, Invalid, Problem
 from projects import registry
 from projects.domain import EngineError
-from projects.engines.sql_parts import Gone
+from projects.engines.sql_parts import Gone, TooLarge
 
 log = structlog.get_logger(__name__)
 PIECE_BYTES = 1 << 20
@@ -36,6 +36,10 @@ class StorageUnavailable(Problem):
 
 class BackupCorrupt(Conflict):
     code, title = "backup_corrupt", "The backup is not what was stored"
+
+
+class SqlTooLarge(Conflict):
+    code, title = "sql_too_large", "Its tables can't be taken out of it"
 
 
 class ObjectMissing(Conflict):
@@ -89,7 +93,7 @@ def decrypted(backup: Backup) -> Download:
 
 def sql(backup: Backup, tables: Sequence[str], *, packed: bool) -> Download:
     """Some tables, by their names in the manifest, as SQL for the product's own client; `packed`: with zstd. Its last line says
-    that it is the end. Raises as `decrypted`, and `Invalid` for what the archive does not hold."""
+    that it is the end. Raises as `decrypted`, `Invalid` for what the archive does not hold, `SqlTooLarge`."""
     taken, product = backup.started_at or backup.created_at, registry.engine(backup.engine).title
     about = (
         f"Of the backup {backup.pk} of {backup.project_name}, {taken:%Y-%m-%d %H:%M} UTC ({product} {backup.version})"
@@ -150,6 +154,8 @@ def _told(error: BaseException) -> BaseException:
         return StorageUnavailable(error.detail)
     if isinstance(error, Gone):
         return Invalid.field("tables", "unknown", str(error))
+    if isinstance(error, TooLarge):
+        return SqlTooLarge(f"It can't be read a table at a time: {error}. Download all of it, or restore these tables.")
     if isinstance(error, EngineError):
         return BackupCorrupt(f"Its archive can't be read: {error}")
     return BackupCorrupt(error.detail) if isinstance(error, CorruptArchive) else error

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
 from projects.domain import EngineError
 from projects.engines.foreign import Left
 from projects.engines.mysql_script import HEAD_BYTES, OPEN, Script, space_end
 from projects.engines.scripts import past
-from projects.engines.sql_parts import Gone, remarks, waiting
+from projects.engines.sql_parts import Gone, TooLarge, remarks, waiting
 
 _OF_TABLE = re.compile(
     rb"(CREATE\s+TABLE|INSERT\s+(?:IGNORE\s+)?INTO|REPLACE\s+INTO|UPDATE|ALTER\s+TABLE)\s+(?:IF\s+NOT\s+EXISTS\s+)?`((?:[^`]|``)*)`",
@@ -24,6 +25,7 @@ _TOKEN = re.compile(
     rb"/\*M?!\d{0,6}|\*/|`(?:[^`]|``)*`|\"(?:[^\"]|\"\")*\"|'(?:[^'\\]|''|\\.)*'|[\w$\x80-\xff]+|[^\s]", re.S
 )
 _KINDS = {b"TRIGGER", b"PROCEDURE", b"FUNCTION", b"EVENT", b"VIEW", b"TABLE", b"SEQUENCE", b"PACKAGE", b"INDEX"}
+_HELD_BYTES = 4 << 20
 _LEFT = ("Foreign keys may be to tables that were not chosen. Views, routines and events are left out.",)
 
 
@@ -43,11 +45,29 @@ class _Some(Script):
         super().__init__(pieces, Left())
         self._names = {name.encode(): name for name in tables}
         self._there: set[bytes] = set()
-        self._skipped = 0
+        self._skipped = self._dropped = 0
 
     @property
     def missing(self) -> list[str]:
         return sorted(shown for name, shown in self._names.items() if name not in self._there)
+
+    def _more(self) -> bool:
+        """Of a long statement that is not taken no more than its head is held."""
+        begin, passed = self._start + 2 * HEAD_BYTES, self._at
+        if passed - begin > _HELD_BYTES and self._is_other(self._buffer[self._start : begin]):
+            self._buffer = self._buffer[self._start : begin] + self._buffer[passed:]
+            self._start, self._at = 0, 2 * HEAD_BYTES
+            self._dropped += passed - begin
+        return super()._more()
+
+    def _is_other(self, head: bytes) -> bool:
+        found = _OF_TABLE.match(head, past(OPEN, head, space_end(head)))
+        return found is not None and found[2].replace(b"``", b"`") not in self._names
+
+    def _refuse(self, code: str, detail: str) -> NoReturn:
+        if code == "upload_statement_too_large":
+            raise TooLarge(f"Line {self._line}: {detail}")
+        super()._refuse(code, detail)
 
     def _taken(self, statement: bytes) -> Iterator[bytes]:
         at = past(OPEN, statement, space_end(statement))
@@ -58,8 +78,9 @@ class _Some(Script):
         elif sequence is not None or self._wanted(head, statement, at):
             yield statement
         else:
-            self._skipped, line = waiting(self._skipped, len(statement))
+            self._skipped, line = waiting(self._skipped, len(statement) + self._dropped)
             yield line
+        self._dropped = 0
 
     def _wanted(self, head: bytes, statement: bytes, at: int) -> bool:
         if _SETTING.match(head):

@@ -19,7 +19,7 @@ from projects.engines import zipping
 _MAGIC = b"PGDMP"
 _OLDEST, _NEWEST = (1, 12), (1, 16)
 CUSTOM, TAR, DIRECTORY = 1, 3, 5  # a folder's table of contents says that it is of a tar archive
-_MOST_BYTES = 256 << 20  # of a table of contents: some 500,000 objects
+MOST_BYTES = 256 << 20  # of a table of contents: some 500,000 objects
 _ZSTD_IN_BYTES = 512  # a block of four bytes may stand for 128 KiB
 NUMBER = re.compile(r"[0-9]{1,10}")  # of an entry, or an OID
 _SETVAL = re.compile(r"setval\('.*', (-?\d{1,20}), (true|false)\);\s*\Z", re.DOTALL)
@@ -83,7 +83,7 @@ class Head:
 
     def _take(self, piece: bytes) -> None:
         self._held += piece
-        if len(self._held) > _MOST_BYTES:
+        if len(self._held) > MOST_BYTES:
             raise EngineError("the dump's table of contents is too large")
         self._advance()
 

@@ -11,6 +11,7 @@ from projects.domain import EngineError
 from projects.engines.foreign import ForeignRefused, Left, Pull, split
 from projects.engines.postgresql_archive import CUSTOM, NUMBER, Entry, Head
 from projects.engines.postgresql_unpackers import GZIP, check, unpacked
+from projects.engines.sql_parts import TooLarge
 
 _DATA, _BLOBS = 1, 3
 _PREFACE_BYTES = 64 << 10
@@ -39,6 +40,9 @@ class Reader:
     """An archive in custom format. Raises `ForeignRefused`, and `EngineError` for a head that is not known."""
 
     FORMAT: ClassVar[int] = CUSTOM
+    # Of the table of contents; None: as many as fit in.
+    MOST_BYTES: ClassVar[int] = _TOC_BYTES
+    MOST_ENTRIES: ClassVar[int | None] = _TOC_ENTRIES
 
     def __init__(self, pull: Pull, left: Left | None = None) -> None:
         self._pull, self._left = pull, left or Left()
@@ -58,10 +62,13 @@ class Reader:
             while True:
                 taken += wanted
                 if wanted < 0 or taken > most:
-                    raise ForeignRefused("upload_damaged", "The archive's table of contents is damaged, or too large.")
+                    raise self._not_taken(too_large=wanted >= 0)
                 wanted = steps.send(self._pull.take(wanted))
         except StopIteration as done:
             return done.value
+
+    def _not_taken(self, *, too_large: bool) -> EngineError:
+        return ForeignRefused("upload_damaged", "The archive's table of contents is damaged, or too large.")
 
     def script(self) -> Iterator[bytes]:
         self._left.where = "The archive's table of contents"
@@ -85,6 +92,8 @@ class Reader:
     def _contents(self) -> list[Entry]:
         try:
             self.begin()
+        except TooLarge:
+            raise
         except EngineError as error:
             raise _damaged(error) from None
         self._entries = self._table()
@@ -92,7 +101,9 @@ class Reader:
 
     def _table(self) -> list[Entry]:
         try:
-            found: list[Entry] = self._read(self._head.table(most=_TOC_ENTRIES), _TOC_BYTES)
+            found: list[Entry] = self._read(self._head.table(most=self.MOST_ENTRIES), self.MOST_BYTES)
+        except TooLarge:
+            raise
         except EngineError as error:
             raise _damaged(error) from None
         return found

@@ -6,10 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from projects.domain import EngineError
 from projects.engines.foreign import Pull
-from projects.engines.postgresql_archive import Entry
+from projects.engines.postgresql_archive import MOST_BYTES, Entry
 from projects.engines.postgresql_reader import FIRST, PREAMBLE, Reader, named
-from projects.engines.sql_parts import Gone, remarks, waiting
+from projects.engines.sql_parts import Gone, TooLarge, remarks, waiting
 
 # What belongs to a table, in whatever section it stands.
 _OF_TABLES = {
@@ -41,6 +42,11 @@ def unquoted(name: str) -> tuple[str, str]:
 
 
 class _Some(Reader):
+    """Of our own: whatever pg_dump of ours was taken as a backup (`postgresql_archive`) can be taken apart."""
+
+    MOST_BYTES = MOST_BYTES
+    MOST_ENTRIES = None
+
     def __init__(self, pull: Pull, tables: Iterable[str], about: str) -> None:
         super().__init__(pull)
         self._names, self._about = {unquoted(name): name for name in tables}, about
@@ -63,6 +69,11 @@ class _Some(Reader):
             if entry.section > 2 and not entry.has_data:
                 yield from self._whole(entry)
         yield b"COMMIT;\n\n-- End.\n"
+
+    def _not_taken(self, *, too_large: bool) -> EngineError:
+        if too_large:
+            return TooLarge(f"Its table of contents has more than {self.MOST_BYTES >> 20} MiB")
+        return super()._not_taken(too_large=False)
 
     def _whole(self, entry: Entry) -> Iterator[bytes]:
         for piece in self._defined(entry):

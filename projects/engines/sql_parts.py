@@ -15,6 +15,12 @@ class Gone(EngineError):
     retryable = False
 
 
+class TooLarge(EngineError):
+    """The archive may be good: a part of it that has to be in memory is larger than is taken there."""
+
+    retryable = False
+
+
 def remarks(about: str, told: Iterable[str], command: str) -> bytes:
     whole = "The file is whole only if its last line is `-- End.`: look before you load it."
     lines = [about, whole, *told, f"Nothing is dropped: load it where these are not. {command}"]

@@ -18,7 +18,7 @@ from accounts.models import AuditEvent
 from backups.archive import CorruptArchive
 from backups.models import Backup, StorageTarget
 from backups.services import downloads
-from projects.engines import mysql_sql, sql_parts
+from projects.engines import mysql_sql, postgresql_sql, sql_parts
 from projects.engines.foreign import ForeignRefused
 from projects.models import Project
 from projects.runtimes.process_binaries import bundled_places
@@ -90,7 +90,10 @@ def test_one_that_is_cut_off_commits_nothing(team: Team, backup: Backup) -> None
         psql(b"DROP TABLE IF EXISTS public.t;")
 
 
-def test_what_is_refused(team: Team, backup: Backup, project: Project, target: StorageTarget) -> None:  # noqa: F811
+def test_what_is_refused(
+    team: Team, backup: Backup, project: Project, target: StorageTarget,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     client = api_client(team.bob)
     for query, field, code in (
         ("", "tables", "required"), ("&tables=nowhere", "tables", "unknown"), ("&tables=t&compress=lz4", "compress", "invalid"),
@@ -109,6 +112,9 @@ def test_what_is_refused(team: Team, backup: Backup, project: Project, target: S
     other = make(project, target, b"no archive" * 99, manifest=backup.manifest)
     answer = get(client, other, "&tables=t")
     assert (answer.status_code, answer.json()["code"]) == (409, "backup_corrupt")
+    monkeypatch.setattr(postgresql_sql._Some, "MOST_BYTES", 99)
+    answer = get(client, backup, "&tables=t")
+    assert (answer.status_code, answer.json()["code"]) == (409, "sql_too_large")
     Backup.objects.filter(pk=backup.pk).update(engine="ferretdb", version="1.24")
     assert get(client, backup, "&tables=t").json()["errors"][0]["code"] == "not_available"
     Backup.objects.filter(pk=backup.pk).update(status="corrupt")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from projects.domain import EngineError
-from projects.engines import mysql_sql
+from projects.engines import mysql_sql, scripts, sql_parts
 from projects.engines.postgresql_archive import Entry
 from projects.engines.postgresql_sql import _Choice, unquoted
 from projects.engines.sql_parts import Gone
@@ -77,6 +77,22 @@ def test_a_trigger_whose_table_can_t_be_told_is_not_passed_over() -> None:
     dump = DUMP.replace(b"TRIGGER mine AFTER UPDATE ON shop", b"TRIGGER mine WHEN UPDATE ON shop")
     with pytest.raises(EngineError, match="trigger"):
         list(mysql_sql.script([dump], ["a`b"], "about", "mysql"))
+
+
+def test_long_statements_of_others_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripts, "STATEMENT_BYTES", 50_000)
+    monkeypatch.setattr(mysql_sql, "_HELD_BYTES", 9_000)
+    row = (
+        b"-- 'why\nINSERT INTO `other` VALUES ('" + b"x\\';\n'',\"`" * 30_000 + b"', 1 /* ' */, `q`), ('y') -- z;\n;\n"
+    )
+    dump = DUMP.replace(b"UPDATE `other`", row + b"UPDATE `other`")
+    for size in (7, 3_000, 40_000):
+        pieces = [dump[at : at + size] for at in range(0, len(dump), size)]
+        assert b"".join(mysql_sql.script(pieces, ["a`b"], "x", "mysql")) == b"".join(
+            mysql_sql.script([DUMP], ["a`b"], "x", "mysql")
+        )
+        with pytest.raises(sql_parts.TooLarge):
+            list(mysql_sql.script(pieces, ["a`b", "other"], "x", "mysql"))
 
 
 def test_what_is_not_there_is_told_at_the_end() -> None:
