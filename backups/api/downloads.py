@@ -13,13 +13,13 @@ from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_sche
 from rest_framework import generics, renderers
 from rest_framework.request import Request
 
-from accounts.permissions import Capability, require
+from accounts.permissions import Capability, Principal, require
 from backups.api.backups import BackupScoped
 from backups.models import Backup, BackupStatus
 from backups.services import downloads
-from backups.services.backups import backup_download
+from backups.services.backups import backup_download, download_allowed
 from backups.services.downloads import Download, name_of
-from backups.services.sql import sql_download
+from backups.services.sql import sql_choice, sql_download
 from novastack.common.errors import ActionNotAllowed, Invalid, Problem
 from novastack.common.openapi import problems
 from novastack.common.streaming import attachment
@@ -75,10 +75,10 @@ class BackupDownloadView(BackupScoped, generics.GenericAPIView[Backup]):
         if wanted == "sql":
             tables, packed = request.query_params.getlist("tables"), _packed(request)
             return _answer(*sql_download(self.principal, backup, tables, packed=packed))
-        backup_download(self.principal, backup, decrypted=wanted == "decrypted")
-        if wanted == "decrypted":
-            return _answer(downloads.decrypted(backup), name_of(backup, ".dump"))
-        return _stored(backup, request)
+        if wanted == "stored":
+            return _stored(self.principal, backup, request)
+        download = backup_download(self.principal, backup, lambda: downloads.decrypted(backup), decrypted=True)
+        return _answer(download, name_of(backup, ".dump"))
 
     def head(self, request: Request, pk: UUID) -> HttpResponseBase:
         """How large it is, and what names it: nothing is read, so that nothing counts as downloaded."""
@@ -87,7 +87,9 @@ class BackupDownloadView(BackupScoped, generics.GenericAPIView[Backup]):
         stored = _form(request) == "stored"
         if not backup.usable and not (stored and backup.status == BackupStatus.CORRUPT):
             raise ActionNotAllowed("There is nothing to download.")
-        if _form(request) == "sql":  # nobody knows before
+        if _form(request) == "sql":  # how large nobody knows before
+            _packed(request)
+            sql_choice(self.principal, backup, request.query_params.getlist("tables"))
             return StreamingHttpResponse(iter(()), content_type="application/octet-stream")
         response = HttpResponse(content_type="application/octet-stream")
         size = backup.size_bytes if stored else backup.dump_bytes
@@ -114,17 +116,22 @@ def _packed(request: Request) -> bool:
     return wanted == "zstd"
 
 
-def _stored(backup: Backup, request: Request) -> HttpResponseBase:
+def _stored(principal: Principal, backup: Backup, request: Request) -> HttpResponseBase:
+    download_allowed(principal, backup, decrypted=False)
     size, tag = backup.size_bytes or 0, f'"{backup.sha256}"'
     part = _range(request.headers.get("Range", ""), size)
     if part is not None and request.headers.get("If-Range", tag) != tag:
         part = None
     name = name_of(backup, ".zst.age" if backup.encrypted else ".zst")
     if part is None:
-        response = _answer(downloads.stored(backup), name)
+        download = backup_download(principal, backup, lambda: downloads.stored(backup), decrypted=False)
+        response = _answer(download, name)
     else:
         first, last = part
-        response = _answer(downloads.stored(backup, offset=first, length=last - first + 1), name)
+        download = backup_download(
+            principal, backup, lambda: downloads.stored(backup, offset=first, length=last - first + 1), decrypted=False
+        )  # fmt: skip
+        response = _answer(download, name)
         response.status_code = 206
         response["Content-Range"] = f"bytes {first}-{last}/{size}"
     response["Accept-Ranges"], response["ETag"] = "bytes", tag

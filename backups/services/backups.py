@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.db import transaction
@@ -13,6 +13,7 @@ from accounts.permissions import Capability, Principal, require
 from accounts.services import audit
 from backups.models import Backup, BackupStatus, BackupTrigger, StorageTarget
 from backups.operations import deleting, taking
+from backups.services.downloads import Download
 from novastack.common.errors import ActionNotAllowed, Invalid, NotFound
 from projects.models import DesiredStatus, Operation, Project, ProjectStatus
 from projects.operations import locks
@@ -113,13 +114,32 @@ def _pin(principal: Principal, backup: Backup, pinned: bool, reason: str) -> Bac
     return backup
 
 
-def backup_download(principal: Principal, backup: Backup, *, decrypted: bool, tables: Sequence[str] = ()) -> None:
-    """Allow one download, and put it down. It holds all rows, or those of some tables: the right is that to connect. Raises
-    `PermissionDenied`, `ActionNotAllowed`."""
+def backup_download(
+    principal: Principal,
+    backup: Backup,
+    opening: Callable[[], Download],
+    *,
+    decrypted: bool,
+    tables: Sequence[str] = (),
+) -> Download:
+    """Allow one download, open it, and put it down; one that can't be opened is none. It holds all rows, or those of some
+    tables: the right is that to connect. Raises `PermissionDenied`, `ActionNotAllowed`, and what `opening` raises."""
+    download_allowed(principal, backup, decrypted=decrypted)
+    download = opening()
+    said = {"tables": list(tables)} if tables else {}
+    try:
+        _audit(principal, "backup.downloaded", backup, decrypted=decrypted, **said)
+    except BaseException:
+        download.close()
+        raise
+    return download
+
+
+def download_allowed(principal: Principal, backup: Backup, *, decrypted: bool) -> None:
+    """Raises `PermissionDenied`, `ActionNotAllowed`."""
     require(principal, backup.organization_id, Capability.CONNECT)
     if not backup.usable and not (backup.status == BackupStatus.CORRUPT and not decrypted):
         raise ActionNotAllowed(f"There is nothing to download: it is {backup.get_status_display().lower()}.")
-    _audit(principal, "backup.downloaded", backup, decrypted=decrypted, **({"tables": list(tables)} if tables else {}))
 
 
 def _clean(text: str, field: str, most: int) -> str:

@@ -58,6 +58,11 @@ class Download:
     pieces: Iterator[bytes]
     size_bytes: int | None
 
+    def close(self) -> None:
+        close = getattr(self.pieces, "close", None)
+        if close is not None:
+            close()
+
 
 def stored(backup: Backup, *, offset: int = 0, length: int | None = None) -> Download:
     """A part of the object as it lies in the storage, after its first byte was seen. Raises `StorageUnavailable`,

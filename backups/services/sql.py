@@ -16,6 +16,15 @@ from novastack.common.errors import ActionNotAllowed, Invalid
 def sql_download(principal: Principal, backup: Backup, tables: Sequence[str], *, packed: bool) -> tuple[Download, str]:
     """And what the file is called. `tables`: as the manifest names them, or without `public`. Put down as a download. Raises
     `PermissionDenied`, `ActionNotAllowed`, `Invalid` with the field `tables`, and what `downloads.sql` raises."""
+    chosen = sql_choice(principal, backup, tables)
+    download = backup_download(
+        principal, backup, lambda: downloads.sql(backup, chosen, packed=packed), decrypted=True, tables=chosen
+    )  # fmt: skip
+    return download, downloads.name_of(backup, ".sql.zst" if packed else ".sql")
+
+
+def sql_choice(principal: Principal, backup: Backup, tables: Sequence[str]) -> list[str]:
+    """The tables' whole names, if they may be downloaded, as far as that is known before the backup is read."""
     require(principal, backup.organization_id, Capability.CONNECT)
     if not backup.usable:
         raise ActionNotAllowed("There is nothing to download.")
@@ -23,6 +32,4 @@ def sql_download(principal: Principal, backup: Backup, tables: Sequence[str], *,
         raise Invalid.field("tables", "not_available", "Backups of this product hold no SQL: download all of it.")
     if not tables:
         raise Invalid.field("tables", "required", "Choose a table first.")
-    chosen = selection(backup, tables, ()).tables
-    backup_download(principal, backup, decrypted=True, tables=chosen)
-    return downloads.sql(backup, chosen, packed=packed), downloads.name_of(backup, ".sql.zst" if packed else ".sql")
+    return list(selection(backup, tables, ()).tables)

@@ -39,6 +39,7 @@ def tables_download(request: HttpRequest, backup_id: UUID) -> HttpResponseBase:
     sent = request.POST if request.method == "POST" else request.GET
     tables = [name[:260] for name in sent.getlist("tables")[: MOST + 1]]
     refused, packed = "", sent.get("packed") == "on"
+    status, later = 200, None
     if request.method == "POST":
         try:
             download, name = sql_download(principal, backup, tables, packed=packed)
@@ -46,6 +47,7 @@ def tables_download(request: HttpRequest, backup_id: UUID) -> HttpResponseBase:
             raise
         except Problem as problem:
             refused = " ".join(error.detail for error in problem.errors) or problem.detail
+            status, later = problem.status, problem.retry_after_seconds
         else:
             return attachment(download.pieces, name, download.size_bytes)
     source = project_of(principal, backup)
@@ -54,4 +56,7 @@ def tables_download(request: HttpRequest, backup_id: UUID) -> HttpResponseBase:
         **listed(backup, source, tables, [], sent.get("search", "")),
     }  # fmt: skip
     template = "backups/_parts.html" if request.htmx else "backups/sql.html"  # type: ignore[attr-defined]
-    return render(request, template, context, status=400 if refused else 200)
+    response = render(request, template, context, status=status)
+    if later is not None:
+        response["Retry-After"] = str(later)
+    return response

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,8 @@ def test_what_is_refused(
         assert answer.status_code == 400, answer
         (error,) = answer.json()["errors"]
         assert (error["field"], error["code"]) == (field, code), query
+        head = client.head(f"/api/v1/backups/{backup.pk}/download/?as=sql{query}")
+        assert head.status_code == (200 if "gone" in query else 400), query  # what needs the archive HEAD can't know
     answer = client.get(f"/api/v1/backups/{backup.pk}/download/?tables=t")
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "tables")
     assert get(api_client(team.vera), backup, "&tables=t").status_code == 403
@@ -117,6 +120,7 @@ def test_what_is_refused(
     assert (answer.status_code, answer.json()["code"]) == (409, "sql_too_large")
     Backup.objects.filter(pk=backup.pk).update(engine="ferretdb", version="1.24")
     assert get(client, backup, "&tables=t").json()["errors"][0]["code"] == "not_available"
+    assert not AuditEvent.objects.filter(action="backup.downloaded").exists(), "nothing left the house"
     Backup.objects.filter(pk=backup.pk).update(status="corrupt")
     assert get(client, backup, "&tables=t").json()["code"] == "action_not_allowed"
     assert free()
@@ -184,7 +188,7 @@ def test_a_long_statement_is_in_memory_twice_at_most(packed: bool) -> None:
     assert peak < 2.4 * size
 
 
-def test_the_page(team: Team, backup: Backup) -> None:
+def test_the_page(team: Team, backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     client, url = browser(team.bob), f"/backups/{backup.pk}/download/tables/"
     assert url in client.get(f"/backups/{backup.pk}/download/").content.decode()
     page = client.get(url)
@@ -194,7 +198,12 @@ def test_the_page(team: Team, backup: Backup) -> None:
     for tables in ([], ["public.gone"]):
         refused = client.post(url, {"tables": tables})
         assert refused.status_code == 400 and 'role="alert"' in refused.content.decode()
-    assert not AuditEvent.objects.filter(action="backup.downloaded", data__tables=[]).exists()
+    assert not AuditEvent.objects.filter(action="backup.downloaded").exists()
+    with monkeypatch.context() as others:
+        others.setattr(downloads, "slots", threading.BoundedSemaphore(1))
+        with downloads.slots:
+            refused = client.post(url, {"tables": ["public.t"]})
+    assert (refused.status_code, refused["Retry-After"]) == (429, "60") and 'role="alert"' in refused.content.decode()
     answer = client.post(url, {"tables": ["public.t"], "packed": "on"})
     assert answer.status_code == 200 and answer["Content-Disposition"].endswith('.sql.zst"')
     assert zstandard.ZstdDecompressor().decompressobj().decompress(body_of(answer)).endswith(b"-- End.\n")
