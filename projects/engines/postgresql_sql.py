@@ -142,7 +142,8 @@ class _Choice:
 
     def _belongs(self, entry: Entry) -> bool:
         if entry.kind == "TABLE ATTACH":
-            return {need for need in entry.needs if self._is(need, {"TABLE"})} <= self.chosen
+            tables = {need for need in entry.needs if self._is(need, {"TABLE"})}
+            return tables <= self.taken and not self.chosen.isdisjoint(tables)
         return any(need in self.chosen or (need in self.taken and self._is(need, _OF_TABLES)) for need in entry.needs)
 
     def _is(self, pk: int, kinds: set[str]) -> bool:
@@ -177,8 +178,14 @@ class _Choice:
         told = [f"Without rows, as others need it: {named(self._by_id[pk])}" for pk in sorted(self._bare)]
         mine = [entry for entry in self._left if self._is_own(entry)]
         told += [f"Not attached to {', '.join(parents)}: TABLE {where}" for where, parents in self._alone()]
+        told += self._parts()
         told.append("Rights (GRANT) and owners are left out, and views and publications of these tables.")
         return told + [f"Left out, as it needs what was not chosen: {named(entry)}" for entry in mine]
+
+    def _parts(self) -> Iterator[str]:
+        for entry in self._by_id.values():
+            if entry.kind == "TABLE ATTACH" and entry.id in self.taken and self._bare.intersection(entry.needs):
+                yield f"Triggers, foreign keys and policies of what it is a part of are left out: {named(entry)}"
 
     def _alone(self) -> Iterator[tuple[str, list[str]]]:
         """Partitions that come without what they are a part of."""
@@ -196,6 +203,6 @@ class _Choice:
     def _is_own(self, entry: Entry) -> bool:
         """Of a chosen table; else it is another one's, about a chosen one."""
         if entry.kind not in _OF_ONE:
-            return True
+            return not self.chosen.isdisjoint(entry.needs)
         tables = [self._by_id[pk] for pk in self.chosen.intersection(entry.needs)]
         return any(table.schema == entry.schema and entry.name.startswith(table.name + " ") for table in tables)

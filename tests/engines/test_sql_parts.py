@@ -108,7 +108,7 @@ def test_what_of_postgresql_s_is_left_out_is_told() -> None:
         [
             entry(1, "TABLE", "whole"), entry(2, "TABLE", "part"), entry(3, "TABLE", "other"),
             entry(4, "TABLE ATTACH", "part", 1, 2), entry(5, "INDEX", "part_i", 2), entry(6, "INDEX", "whole_i", 1),
-            entry(7, "INDEX ATTACH", "part_i", 5, 6), entry(8, "INDEX", "odd", 2, 3), entry(9, "STATISTICS", "st", 2, 3),
+            entry(7, "INDEX ATTACH", "part_i", 5, 6, 2, 1), entry(8, "INDEX", "odd", 2, 3), entry(9, "STATISTICS", "st", 2, 3),
             entry(10, "FK CONSTRAINT", "part fk", 2, 3), entry(11, "FK CONSTRAINT", "other fk", 3, 2),
             entry(12, "POLICY", "other p", 3, 2), entry(13, "TABLE ATTACH", "other", 1, 3),
         ],
@@ -121,6 +121,23 @@ def test_what_of_postgresql_s_is_left_out_is_told() -> None:
         "Rights (GRANT) and owners are left out, and views and publications of these tables.",
     }  # fmt: skip
     assert found.taken == {2, 5}
+    # As pg_dump has it, a part needs the whole: that comes without rows, and the part is attached to it.
+    found = _Choice(
+        [
+            entry(1, "TABLE", "whole"), entry(2, "TABLE", "part", 1), entry(3, "TABLE", "other", 1),
+            entry(4, "TABLE ATTACH", "part", 1, 2), entry(5, "TABLE ATTACH", "other", 1, 3), entry(6, "INDEX", "whole_i", 1),
+            entry(7, "INDEX", "part_i", 2, 6), entry(8, "INDEX ATTACH", "part_i", 7, 6, 2, 1),
+            entry(9, "INDEX", "other_i", 3, 6), entry(10, "INDEX ATTACH", "other_i", 9, 6, 3, 1),
+            entry(11, "TRIGGER", "whole t", 1),
+        ],
+        {("s", "part"): "s.part"},
+    )  # fmt: skip
+    assert set(found.remarks()) == {
+        "Without rows, as others need it: TABLE s.whole",
+        "Triggers, foreign keys and policies of what it is a part of are left out: TABLE ATTACH s.part",
+        "Rights (GRANT) and owners are left out, and views and publications of these tables.",
+    }  # fmt: skip
+    assert found.taken == {1, 2, 4, 6, 7, 8}
 
 
 @pytest.mark.parametrize(
