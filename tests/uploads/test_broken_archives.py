@@ -25,6 +25,7 @@ WHOLE = {
         tar([("toc.dat", contents(blobs=True)), ("2.dat", ROWS), ("blob_7.dat", b"x" * 9), ("blobs.toc", b"7 blob_7.dat\n")])
     ],
 }  # fmt: skip
+SEED = 20261122  # the same files each time; another one when something is looked for
 CASES = [(kind, at) for kind, archives in WHOLE.items() for at in range(len(archives))]
 
 
@@ -68,7 +69,7 @@ def recognised(head: bytes) -> Iterator[bytes]:
 
 @pytest.mark.parametrize(("kind", "at"), CASES)
 def test_what_is_broken_is_refused_with_a_word(kind: str, at: int) -> None:
-    seed = random.randrange(1 << 32)
+    seed = SEED
     chance, data = random.Random(seed), WHOLE[kind][at]
     assert tried(script_of([data], kind, Left()))
     taken = 0
@@ -89,7 +90,7 @@ def test_what_is_broken_is_refused_with_a_word(kind: str, at: int) -> None:
 
 @pytest.mark.parametrize("compression", PACK)
 def test_streams_that_are_broken(compression: int) -> None:
-    seed = random.randrange(1 << 32)
+    seed = SEED
     chance, packed = random.Random(seed), PACK[compression](random.Random(1).randbytes(300) + bytes(1 << 20))
     tracemalloc.start()
     try:
