@@ -1,4 +1,4 @@
-from backups.models.backups import USABLE, Backup, Proof, Restore
+from backups.models.backups import MISSED, MISSING, THERE, USABLE, Backup, Proof, Restore
 from backups.models.choices import (
     BackupStatus,
     BackupTrigger,
@@ -13,6 +13,9 @@ from backups.models.schedules import BackupPolicy, Drill, Schedule, ScheduleRun
 from backups.models.storages import BackupKey, OfflineKey, SigningKey, StorageTarget
 
 __all__ = [
+    "MISSED",
+    "MISSING",
+    "THERE",
     "USABLE",
     "Backup",
     "BackupKey",

@@ -22,6 +22,10 @@ from backups.querysets import OwnedQuerySet
 from novastack.common.models import BaseModel
 
 USABLE = (BackupStatus.STORED, BackupStatus.VERIFYING, BackupStatus.VERIFIED)
+# Its last proof found no object. A key transform on a null is null, which no `exclude` gets right: so there are both.
+MISSED = "object_missing"
+MISSING = Q(verify_error__code=MISSED)
+THERE = Q(verify_error__isnull=True) | ~MISSING
 
 
 class Backup(BaseModel):
@@ -103,6 +107,11 @@ class Backup(BaseModel):
 
     def __str__(self) -> str:
         return f"{self.project_slug} {self.created_at:%Y-%m-%d %H:%M}"
+
+    @property
+    def missing(self) -> bool:
+        """Its last proof found no object: whatever it was, nothing can be restored from it."""
+        return (self.verify_error or {}).get("code") == MISSED
 
     @property
     def usable(self) -> bool:

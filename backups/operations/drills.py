@@ -11,7 +11,7 @@ from django.db import transaction
 from django.db.models.functions import Coalesce
 
 from accounts.services import audit
-from backups.models import Backup, BackupStatus, BackupTrigger, Drill, ProofKind
+from backups.models import THERE, Backup, BackupStatus, BackupTrigger, Drill, ProofKind
 from backups.operations import proving, schedules
 from novastack.common.clock import now
 from novastack.common.errors import Conflict, OperationInProgress
@@ -35,8 +35,7 @@ def newest(project_id: UUID) -> Backup | None:
         "storage"
     )
     rows = rows.exclude(trigger=BackupTrigger.UPLOAD).order_by(Coalesce("started_at", "created_at").desc())
-    missed = Backup.objects.filter(project_uuid=project_id, verify_error__code="object_missing").values("pk")
-    for some in (rows.exclude(pk__in=missed), rows):
+    for some in (rows.filter(THERE), rows):
         for status in (BackupStatus.VERIFIED, BackupStatus.STORED):
             if (found := some.filter(status=status).first()) is not None:
                 return found

@@ -139,7 +139,7 @@ def _settled(project: Project) -> bool:
     backup = Backup.objects.filter(pk=last.params.get(PARAM)).first() if PARAM in last.params else None
     if backup is None or backup.status != BackupStatus.VERIFIED:
         return False
-    return (backup.verify_error or {}).get("code") != "object_missing"  # proven once, and not there any more
+    return not backup.missing  # proven once, and not there any more
 
 
 # --- steps --------------------------------------------------------------------------------------------------------------

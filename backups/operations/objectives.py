@@ -12,6 +12,8 @@ from django.db.models import Case, Count, Exists, F, OuterRef, Q, QuerySet, When
 from django.db.models.functions import Coalesce
 
 from backups.models import (
+    MISSING,
+    THERE,
     Backup,
     BackupPolicy,
     BackupStatus,
@@ -27,8 +29,6 @@ from novastack.common.clock import now
 from projects.models import Project
 
 MISSED_DAYS = 7
-# Its last proof found no object (a key transform on a null is null, which no `exclude` gets right).
-MISSING = Coalesce(Q(verify_error__code="object_missing"), False)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,10 @@ def objectives_of(projects: Collection[Project]) -> dict[UUID, Objective]:
     policies = {policy.project_id: policy for policy in BackupPolicy.objects.filter(project__in=ids)}
     # What somebody uploaded says nothing about what is in the project.
     rows = Backup.objects.filter(project_uuid__in=ids).exclude(trigger=BackupTrigger.UPLOAD).defer("manifest")
-    rows = rows.annotate(gone=MISSING)
     ended = rows.exclude(status__in=[BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.DELETING])
     last = {row.project_uuid: row for row in _first(ended, "-created_at", "-id")}
     # One whose object is not there any more was proven once, and protects nobody now.
-    proven = rows.filter(
-        status__in=[BackupStatus.VERIFIED, BackupStatus.VERIFYING], verified_at__isnull=False, gone=False
-    )
+    proven = rows.filter(THERE, status__in=[BackupStatus.VERIFIED, BackupStatus.VERIFYING], verified_at__isnull=False)
     verified = {row.project_uuid: row for row in _first(proven, Coalesce("started_at", "created_at").desc())}
     # Without a backup: none was begun, the one that was has failed, or nobody was there to look (`missed`).
     failed = Backup.objects.filter(pk=OuterRef("backup_uuid"), status=BackupStatus.FAILED)
@@ -88,7 +85,7 @@ def objectives_of(projects: Collection[Project]) -> dict[UUID, Objective]:
     missed = _missed(ids, without, since=moment - timedelta(days=MISSED_DAYS))
     corrupt: dict[UUID, list[datetime]] = {}
     gone: dict[UUID, list[datetime]] = {}
-    bad = rows.filter(Q(status=BackupStatus.CORRUPT) | Q(gone=True))
+    bad = rows.filter(Q(status=BackupStatus.CORRUPT) | MISSING)
     for pk, at, status in bad.values_list("project_uuid", "created_at", "status"):
         (corrupt if status == BackupStatus.CORRUPT else gone).setdefault(pk, []).append(at)
     ran = Proof.objects.filter(

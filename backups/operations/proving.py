@@ -12,9 +12,9 @@ from typing import Any
 
 import structlog
 
-from backups.models import Backup, BackupStatus, Drill, Proof, ProofKind, ProofState
+from backups.models import MISSED, MISSING, Backup, BackupStatus, Drill, Proof, ProofKind, ProofState
 from backups.operations import proving_steps, scratch
-from backups.operations.proving_steps import DRILL, KINDS, LIVE, MISSED, PROVABLE, VERIFY
+from backups.operations.proving_steps import DRILL, KINDS, LIVE, PROVABLE, VERIFY
 from backups.operations.queueing import backup_operation_create
 from backups.operations.restoring_data import CORRUPT
 from backups.operations.taking import BackupNotSupported, verifies, when_stored
@@ -106,7 +106,7 @@ def ended(operation: Operation) -> None:
         if not cancelled:
             failed["reverify_at"] = moment + timedelta(hours=AGAIN_HOURS)
             # What was missed stays so until it is seen again (`fetch`): one that could not look has no say in it.
-            if code == MISSED or not mine.filter(verify_error__code=MISSED).exists():
+            if code == MISSED or not mine.filter(MISSING).exists():
                 failed["verify_error"] = told
         _back(mine, failed)
     _wake()

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django.conf import settings
 
-from backups.models import Backup, BackupPolicy, BackupStatus, BackupTrigger, Proof, ProofKind, ProofState
+from backups.models import MISSING, Backup, BackupPolicy, BackupStatus, BackupTrigger, Proof, ProofKind, ProofState
 from backups.operations import asking, comparing, heartbeats, restoring_data, retaining, scratch, storages
 from backups.operations.restoring_data import BackupCorrupt
 from backups.operations.scratch import Scratch
@@ -32,7 +32,6 @@ SILENT_MOST = 30  # looks at its size that a busy server leaves unanswered
 TURN_SECONDS = 10.0
 MANUAL_PATIENCE_SECONDS = 60.0
 REVERIFY_DAYS = 30  # where no policy says anything
-MISSED = "object_missing"
 LIVE = [ProofState.QUEUED, ProofState.RUNNING]
 _SERVER_GONE = {"target_lost", "server_not_ready"}
 
@@ -127,9 +126,9 @@ def fetch(ctx: Context) -> None:
     if manifest.contents is None:
         raise StepFailed("nothing_to_compare", "Its manifest does not say what the dump held.", retryable=False)
     restoring_data.check_size(backup, manifest, storage)
-    if (backup.verify_error or {}).get("code") == MISSED:  # it is there again, however this ends
+    if backup.missing:  # it is there again, however this ends
         with ctx.fenced():
-            Backup.objects.filter(pk=backup.pk, verify_error__code=MISSED).update(verify_error=None, updated_at=now())
+            Backup.objects.filter(MISSING, pk=backup.pk).update(verify_error=None, updated_at=now())
     size = int(manifest.database.get("bytes") or backup.database_bytes or 0)
     side = ctx.seen_as(Scratch)
     scratch.room_for(side.region, size)

@@ -13,9 +13,8 @@ from django.db import transaction
 from django.db.models import Q
 
 from accounts.services import audit
-from backups.models import Backup, BackupStatus, BackupTrigger, Restore, RestoreStatus, Schedule
+from backups.models import MISSING, THERE, Backup, BackupStatus, BackupTrigger, Restore, RestoreStatus, Schedule
 from backups.operations import deleting, safety
-from backups.operations.objectives import MISSING
 from backups.retention import Content, Item, Rules, State, Verdict, decide, most_at_once, shrank
 from novastack.common.clock import now
 from novastack.common.errors import Conflict, OperationInProgress
@@ -86,7 +85,7 @@ def look(schedule: Schedule, rules: Rules | None = None) -> Look:
 
 def _state(row: Backup) -> State:
     state = STATES[BackupStatus(row.status)]
-    return State.GONE if state is State.WHOLE and (row.verify_error or {}).get("code") == "object_missing" else state
+    return State.GONE if state is State.WHOLE and row.missing else state
 
 
 def _used(rows: dict[UUID, Backup]) -> set[UUID]:
@@ -279,7 +278,7 @@ def _safety_due(moment: datetime) -> list[Backup]:
     let_go = Backup.objects.filter(trigger=BackupTrigger.SAFETY, pinned=False, keep_until__lte=moment)
     let_go = let_go.filter(project_uuid__in=Project.objects.values_list("pk", flat=True))
     let_go = let_go.exclude(status__in=[BackupStatus.DELETING, BackupStatus.CORRUPT])
-    rows: list[Backup] = [*let_go.annotate(gone=MISSING).filter(gone=False).order_by("keep_until")[:500]]
+    rows: list[Backup] = [*let_go.filter(THERE).order_by("keep_until")[:500]]
     if not rows:
         return []
     fresh = [row.pk for row in rows if row.due_since is None or row.due_since > moment]
@@ -292,8 +291,7 @@ def _safety_due(moment: datetime) -> list[Backup]:
 def _last_verified(projects: set[UUID]) -> set[UUID]:
     rows = Backup.objects.filter(project_uuid__in=projects, verified_at__isnull=False, status__in=_PROVEN)
     # One whose object was missed is nothing to fall back on.
-    gone = rows.filter(verify_error__code="object_missing").values("pk")
-    rows = rows.exclude(trigger=BackupTrigger.UPLOAD).exclude(pk__in=gone)
+    rows = rows.filter(THERE).exclude(trigger=BackupTrigger.UPLOAD)
     newest = rows.order_by("project_uuid", "-created_at", "-id").distinct("project_uuid")
     return set(newest.values_list("pk", flat=True))
 
@@ -307,7 +305,7 @@ def _expire(row: Backup) -> int:
                 return 0
             reason = "outlived its project"
             if Project.objects.filter(pk=row.project_uuid).exists():
-                missed = Backup.objects.filter(pk=row.pk, verify_error__code="object_missing").exists()
+                missed = Backup.objects.filter(MISSING, pk=row.pk).exists()
                 if missed or row.pk in _last_verified({row.project_uuid}):
                     return 0
                 reason = "its restore is over"

@@ -15,6 +15,7 @@ from django.db.models import Count, Max, Min, Q, QuerySet, Sum
 
 from accounts.models import Organization
 from backups.models import (
+    THERE,
     USABLE,
     Backup,
     BackupPolicy,
@@ -32,7 +33,6 @@ from novastack.common.clock import now
 from projects.models import Project
 
 OWN = ~Q(trigger=BackupTrigger.UPLOAD)  # what was uploaded says nothing about the project's own data
-THERE = Q(verify_error__isnull=True) | ~Q(verify_error__code="object_missing")
 PROVEN = Q(status__in=USABLE, verified_at__isnull=False) & OWN & THERE
 ENDED = (BackupStatus.STORED, BackupStatus.VERIFYING, BackupStatus.VERIFIED, BackupStatus.FAILED, BackupStatus.CORRUPT)
 BUSY = (BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.VERIFYING, BackupStatus.DELETING)
