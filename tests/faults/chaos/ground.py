@@ -146,16 +146,17 @@ class Ground:
 
     # --- what is there --------------------------------------------------------------------------------------------------
     def read_source(self) -> None:
-        """What stays in the source, read anew: a crash of its server may have made sequences jump."""
+        """What stays in the source, read anew: a crash of its server may have made sequences jump, before a restore in
+        place as well, whose safety backup then holds what is only in the database that was put aside."""
         server = server_of(self.project)
         assert server.admin_secret is not None
-        database = self.project.databases.get(slot="current").name
-        facts = self.oracle.hand(self.engine).read_source(
-            "127.0.0.1", server.port or 0, server.admin_username, server.admin_secret.open(), database,
-            tls=server.tls_enabled, inside=server.runtime_ref if self.runtime_name == "docker" else "",
-        )  # fmt: skip
-        if facts not in self.wanted:
-            self.wanted.append(facts)
+        for database in self.project.databases.exclude(slot="incoming"):
+            facts = self.oracle.hand(self.engine).read_source(
+                "127.0.0.1", server.port or 0, server.admin_username, server.admin_secret.open(), database.name,
+                tls=server.tls_enabled, inside=server.runtime_ref if self.runtime_name == "docker" else "",
+            )  # fmt: skip
+            if facts not in self.wanted:
+                self.wanted.append(facts)
 
     # --- storages -------------------------------------------------------------------------------------------------------
     def target(self, kind: str) -> StorageTarget:
