@@ -61,9 +61,10 @@ class Play:
             self.crew = Crew(self.site, self.plan.workers, self.plan.dies)
             try:
                 self._play(before)
-                self._settle()
+                self._settle(undo=self.plan.undo)
                 self._prove_the_damaged()
                 self._heal_and_end()
+                self._settle()  # a killed server takes writes before what brought it back has ended
             finally:
                 self.died += self.crew.end()
         ground.read_source()
@@ -244,11 +245,10 @@ class Play:
         return True
 
     # --- until it is quiet ----------------------------------------------------------------------------------------------
-    def _settle(self) -> None:
+    def _settle(self, *, undo: bool = False) -> None:
         """Nothing is to be waited for but work: pauses between attempts are cut short."""
         assert self.crew is not None
         deadline = time.monotonic() + SETTLES_SECONDS
-        undo = self.plan.undo
         while True:
             self._look()
             self.crew.tend()
