@@ -5,7 +5,7 @@ A backup is kept when any rule wants it, and removed only when there are rules a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 FAILED_DAYS = 7  # for how long a failed one is there to be looked at
 LEAST_AT_ONCE = 3  # rule 8
 SHARE_AT_ONCE = 20  # a twentieth: 5 %
+AHEAD = timedelta(hours=1)  # what is dated further in the future was dated by a clock that was wrong
 
 
 class State(StrEnum):
@@ -73,10 +74,12 @@ class Verdict:
 
 def decide(items: Sequence[Item], rules: Rules, *, now: datetime) -> list[Verdict]:
     """A verdict for each, newest first. Never to go: the newest verified one, pinned ones, those in use, those under way,
-    corrupt and missing ones. Failed ones count for nothing, and go after a week."""
+    corrupt and missing ones. Failed ones count for nothing, and go after a week. Nor does one that is dated in the future:
+    nobody knows how old it is, so it stays, and takes nobody's place."""
     ordered = sorted(items, key=lambda item: (item.at, item.id.int), reverse=True)
-    held = _held(ordered)
-    wanted = _wanted([item for item in ordered if item.state is State.WHOLE], rules, now)
+    ahead = {item.id for item in ordered if item.at > now + AHEAD}
+    held = _held(ordered, ahead)
+    wanted = _wanted([item for item in ordered if item.state is State.WHOLE and item.id not in ahead], rules, now)
     over = _over(ordered, set(held) | set(wanted), held, rules)
     found = []
     for item in ordered:
@@ -94,10 +97,11 @@ def decide(items: Sequence[Item], rules: Rules, *, now: datetime) -> list[Verdic
     return found
 
 
-def _held(ordered: Sequence[Item]) -> dict[UUID, tuple[str, ...]]:
+def _held(ordered: Sequence[Item], ahead: Collection[UUID]) -> dict[UUID, tuple[str, ...]]:
     """What no rule may take."""
     held: dict[UUID, tuple[str, ...]] = {}
-    last = next((item for item in ordered if item.verified and item.state is State.WHOLE), None)
+    proven = (item for item in ordered if item.verified and item.state is State.WHOLE and item.id not in ahead)
+    last = next(proven, None)
     for item in ordered:
         reasons = (
             ("the last verified one", last is not None and item.id == last.id),
@@ -106,6 +110,7 @@ def _held(ordered: Sequence[Item]) -> dict[UUID, tuple[str, ...]]:
             ("under way", item.state is State.UNDER_WAY),
             ("corrupt: for people to look at", item.state is State.CORRUPT),
             ("missing in its storage: for people to look at", item.state is State.GONE),
+            ("dated in the future, by a clock that was wrong", item.id in ahead),
         )
         if found := tuple(text for text, holds in reasons if holds):
             held[item.id] = found

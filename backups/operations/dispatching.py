@@ -22,6 +22,7 @@ from backups.operations import schedules
 from backups.operations.objectives import MISSED_DAYS
 from backups.operations.queueing import subject_of
 from backups.operations.taking import KIND
+from backups.retention import AHEAD
 from novastack.common.clock import now
 from novastack.common.models import BaseModel, Install
 from projects import domain, registry
@@ -33,7 +34,6 @@ Row = TypeVar("Row", bound=BaseModel)
 
 BATCH = 250
 BUSY_SECONDS = 60  # a project that somebody works on is asked for again after this
-AHEAD = timedelta(hours=1)  # further in the future nobody has run anything: the clock was wrong
 UNENDED = (BackupStatus.QUEUED, BackupStatus.DUMPING)
 STOPPED = "The project is stopped."
 DELETED = "The project is deleted."
@@ -95,16 +95,17 @@ def dispatch_due(*, batches: int = 40) -> Dispatched:
 
 
 def set_right() -> int:
-    """Schedules that ran in the future, by a clock that was wrong, would be silent until then: they are due from now on
-    again. What runs then still has one row a slot."""
+    """Schedules that ran, or were planned, in the future, by a clock that was wrong, would be silent until then: they are due
+    from now on again. What runs then still has one row a slot."""
     moment = now()
-    ahead = Schedule.objects.filter(last_slot_at__gt=moment + AHEAD)
+    ahead = Schedule.objects.filter(Q(last_slot_at__gt=moment + AHEAD) | Q(updated_at__gt=moment + AHEAD))
     with transaction.atomic():
         rows = list(ahead.select_for_update(skip_locked=True, of=("self",))[:1000])
         if not rows:
             return 0
         for schedule in rows:
-            schedule.last_slot_at = None
+            if schedule.last_slot_at is not None and schedule.last_slot_at > moment + AHEAD:
+                schedule.last_slot_at = None
             plan_next(schedule, after=moment)
         save_plans(rows)
     log.warning("the clock was ahead: schedules are set right", schedules=len(rows))

@@ -13,6 +13,7 @@ from django.db.models.functions import Coalesce
 from accounts.services import audit
 from backups.models import THERE, Backup, BackupStatus, BackupTrigger, Drill, ProofKind
 from backups.operations import proving, schedules
+from backups.retention import AHEAD
 from novastack.common.clock import now
 from novastack.common.errors import Conflict, OperationInProgress
 from novastack.common.models import Install
@@ -34,6 +35,9 @@ def newest(project_id: UUID) -> Backup | None:
     rows = Backup.objects.filter(project_uuid=project_id, trusted=True, delete_requested_at=None).select_related(
         "storage"
     )
+    rows = rows.filter(
+        created_at__lte=now() + AHEAD
+    )  # later ones a wrong clock has dated: nobody knows how old they are
     rows = rows.exclude(trigger=BackupTrigger.UPLOAD).order_by(Coalesce("started_at", "created_at").desc())
     for some in (rows.filter(THERE), rows):
         for status in (BackupStatus.VERIFIED, BackupStatus.STORED):
@@ -63,6 +67,7 @@ def dispatch_due() -> int:
     """Begin the drills that are due, each slot once; returns how many were begun."""
     if Install.load().read_only:
         return 0
+    set_right()
     moment, begun = now(), 0
     due = Drill.objects.filter(next_run_at__lte=moment).order_by("next_run_at").values_list("pk", flat=True)
     for pk in list(due[:AT_ONCE]):
@@ -80,6 +85,18 @@ def dispatch_due() -> int:
             if wanted and slot is not None and moment - slot <= LATE:
                 begun += _begun(drill, slot, moment)
     return begun
+
+
+def set_right() -> None:
+    """What was planned while a clock was ahead, drills and proofs, would wait until then: as `dispatching.set_right`."""
+    moment = now()
+    for drill in Drill.objects.filter(updated_at__gt=moment + AHEAD)[:AT_ONCE]:
+        Drill.objects.filter(pk=drill.pk, updated_at=drill.updated_at).update(
+            next_run_at=next_run(drill, moment), updated_at=moment
+        )
+    # When it was proven nobody knows: it is proven again.
+    proven = Backup.objects.filter(reverify_at__isnull=False, verified_at__gt=moment + AHEAD)
+    proven.update(verified_at=moment, reverify_at=moment, updated_at=moment)
 
 
 def _begun(drill: Drill, slot: datetime, moment: datetime) -> int:

@@ -10,6 +10,7 @@ from django.db.models import Q
 from django.db.models.functions import Coalesce
 
 from backups.models import Backup, BackupPolicy, BackupTrigger, Proof, ProofState
+from backups.retention import AHEAD
 from novastack.common import outbound
 from novastack.common.clock import now
 
@@ -52,4 +53,4 @@ def _is_new(backup: Backup, proof_id: UUID | str) -> bool:
     at = backup.started_at or backup.created_at
     others = Backup.objects.filter(project_uuid=backup.project_uuid, verified_at__isnull=False).exclude(pk=backup.pk)
     others = others.exclude(trigger=BackupTrigger.UPLOAD).annotate(at=Coalesce("started_at", "created_at"))
-    return not others.filter(at__gt=at).exists()
+    return not others.filter(at__gt=at, at__lte=now() + AHEAD).exists()  # later ones a wrong clock has dated

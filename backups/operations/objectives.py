@@ -25,6 +25,7 @@ from backups.models import (
     ScheduleRun,
 )
 from backups.operations import schedules
+from backups.retention import AHEAD
 from novastack.common.clock import now
 from projects.models import Project
 
@@ -75,9 +76,13 @@ def objectives_of(projects: Collection[Project]) -> dict[UUID, Objective]:
     # What somebody uploaded says nothing about what is in the project.
     rows = Backup.objects.filter(project_uuid__in=ids).exclude(trigger=BackupTrigger.UPLOAD).defer("manifest")
     ended = rows.exclude(status__in=[BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.DELETING])
-    last = {row.project_uuid: row for row in _first(ended, "-created_at", "-id")}
+    # What a clock that was wrong has dated in the future would be the newest until then, and never too old.
+    known = Q(created_at__lte=moment + AHEAD)
+    last = {row.project_uuid: row for row in _first(ended.filter(known), "-created_at", "-id")}
     # One whose object is not there any more was proven once, and protects nobody now.
-    proven = rows.filter(THERE, status__in=[BackupStatus.VERIFIED, BackupStatus.VERIFYING], verified_at__isnull=False)
+    proven = rows.filter(
+        THERE, known, status__in=[BackupStatus.VERIFIED, BackupStatus.VERIFYING], verified_at__isnull=False
+    )
     verified = {row.project_uuid: row for row in _first(proven, Coalesce("started_at", "created_at").desc())}
     # Without a backup: none was begun, the one that was has failed, or nobody was there to look (`missed`).
     failed = Backup.objects.filter(pk=OuterRef("backup_uuid"), status=BackupStatus.FAILED)

@@ -15,7 +15,7 @@ from django.db.models import Q
 from accounts.services import audit
 from backups.models import MISSING, THERE, Backup, BackupStatus, BackupTrigger, Restore, RestoreStatus, Schedule
 from backups.operations import deleting, safety
-from backups.retention import Content, Item, Rules, State, Verdict, decide, most_at_once, shrank
+from backups.retention import AHEAD, Content, Item, Rules, State, Verdict, decide, most_at_once, shrank
 from novastack.common.clock import now
 from novastack.common.errors import Conflict, OperationInProgress
 from novastack.common.models import Install
@@ -290,6 +290,7 @@ def _safety_due(moment: datetime) -> list[Backup]:
 
 def _last_verified(projects: set[UUID]) -> set[UUID]:
     rows = Backup.objects.filter(project_uuid__in=projects, verified_at__isnull=False, status__in=_PROVEN)
+    rows = rows.filter(created_at__lte=now() + AHEAD)  # how old the others are nobody knows
     # One whose object was missed is nothing to fall back on.
     rows = rows.filter(THERE).exclude(trigger=BackupTrigger.UPLOAD)
     newest = rows.order_by("project_uuid", "-created_at", "-id").distinct("project_uuid")

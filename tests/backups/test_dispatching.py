@@ -143,6 +143,17 @@ def test_a_clock_that_was_a_year_ahead_does_not_silence_it_for_a_year(daily: Sch
     assert run_at("2026-11-21T02:10:00").started == 1
 
 
+def test_what_was_planned_by_a_clock_that_was_ahead_is_planned_again(daily: Schedule) -> None:
+    """It has run nothing then: somebody changed it."""
+    with time_machine.travel(utc("2027-11-20T12:00:00"), tick=False):
+        dispatching.plan_next(daily, after=now())
+        daily.save()
+    assert run_at("2026-11-20T13:00:00").started == 0
+    daily.refresh_from_db()
+    assert daily.next_slot_at == utc("2026-11-21T02:00:00")
+    assert run_at("2026-11-21T02:10:00").started == 1
+
+
 def test_across_the_days_on_which_clocks_change(idle: Project, storage: StorageTarget) -> None:
     """Every minute of the night is asked: one run a night, also at an hour that does not exist or comes twice."""
     for begin, slots in (

@@ -76,3 +76,9 @@ def test_after_one_that_could_not_run_the_next_proof_is_the_first(
     backup = make_backup(idle, storage)
     Proof.objects.create(backup=backup, kind="after_backup", state="error", error={"code": "target_full"})
     assert proven(backup, kind="scheduled") == "Taken" and heard == [str(backup.pk)]
+
+
+def test_a_clock_that_was_ahead_does_not_end_it(idle: Project, storage: StorageTarget, heard: list[str]) -> None:
+    make_backup(idle, storage, days_ago=-365)
+    backup = make_backup(idle, storage)
+    assert proven(backup) == "Taken" and heard == [str(backup.pk)]

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backups.retention import FAILED_DAYS, Content, Item, Rules, State, decide, most_at_once, shrank
+from backups.retention import AHEAD, FAILED_DAYS, Content, Item, Rules, State, decide, most_at_once, shrank
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -72,6 +72,17 @@ def test_father_and_grandfather() -> None:
     assert len({m.date() for m in moments}) == len(moments)
 
 
+def test_what_a_wrong_clock_dated_in_the_future_takes_nobodys_place() -> None:
+    """Else three of next year would be the three latest, and what is taken today would go."""
+    ahead = [item(n, -24 * 365, size_bytes=0) for n in (91, 92, 93)]
+    assert kept([*ahead, *daily(10)], keep_last=3) == [93, 92, 91, 1, 2, 3]
+    assert kept([*ahead, *daily(10)], keep_daily=3) == [93, 92, 91, 1, 2, 3]
+    assert kept([*ahead, *daily(3, verified=False), item(50, 24 * 300)], keep_last=1) == [93, 92, 91, 1, 50]
+    (why, *_) = [v.why for v in decide([*ahead, *daily(1)], Rules(keep_last=1), now=NOW)]
+    assert why == ("dated in the future, by a clock that was wrong",)
+    assert kept([item(1, -0.9), *daily(3)], keep_last=1) == [1], "clocks of two machines differ by a little"
+
+
 def test_days_are_those_of_the_zone() -> None:
     """23:30 UTC is the next day in Berlin."""
     evening = Item(UUID(int=1), datetime(2026, 11, 19, 23, 30, tzinfo=UTC), 1, verified=True)
@@ -128,8 +139,10 @@ def test_laws(items: list[Item], rules: Rules) -> None:
     assert {v.item.id for v in verdicts} == {i.id for i in items} and all(v.why for v in verdicts)
     gone = [v.item for v in verdicts if not v.keep]
     stays = [v.item for v in verdicts if v.keep]
-    whole = [v.item for v in verdicts if v.item.state is State.WHOLE]  # newest first
+    ahead = {i.id for i in items if i.at > NOW + AHEAD}
+    whole = [v.item for v in verdicts if v.item.state is State.WHOLE and v.item.id not in ahead]  # newest first
     assert not any(i.pinned or i.in_use or i.state in {State.CORRUPT, State.UNDER_WAY} for i in gone)
+    assert not any(i.id in ahead for i in gone)
     verified = [i for i in whole if i.verified]
     assert not verified or verified[0] in stays
     if not rules.any:
@@ -143,10 +156,10 @@ def test_laws(items: list[Item], rules: Rules) -> None:
             assert all(i in stays for i in whole if i.at > NOW - timedelta(days=rules.keep_days))
         zone = ZoneInfo(rules.time_zone)
         days = {i.at.astimezone(zone).date() for i in whole}
-        have = {i.at.astimezone(zone).date() for i in stays if i.state is State.WHOLE}
+        have = {i.at.astimezone(zone).date() for i in stays if i in whole}
         assert set(sorted(days)[len(days) - min(len(days), rules.keep_daily or 0) :]) <= have
     else:
-        free = [i for i in stays if i.state is State.WHOLE and not i.pinned and not i.in_use]
+        free = [i for i in stays if i in whole and not i.pinned and not i.in_use]
         free = [i for i in free if not verified or i is not verified[0]]
         bound = sum(i.size_bytes for i in stays if i.state is not State.FAILED or i.pinned or i.in_use)
         assert bound <= rules.max_bytes or not any(i.size_bytes for i in free)
