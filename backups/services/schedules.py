@@ -99,6 +99,7 @@ def schedule_update(*, principal: Principal, schedule: Schedule, changes: Mappin
         raise Invalid.field(min(unknown), "read_only", f"Only these can be changed: {', '.join(CHANGEABLE)}.")
     schedule = _locked(schedule)
     _refuse_gone(schedule.project)
+    due = schedule.enabled and schedule.next_slot_at is not None and schedule.next_slot_at <= now()
     if "cron" in changes or "preset" in changes:
         cron, kept = _cron_and_rules(changes.get("cron"), changes.get("preset"), changes.get("retention"))
     else:
@@ -114,7 +115,7 @@ def schedule_update(*, principal: Principal, schedule: Schedule, changes: Mappin
             raise Invalid.field("retention_paused", "invalid", "Only `false`: it is stopped by what was found.")
         schedule.retention_paused_reason = ""
     if {"cron", "preset", "time_zone", "enabled"} & set(changes):
-        _plan(schedule)
+        _plan(schedule, due=due and schedule.enabled)
     schedule.save()
     _audit(principal, "schedule.changed", schedule, fields=sorted(changes))
     return schedule
@@ -245,11 +246,13 @@ def _storage(principal: Principal, project: Project, storage: StorageTarget | UU
     return found
 
 
-def _plan(schedule: Schedule) -> None:
+def _plan(schedule: Schedule, *, due: bool = False) -> None:
+    """`due`: its slot has come, and waits for its spread or for somebody to be there. That one is run whatever it was
+    changed to; else a change in the hour after a slot would take a day's backup away, and nobody would see it."""
     moment = now()
     schedule.spread_seconds = times.spread_of(schedule.pk, schedule.cron, schedule.time_zone, at=moment)
-    # The slot whose spread is not over yet is still to come; one that was run is not.
-    dispatching.plan_next(schedule, after=moment)
+    if not due:
+        dispatching.plan_next(schedule, after=moment)
 
 
 def _locked(schedule: Schedule) -> Schedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ from rest_framework.test import APIClient
 
 from accounts.models import AuditEvent
 from backups.models import Backup, BackupStatus, Schedule, ScheduleRun, StorageTarget
+from backups.operations import dispatching
 from projects.engines.ferretdb import FerretDB
 from projects.models import Project
 from tests.backups.keeping import make_backup, make_schedule, utc
@@ -66,6 +68,34 @@ def test_make_read_change_remove(api: APIClient, url: str, storage: StorageTarge
     assert set(AuditEvent.objects.filter(action__startswith="schedule.").values_list("action", flat=True)) == {
         "schedule.created", "schedule.changed", "schedule.deleted"
     }  # fmt: skip
+
+
+def test_a_change_in_the_hour_after_a_slot_takes_no_backup_away(
+    api: APIClient, url: str, idle: Project, storage: StorageTarget
+) -> None:
+    """Runs are spread over that hour, and the page's form sends all of its fields, whatever was changed."""
+    made = api.post(url, {"cron": "0 2 * * *", "retention": {"keep_last": 7}}, format="json").json()
+    slot = utc("2026-11-21T02:00:00")
+    Schedule.objects.update(next_slot_at=slot, next_run_at=slot + timedelta(minutes=40))
+    same = {"cron": "0 2 * * *", "time_zone": "UTC", "enabled": True, "retention": {"keep_last": 9}}
+    with time_machine.travel(slot + timedelta(minutes=20), tick=False):
+        for change in (same, {"cron": "30 1 * * *"}):
+            assert api.patch(f"/api/v1/schedules/{made['id']}/", change, format="json").status_code == 200
+        assert dispatching.dispatch_due().started == 0
+    with time_machine.travel(slot + timedelta(minutes=40), tick=False):
+        assert dispatching.dispatch_due().started == 1
+    assert ScheduleRun.objects.get().due_at == slot
+    assert Schedule.objects.get().next_slot_at == utc("2026-11-22T01:30:00")
+
+
+def test_who_pauses_it_in_that_hour_means_that_slot_too(api: APIClient, url: str) -> None:
+    made = api.post(url, {"cron": "0 2 * * *"}, format="json").json()
+    slot = utc("2026-11-21T02:00:00")
+    Schedule.objects.update(next_slot_at=slot, next_run_at=slot + timedelta(minutes=40))
+    with time_machine.travel(slot + timedelta(minutes=20), tick=False):
+        for enabled in (False, True):
+            api.patch(f"/api/v1/schedules/{made['id']}/", {"enabled": enabled}, format="json")
+    assert Schedule.objects.get().next_slot_at == utc("2026-11-22T02:00:00")
 
 
 def test_a_preset_is_enough(api: APIClient, url: str) -> None:
