@@ -342,6 +342,8 @@ def _settings(request: ServerRequest, major: int) -> dict[str, str]:
         "min_wal_size": "80MB",
         "max_wal_size": f"{min(4096, max(256, memory))}MB",
         "huge_pages": "off",
+        # A dump locks all tables, and its sequences before 18: with the product's 64 some thousand of them can't be dumped.
+        "max_locks_per_transaction": str(min(1024, max(64, memory // 2))),
         "temp_file_limit": "5GB",
         "password_encryption": "scram-sha-256",
         "wal_level": "logical",

@@ -11,7 +11,8 @@ compared), objects that belong to extensions, and the options of user mappings.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from psycopg import sql
 
@@ -30,6 +31,7 @@ from projects.engines.postgresql_texts import (
 )
 
 _LO_PIECE = 1 << 20
+_READ_AT_ONCE = 50  # tables, or sequences
 _OURS = "n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"
 _FORMATS = (
     "SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC'; SET extra_float_digits = 3;"
@@ -239,17 +241,27 @@ def contents_of_tables(
 def _tables(
     connection: BoundedConnection, pulse: Callable[[], None], only: Collection[str] | None = None
 ) -> dict[str, TableContent]:
+    rows = connection.execute(_TABLES).fetchall()  # type: ignore[arg-type]
+    wanted = [row for row in rows if only is None or str(row[2]) in only]
     found: dict[str, TableContent] = {}
-    for schema, table, shown, *columns in connection.execute(_TABLES).fetchall():  # type: ignore[arg-type]
-        if only is not None and str(shown) not in only:
-            continue
-        names, types, required = (each or () for each in columns)
-        row = hashed([Column(str(n), int(t), bool(r)) for n, t, r in zip(names, types, required, strict=True)])
-        query = sql.SQL("SELECT count(*), sum({}) FROM ONLY {}").format(row, sql.Identifier(schema, table))
-        count, total = connection.execute(query).fetchone() or (0, 0)
-        found[str(shown)] = TableContent(int(count), str(total or 0))
-        pulse()
+    for first in range(0, len(wanted), _READ_AT_ONCE):
+        # Reading locks a table and all its indexes until the transaction ends, and the server's table of locks is small: a
+        # database of some thousand tables would fill it. What is rolled back gives its own back.
+        with connection.transaction(force_rollback=True):
+            for row in wanted[first : first + _READ_AT_ONCE]:
+                found[str(row[2])] = _table(connection, *row)
+                pulse()
     return found
+
+
+def _table(
+    connection: BoundedConnection, schema: str, table: str, _shown: str, *columns: Sequence[Any] | None
+) -> TableContent:
+    names, types, required = (each or () for each in columns)
+    row = hashed([Column(str(n), int(t), bool(r)) for n, t, r in zip(names, types, required, strict=True)])
+    query = sql.SQL("SELECT count(*), sum({}) FROM ONLY {}").format(row, sql.Identifier(schema, table))
+    count, total = connection.execute(query).fetchone() or (0, 0)
+    return TableContent(int(count), str(total or 0))
 
 
 def _facts(connection: BoundedConnection, *, sequences: bool) -> dict[tuple[str, str], str]:
@@ -257,13 +269,21 @@ def _facts(connection: BoundedConnection, *, sequences: bool) -> dict[tuple[str,
     for query in _FACTS:
         for kind, name, state in connection.execute(query).fetchall():  # type: ignore[arg-type]
             found[str(kind), str(name)] = str(state or "")
-    for schema, sequence, shown in connection.execute(_SEQUENCES).fetchall() if sequences else ():  # type: ignore[arg-type]
-        value = sql.SQL("SELECT last_value, is_called FROM {}").format(sql.Identifier(schema, sequence))
-        last_value, handed_out = connection.execute(value).fetchone() or (0, False)
-        fact, state = sequence_fact(str(shown), int(last_value), bool(handed_out))
-        found[fact] = state
+    found |= _sequence_values(connection) if sequences else {}
     for (oid,) in connection.execute("SELECT oid FROM pg_largeobject_metadata ORDER BY oid").fetchall():
         found["content of large object", str(oid)] = _large_object(connection, oid)
+    return found
+
+
+def _sequence_values(connection: BoundedConnection) -> dict[tuple[str, str], str]:
+    rows, found = connection.execute(_SEQUENCES).fetchall(), {}  # type: ignore[arg-type]
+    for first in range(0, len(rows), _READ_AT_ONCE):
+        with connection.transaction(force_rollback=True):  # as of tables
+            for schema, sequence, shown in rows[first : first + _READ_AT_ONCE]:
+                value = sql.SQL("SELECT last_value, is_called FROM {}").format(sql.Identifier(schema, sequence))
+                last_value, handed_out = connection.execute(value).fetchone() or (0, False)
+                fact, state = sequence_fact(str(shown), int(last_value), bool(handed_out))
+                found[fact] = state
     return found
 
 

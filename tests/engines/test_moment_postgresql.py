@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from projects.domain import Command, EngineError, Fingerprint, SourceChanged
-from projects.engines import framing
+from projects.engines import framing, postgresql_copy, postgresql_fingerprint
 from projects.engines.postgresql_archive import Head, sequence_values
 from projects.engines.zipping import MAGIC as ZSTD_MAGIC
 from projects.engines.zipping import told_bytes
@@ -176,6 +176,25 @@ def test_settings_that_end_sessions_do_not_end_it(copier: Copier) -> None:
     assert told.rows == 1000
     assert told.facts["value of sequence", "public.s"] == "(1, True)"
     assert told.differences(restored(copier, stream)) == []
+
+
+def test_reading_thousands_of_tables_does_not_fill_the_table_of_locks(copier: Copier) -> None:
+    """It has room for some thousand, of tables, indexes and sequences alike; reading keeps none of them."""
+    with connect(copier.source, copier.login) as tenant:
+        for number in range(120):
+            tenant.execute(f"CREATE TABLE many_{number} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, t text)")
+    admit(copier)
+    with postgresql_copy.inside(copier.source.endpoint, copier.tool) as session:
+        postgresql_fingerprint.prepare(session)
+        with session.transaction():
+            found = postgresql_fingerprint.contents(session, lambda: None)
+            held = session.execute(
+                "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
+                " WHERE l.pid = pg_backend_pid() AND c.oid >= 16384"
+            ).fetchone()
+            (most,) = session.execute("SHOW max_locks_per_transaction").fetchone() or ("0",)
+    assert len([name for name in found.tables if "many_" in name]) == 120
+    assert held == (0,) and int(str(most)) >= 256
 
 
 def test_tables_that_change_as_it_begins(copier: Copier) -> None:
