@@ -154,7 +154,7 @@ def open_of_anybody(data: bytes, identities: Sequence[str] | None) -> tuple[Mani
         raise ManifestError("bad_signature", "It was changed since it was signed.")
     try:
         plain = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ManifestError("damaged", "It is no manifest.") from None
     return Manifest.from_json(plain), words[2]
 

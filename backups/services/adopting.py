@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pyrage
-from django.db import transaction
+from django.db import DataError, IntegrityError, transaction
 
 from accounts.models import Organization
 from accounts.services import audit
@@ -128,19 +128,32 @@ def _adopt(
         found.left_out[key] = wrong
         return
     trusted = signer in kit.public_keys
-    values = _values(manifest, sealed=sealed) | {
-        "organization_id": organization.pk,
-        "storage": target,
-        "trusted": trusted,
-    }
-    with transaction.atomic():
-        _, made = Backup.objects.get_or_create(pk=UUID(manifest.backup), defaults=values)
+    try:
+        values = _values(manifest, sealed=sealed) | {
+            "organization_id": organization.pk, "storage": target, "trusted": trusted,
+        }  # fmt: skip
+        with transaction.atomic():
+            made = _put_down(UUID(manifest.backup), values)
+    except (ArithmeticError, AttributeError, TypeError, ValueError, DataError, IntegrityError):
+        # Whoever can write there makes one that nobody trusts: it must not keep the others from being found.
+        found.left_out[key] = "damaged: the manifest says what can't be"
+        return
     if not made:
         found.known += 1
     elif trusted:
         found.adopted += 1
     else:
         found.untrusted += 1
+
+
+def _put_down(pk: UUID, values: dict[str, Any]) -> bool:
+    """Whether it is new here. One that is believed takes the place of one of the same name that nobody trusts: who may write
+    into the storage, and no more, can't hide it."""
+    row, made = Backup.objects.get_or_create(pk=pk, defaults=values)
+    if made or row.trusted or not values["trusted"] or row.created_by_label != values["created_by_label"]:
+        return made
+    untrusted = Backup.objects.filter(pk=pk, trusted=False, organization_id=values["organization_id"])
+    return untrusted.update(**values, error=None, verify_error=None, updated_at=now()) == 1
 
 
 def _wrong(manifest: Manifest, key: str, kit: Kit, dump: Stored | None) -> str:

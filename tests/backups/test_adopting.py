@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import uuid
 from io import StringIO
 from pathlib import Path
@@ -130,6 +132,66 @@ def test_what_an_unknown_key_signed_is_listed_and_not_believed(team: Team, targe
     OrganizationFactory(slug="new")
     assert adopt(kit) == "0 adopted, 0 known already, 1 untrusted\n"
     assert not Backup.objects.get(object_key=key).trusted
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dump": {"format": "x", "bytes": "many"}}, {"dump": {"format": "x", "bytes": -1}}, {"dump": {"bytes": 1 << 70}},
+        {"database": {"name": "d", "bytes": []}}, {"project": {"id": str(uuid.uuid4()), "name": "a\0b", "slug": ""}},
+        {"taken_at": "0001-01-01T00:00:00+14:00"},
+        {"contents": Fingerprint({"t": TableContent(1 << 70, "ab")}, {})},
+    ],
+)  # fmt: skip
+def test_one_that_says_what_can_not_be_keeps_no_other_from_being_found(
+    team: Team, target: StorageTarget, kit: Path, changes: dict[str, Any]
+) -> None:
+    bad = store(team, target, signer=Ed25519PrivateKey.generate(), **changes)
+    good = store(team, target)
+    burn_down()
+    OrganizationFactory(slug="new")
+    said = adopt(kit)
+    assert said.startswith("1 adopted, 0 known already, 0 untrusted\n") and f"left out: {bad}: damaged" in said
+    assert Backup.objects.get().object_key == good
+
+
+def test_a_manifest_without_an_end_of_brackets_is_damaged(team: Team, target: StorageTarget, kit: Path) -> None:
+    bad, _good = store(team, target), store(team, target)
+    key, body = Ed25519PrivateKey.generate(), b"[" * 200_000 + b"]" * 200_000
+    line = b" ".join(
+        (b"novastack-manifest", b"1", base64.b64encode(key.public_key().public_bytes_raw()),
+         base64.b64encode(key.sign(body)))
+    )  # fmt: skip
+    sealed = io.BytesIO()
+    sealer = Sealer(sealed, keys.recipients_of(team.organization.pk))
+    sealer.feed(line + b"\n" + body)
+    sealer.finish()
+    put(target, f"{bad}.manifest", sealed.getvalue())
+    burn_down()
+    OrganizationFactory(slug="new")
+    assert f"left out: {bad}: damaged" in adopt(kit)
+
+
+def test_what_nobody_trusts_does_not_hide_a_backup(team: Team, target: StorageTarget, kit: Path) -> None:
+    """Under its own name, as an attempt before it: who may write into a bucket with object lock can do no more than that."""
+    key = store(team, target)
+    first = f"{key[:-2]}/1"
+    put(target, first, b"something else")
+    other = manifest_of(
+        install=str(Install.load().install_id), organization=str(team.organization.pk), backup=key.split("/")[2],
+        key=first, project={"id": str(uuid.uuid4()), "name": "Shop", "slug": "shop"},
+        stored={"bytes": 14, "sha256": "00", "compressed": True, "recipients": []},
+    )  # fmt: skip
+    recipients = keys.recipients_of(team.organization.pk)
+    put(target, f"{first}.manifest", manifests.seal(other, recipients, Ed25519PrivateKey.generate()))
+    burn_down()
+    OrganizationFactory(slug="new")
+    assert adopt(kit) == "1 adopted, 0 known already, 1 untrusted\n"
+    backup = Backup.objects.get()
+    assert (backup.object_key, backup.trusted, backup.rows) == (key, True, 7)
+    assert read_manifest(backup).key == key
+    assert adopt(kit) == "0 adopted, 2 known already, 0 untrusted\n"
+    assert Backup.objects.get().trusted
 
 
 def test_what_is_not_whole_is_left_out_and_said_so(team: Team, target: StorageTarget, kit: Path) -> None:
