@@ -113,7 +113,7 @@ def organization_update(*, principal: Principal, organization: Organization, nam
 
 @transaction.atomic
 def organization_delete(*, principal: Principal, organization: Organization) -> None:
-    """`Conflict` while it has projects (also recycled ones), or when it is the personal one."""
+    """`Conflict` while it has projects (also recycled ones) or backups, or when it is the personal one."""
     require(principal, organization, Capability.ORG_DELETE)
     locked = Organization.objects.select_for_update().get(pk=organization.pk)
     if locked.personal:

@@ -54,7 +54,7 @@ class StorageTarget(BaseModel):
 
 
 class BackupKey(BaseModel):
-    """An organization's age identity. What an older one sealed stays readable, so none is ever removed."""
+    """An organization's age identity. What an older one sealed stays readable, so none is removed while it has backups."""
 
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="backup_keys")
     recipient = models.CharField(max_length=120, help_text="age1…")

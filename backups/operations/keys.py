@@ -1,4 +1,4 @@
-"""What backups are sealed and signed with. Nothing here is ever removed: what an older key sealed stays readable."""
+"""What backups are sealed and signed with. Nothing is removed here: what an older key sealed stays readable."""
 
 from __future__ import annotations
 
