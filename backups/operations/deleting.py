@@ -15,6 +15,7 @@ from backups.models import Backup, BackupStatus, StorageTarget
 from backups.operations import storages
 from backups.operations.queueing import backup_operation_create, subject_of
 from backups.storage.base import Storage, StorageError
+from backups.storage.checking import left_removed
 from novastack.common.clock import now
 from projects.models import LockMode, OnGiveUp, Operation, OperationLock
 from projects.operations import locks, wiring
@@ -181,7 +182,7 @@ def go_on(limit: int = 50) -> int:
 
 def sweep_uploads() -> int:
     """Uploads that nobody will finish: those that our rows name, of what has ended, and all under our prefix that are
-    older than a day (rule 29). Returns how many."""
+    older than a day (rule 29); and what checks of storages left. Returns how many uploads."""
     swept = 0
     for target in StorageTarget.objects.all():
         try:
@@ -190,6 +191,7 @@ def sweep_uploads() -> int:
                 continue
             swept += _abort_ended(target, storage)
             swept += storage.sweep(f"{wiring.install_id()}/", before=now() - timedelta(days=1))
+            left_removed(storage, before=now() - timedelta(days=1))
         except StorageError as error:
             log.warning("uploads not swept", storage=str(target.pk), code=error.code)
     return swept

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import structlog
 from django.conf import settings
 from django.db.models import F, Q
 
@@ -20,6 +21,7 @@ from backups.storage.filesystem import FilesystemStorage
 from novastack.common.clock import now
 from novastack.common.models import Install
 
+log = structlog.get_logger(__name__)
 OWNER_KEY = "novastack-owner"
 _MOST_OWNER_BYTES = 4096
 
@@ -149,12 +151,12 @@ def disown(target: StorageTarget, storage: Storage) -> None:
         storage.delete(OWNER_KEY)
 
 
-def tried(target: StorageTarget, *, quick: bool = False) -> list[Check]:
-    """Try it, and note in the row (not saved) how that went. Does not raise."""
+def tried(target: StorageTarget, *, quick: bool = False, known: bool = False, writing: bool = True) -> list[Check]:
+    """Try it, and note in the row (not saved) how that went. Does not raise. `known`, `writing`: as `Storage.check`."""
     began = time.monotonic()
     try:
         storage = storage_of(target, quick=quick)
-        checks = storage.check()
+        checks = storage.check(known=known, writing=writing)
         if checks[-1].passed:
             target.object_lock = any(check.name == "object_lock" for check in checks)
     except StorageError as error:
@@ -166,12 +168,15 @@ def tried(target: StorageTarget, *, quick: bool = False) -> list[Check]:
     return checks
 
 
-def test(target: StorageTarget, *, quick: bool = False) -> list[Check]:
-    """Try a target that is recorded, also whether it is still ours; the row keeps the result."""
-    checks = tried(target, quick=quick)
-    if target.test_ok and not target.read_only_reason:
+def test(target: StorageTarget, *, quick: bool = False, writing: bool = True) -> list[Check]:
+    """Try a target that is recorded, also whether it is still ours; the row keeps the result. One that was read-only and is
+    ours again, as a folder is that is mounted again, is written to again."""
+    checks = tried(target, quick=quick, known=True, writing=writing)
+    if target.test_ok:
         try:
-            if not write_allowed(target, storage_of(target, quick=quick)):
+            storage = storage_of(target, quick=quick)
+            _believe_again(target, storage)
+            if not target.read_only_reason and not write_allowed(target, storage):
                 checks.append(Check("owner", False, target.read_only_reason))
                 target.test_ok, target.test_detail = False, f"owner: {target.read_only_reason}"[:500]
         except StorageError as error:
@@ -183,6 +188,14 @@ def test(target: StorageTarget, *, quick: bool = False) -> list[Check]:
     return checks
 
 
+def _believe_again(target: StorageTarget, storage: Storage) -> None:
+    if target.read_only_reason and target.owner_epoch and is_owner(target, storage):
+        mine = StorageTarget.objects.filter(pk=target.pk, owner_epoch=target.owner_epoch)
+        mine.update(read_only_reason="", updated_at=now())
+        log.info("a storage is its target's again", storage=str(target.pk), reason=target.read_only_reason)
+        target.read_only_reason = ""
+
+
 def test_due(*, seconds: float = 120) -> int:
     """Try the targets that were not tried for 4 minutes, the longest first, as many as fit into `seconds`. Returns how many."""
     until, done = time.monotonic() + seconds, 0
@@ -190,7 +203,8 @@ def test_due(*, seconds: float = 120) -> int:
     for target in due.order_by(F("tested_at").asc(nulls_first=True)):
         if time.monotonic() >= until:
             break
-        test(target, quick=True)
+        # What a bucket with object lock is given to try it stays there: by the clock that would be some hundred a day.
+        test(target, quick=True, writing=not target.object_lock)
         done += 1
     return done
 

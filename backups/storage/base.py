@@ -87,8 +87,9 @@ class Storage(ABC):
         """Throw away unfinished objects below the prefix that were begun before; returns how many (rule 29)."""
 
     @abstractmethod
-    def check(self) -> list[Check]:
-        """Try it: reach, list, write, read back and compare, range, delete. Does not raise; the first that fails ends it."""
+    def check(self, *, known: bool = False, writing: bool = True) -> list[Check]:
+        """Try it: reach, list, write, read back and compare, range, delete. Does not raise; the first that fails ends it.
+        `known`: it was there before, so that nothing is made that is missing now. Without `writing` only reach and list."""
 
     def object_lock(self) -> bool:
         """Whether it keeps objects from being removed for a while."""

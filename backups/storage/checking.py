@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Iterator
+from datetime import datetime
+from itertools import islice
 
 from backups.storage.base import Check, Storage, StorageError
 
 _SIZE = 100_000
 _FOLDER = "novastack-test"
+_MOST_LEFT = 20  # in one go
 
 
-def checks_of(storage: Storage, reach: Callable[[], str]) -> list[Check]:
+def checks_of(storage: Storage, reach: Callable[[], str], *, writing: bool = True) -> list[Check]:
     """Each thing in its order; the first that fails ends it. `reach` says in words what answered."""
     found: list[Check] = []
     key = f"{_FOLDER}/{secrets.token_hex(8)}"
-    for name, act in _acts(storage, reach, key):
+    for name, act in _acts(storage, reach, key) if writing else _looks(storage, reach):
         try:
             found.append(Check(name, True, act()))
         except StorageError as error:
@@ -26,6 +30,29 @@ def checks_of(storage: Storage, reach: Callable[[], str]) -> list[Check]:
     return found
 
 
+def left_removed(storage: Storage, *, before: datetime) -> int:
+    """What earlier checks wrote before then and could not remove, as a bucket with object lock has it, as far as it may go
+    now; some at a time. Returns how many went. `StorageError` when the storage can't be listed."""
+    removed = 0
+    for stored in islice(storage.objects(f"{_FOLDER}/"), _MOST_LEFT):
+        if stored.modified_at < before:
+            with contextlib.suppress(StorageError):
+                storage.delete(stored.key)
+                removed += 1
+    return removed
+
+
+def _looks(storage: Storage, reach: Callable[[], str]) -> Iterator[tuple[str, Callable[[], str]]]:
+    """What leaves nothing behind."""
+
+    def listed() -> str:
+        next(iter(storage.objects(f"{_FOLDER}/")), None)
+        return "its list can be read"
+
+    yield "reach", reach
+    yield "list", listed
+
+
 def _acts(storage: Storage, reach: Callable[[], str], key: str) -> Iterator[tuple[str, Callable[[], str]]]:
     content = secrets.token_bytes(_SIZE)
 
@@ -34,7 +61,7 @@ def _acts(storage: Storage, reach: Callable[[], str], key: str) -> Iterator[tupl
         return f"{_SIZE} bytes written"
 
     def listed() -> str:
-        if key not in {stored.key for stored in storage.objects(f"{_FOLDER}/")}:
+        if not any(stored.key == key for stored in storage.objects(key)):
             raise StorageError("storage_failed", "What was written is not in the list.")
         return "found in the list"
 

@@ -51,8 +51,8 @@ def _told() -> Iterator[None]:
 
 
 class FilesystemStorage(Storage):
-    """`root` is the operator's and must be there; `path` lies below it, is made by `check`, and by nothing else: a NAS that
-    is not mounted is missing, not empty."""
+    """`root` is the operator's and must be there; `path` lies below it, is made by the first `check`, and by nothing else: a
+    NAS that is not mounted is missing, not empty."""
 
     def __init__(self, root: Path, path: str) -> None:
         self._root, self._path = root, parts_of(path)
@@ -141,17 +141,17 @@ class FilesystemStorage(Storage):
                     swept += 1
         return swept
 
-    def check(self) -> list[Check]:
-        return checks_of(self, self._reach)
+    def check(self, *, known: bool = False, writing: bool = True) -> list[Check]:
+        return checks_of(self, lambda: self._reach(make=not known), writing=writing)
 
     def free_bytes(self) -> int | None:
         with _told(), self._folder([]) as folder:
             room = os.fstatvfs(folder)
         return room.f_bavail * room.f_frsize
 
-    def _reach(self) -> str:
+    def _reach(self, *, make: bool) -> str:
         with _told():
-            folder = self._open([], make=True, whole=True)
+            folder = self._open([], make=make, whole=True)
         os.close(folder)
         return "the folder is there"
 

@@ -84,8 +84,8 @@ class S3Storage(Storage):
                     swept += 1
         return swept
 
-    def check(self) -> list[Check]:
-        found = checks_of(self, self._reach)
+    def check(self, *, known: bool = False, writing: bool = True) -> list[Check]:
+        found = checks_of(self, self._reach, writing=writing)
         if found[-1].passed:
             try:
                 if self.object_lock():

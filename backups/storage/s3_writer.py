@@ -6,8 +6,9 @@ import base64
 import contextlib
 import hashlib
 import secrets
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +18,7 @@ from backups.storage.base import StorageError, Writer
 from backups.storage.s3_client import status_of, told
 
 MIB = 1 << 20
+_NOT_YET = (0.5, 1.0, 2.0, 4.0)  # seconds between looks for what was just made
 # (up to this part, bytes of each, how many are sent at a time): with the one that fills up never more than 48 MB.
 PLAN = ((1000, 8 * MIB, 2), (4000, 15 * MIB, 2), (7000, 22 * MIB, 1), (10_000, 45 * MIB, 0))
 MOST_BYTES = sum(
@@ -151,10 +153,7 @@ class S3Writer(Writer):
 
     def _believe(self, *, sure: bool) -> bool:
         """HEAD: the whole of what was sent is there, and it was sent by this writer. `sure`: it must be."""
-        try:
-            found = self._client.head_object(**self._where)
-        except (ClientError, BotoCoreError, OSError) as error:
-            raise told(error) from None
+        found = self._seen(_NOT_YET if sure else ())
         marks = {str(name).lower(): value for name, value in found.get("Metadata", {}).items()}
         size = int(found["ContentLength"])
         if size == self._sent and marks.get(UPLOAD_MARK) == self._mark:
@@ -162,6 +161,17 @@ class S3Writer(Writer):
         if sure:
             raise StorageError("storage_failed", f"{self._sent} bytes were sent, but the storage has something else.")
         return False
+
+    def _seen(self, waits: Sequence[float]) -> dict[str, Any]:
+        """HEAD. What was said to be done may not be seen everywhere yet: some storages tell of a new object a little later."""
+        for wait in (*waits, None):
+            try:
+                return dict(self._client.head_object(**self._where))
+            except (ClientError, BotoCoreError, OSError) as error:
+                if wait is None or not (isinstance(error, ClientError) and status_of(error) == 404):
+                    raise told(error) from None
+            time.sleep(wait)
+        raise AssertionError("unreachable")
 
 
 def _md5(body: bytearray) -> str:

@@ -14,13 +14,14 @@ from django.db import transaction
 
 from backups.models import Backup, BackupStatus, StorageKind, StorageTarget
 from backups.operations import deleting, storages, taking_steps
+from backups.storage.checking import left_removed
 from backups.storage.s3 import S3Settings
 from backups.storage.s3_client import client_of
 from novastack.common.clock import now
 from novastack.common.secrets import Sealed
 from projects.models import Operation, Project
 from tests.backups import s3_server
-from tests.backups.keeping import make_backup, store
+from tests.backups.keeping import make_backup, put, store
 from tests.backups.s3_server import Proxy
 from tests.operations.conftest import drive, let_time_pass, once
 
@@ -157,3 +158,27 @@ def test_what_a_failed_attempt_left_is_noted_and_in_nobodys_way(proxy: Proxy, id
     Backup.objects.filter(pk=backup.pk).update(attempt=2, object_key=f"{backup.object_key[:-2]}/2")
     backup.refresh_from_db()
     assert f"{backup.object_key[:-2]}/1" in deleting.keys_of(backup)
+
+
+def test_what_tries_it_by_the_clock_leaves_nothing_there(proxy: Proxy, idle: Project) -> None:
+    """Each try would leave what the bucket keeps for a month: some hundred a day."""
+    locked = Locked(proxy, proxy.start(), days=30)
+    place = storages.storage_of(locked.target)
+    assert all(check.passed for check in storages.test(locked.target))
+    assert locked.target.object_lock and len(list(place.objects("novastack-test/"))) == 1
+    StorageTarget.objects.update(tested_at=None)
+    assert storages.test_due() == 1
+    locked.target.refresh_from_db()
+    assert locked.target.test_ok and locked.target.object_lock
+    assert len(list(place.objects("novastack-test/"))) == 1
+
+
+def test_what_a_test_left_goes_when_its_lock_is_over(proxy: Proxy, idle: Project) -> None:
+    locked = Locked(proxy, proxy.start(), days=0)
+    place = storages.storage_of(locked.target)
+    for name in ("a", "b"):
+        put(place, f"novastack-test/{name}")
+    locked.client.put_object_legal_hold(Bucket=locked.bucket, Key="nova/novastack-test/a", LegalHold={"Status": "ON"})
+    assert left_removed(place, before=now() - timedelta(days=1)) == 0, "somebody may be trying it now"
+    assert left_removed(place, before=now() + timedelta(minutes=1)) == 1
+    assert [stored.key for stored in place.objects("novastack-test/")] == ["novastack-test/a"]

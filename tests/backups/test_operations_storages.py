@@ -91,3 +91,32 @@ def test_targets_are_tried_by_the_clock(target: StorageTarget, backup_root: Path
     assert target.test_ok is False
     assert "owner object is gone" in target.read_only_reason
     assert storages.test_due(seconds=0) == 0
+
+
+def test_a_folder_that_is_mounted_again_is_written_to_again(target: StorageTarget, backup_root: Path) -> None:
+    (backup_root / "here").rename(backup_root / "unmounted")
+    storages.test(target)
+    assert not (backup_root / "here").exists(), "what is missing is not made by who only looks"
+    target.refresh_from_db()
+    assert (target.test_ok, target.read_only_reason) == (False, "")
+    (backup_root / "here").mkdir()  # where it is to be mounted
+    assert not storages.write_allowed(target)
+    storages.test(target)
+    target.refresh_from_db()
+    assert "owner object is gone" in target.read_only_reason
+    (backup_root / "here").rmdir()
+    (backup_root / "unmounted").rename(backup_root / "here")
+    storages.test(target)
+    target.refresh_from_db()
+    assert (target.test_ok, target.read_only_reason) == (True, "")
+    assert storages.write_allowed(target)
+
+
+def test_who_lost_the_place_to_another_stays_read_only(target: StorageTarget) -> None:
+    other = StorageTarget(name="other", kind=StorageKind.FILESYSTEM, config=target.config)
+    storages.claim(other, take_over=True)
+    other.save()
+    assert not storages.write_allowed(target)
+    storages.test(target)
+    target.refresh_from_db()
+    assert "took it over" in target.read_only_reason

@@ -141,6 +141,19 @@ def test_a_commit_whose_answers_all_get_lost_is_settled_by_the_object_itself(fau
     small.requests.clear()
 
 
+def test_an_object_that_is_seen_a_little_later_is_there(
+    faulty: S3Storage, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_writer, "_NOT_YET", (0.01,) * 4)
+    proxy.fail("HEAD", "/a/b", error(404, "NotFound"), times=3)
+    sent(faulty, content=b"small")
+    assert get(faulty, "a/b") == b"small"
+    assert sum(request.startswith("HEAD") for request in proxy.requests) == 4
+    proxy.fail("HEAD", "/a/c", error(404, "NotFound"))
+    with pytest.raises(StorageError):
+        sent(faulty, "a/c", b"never seen")
+
+
 def test_in_doubt_another_object_of_that_name_is_not_taken_for_ours(faulty: S3Storage, proxy: Proxy) -> None:
     sent(faulty, content=BIG)
     proxy.fail("POST", "uploadId", error(500, "InternalError"))
