@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.db import IntegrityError, transaction
 from django.db.models import F
@@ -79,9 +80,14 @@ def policy_update(*, principal: Principal, project: Project, changes: Mapping[st
     policy.save()
     audit.record(
         principal, "backup_policy.changed", organization_id=project.organization_id, project_id=project.pk,
-        project_name=project.name, data={name: value for name, value in changed.items() if name in POLICY},
+        project_name=project.name, data={name: _told(name, value) for name, value in changed.items() if name in POLICY},
     )  # fmt: skip
     return policy
+
+
+def _told(name: str, value: Any) -> Any:
+    """Whoever knows a heartbeat's address can call it: the audit log says where it goes, and no more."""
+    return urlsplit(value).netloc if name == "heartbeat_url" else value
 
 
 def _reverify(project: Project, days: int) -> None:

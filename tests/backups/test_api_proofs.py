@@ -119,6 +119,19 @@ def test_the_objective_is_figures_and_reasons(bob: APIClient, shop: Project) -> 
     assert (found["missed_runs"], found["corrupt"]) == (2, 1)
 
 
+def test_a_backup_that_a_wrong_clock_has_dated_in_the_future_keeps_no_promise(bob: APIClient, shop: Project) -> None:
+    bob.patch(path(shop, "backup-policy"), {"rpo_seconds": 3600}, format="json")
+    year = now() + timedelta(days=365)
+    wrong = stored(shop, status="verified", started_at=year, verified_at=year)
+    Backup.objects.update(created_at=year)
+    found = bob.get(path(shop, "backup-policy")).json()
+    assert found["broken"] and found["last_verified"] is None
+    right = stored(shop, status="verified", verified_at=now())
+    found = bob.get(path(shop, "backup-policy")).json()
+    assert not found["broken"] and found["last_verified"]["id"] == str(right.pk)
+    assert drills.newest(shop.pk) == right != wrong
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -134,6 +147,17 @@ def test_bad_promises_name_their_field(bob: APIClient, shop: Project, change: di
     answer = bob.patch(path(shop, "backup-policy"), change, format="json")
     assert answer.status_code == 400 and answer.json()["errors"][0]["field"] == field, answer.content
     assert not BackupPolicy.objects.exists()
+
+
+def test_the_audit_log_does_not_say_a_heartbeat_s_address(bob: APIClient, shop: Project) -> None:
+    """Who has it can call it."""
+    url = "https://watchdog.example/ping/0c1d-secret"
+    answer = bob.patch(path(shop, "backup-policy"), {"heartbeat_url": url, "rpo_seconds": 60}, format="json")
+    assert answer.json()["heartbeat_url"] == url
+    data = AuditEvent.objects.get(action="backup_policy.changed").data
+    assert data["heartbeat_url"] == "watchdog.example" and data["rpo_seconds"] == 60
+    bob.patch(path(shop, "backup-policy"), {"heartbeat_url": ""}, format="json")
+    assert AuditEvent.objects.filter(action="backup_policy.changed").count() == 2
 
 
 def test_fewer_days_count_from_the_last_proof(bob: APIClient, shop: Project) -> None:
@@ -242,6 +266,16 @@ class TestByTheClock:
         assert activity.detail(event) == "d: Take a backup first: there is none that could be restored."
         drill.refresh_from_db()
         assert drill.next_run_at > now() and not Proof.objects.exists()
+
+    def test_what_a_clock_that_was_ahead_has_planned_does_not_wait_a_year(self, shop: Project) -> None:
+        year = timedelta(days=365)
+        backup, drill = stored(shop, status="verified"), self.drill(shop)
+        Drill.objects.update(next_run_at=now() + year, updated_at=now() + year)
+        Backup.objects.update(verified_at=now() + year, reverify_at=now() + year)
+        assert drills.dispatch_due() == 0
+        drill.refresh_from_db()
+        assert timedelta(0) < drill.next_run_at - now() <= timedelta(days=1)
+        assert drills.reverify_due() == 1 and Proof.objects.get().backup == backup
 
     def test_old_backups_are_proven_again_a_few_at_a_time(self, shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(drills, "REVERIFIED_AT_ONCE", 2)
