@@ -161,6 +161,7 @@ def remove_row(ctx: Context) -> None:
                   "by": ctx.operation.created_by_label},
         )  # fmt: skip
         backup.delete()
+    log.info("backup deleted", backup=ctx.operation.params["backup"], engine=backup.engine)
     ctx.explain("Gone")
 
 

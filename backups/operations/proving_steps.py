@@ -8,12 +8,14 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import structlog
 from django.conf import settings
 
 from backups.models import MISSING, Backup, BackupPolicy, BackupStatus, BackupTrigger, Proof, ProofKind, ProofState
 from backups.operations import asking, comparing, heartbeats, restoring_data, retaining, scratch, storages
 from backups.operations.restoring_data import BackupCorrupt
 from backups.operations.scratch import Scratch
+from backups.operations.taking_steps import told_as
 from novastack.common.clock import now
 from projects import domain
 from projects.models import DatabaseServer, Operation, OperationStep, Project, Region, ServerKind
@@ -21,6 +23,7 @@ from projects.operations import locks
 from projects.operations.base import StepFailed, Wait
 from projects.operations.context import Context
 
+log = structlog.get_logger(__name__)
 VERIFY, DRILL = "verify", "drill"
 KINDS = (VERIFY, DRILL)
 PROVABLE = (BackupStatus.STORED, BackupStatus.VERIFIED, BackupStatus.CORRUPT)
@@ -105,6 +108,7 @@ def judged(run: Callable[[Context], None]) -> Callable[[Context], None]:
                 proof = Proof.objects.filter(pk=ctx.operation.params["proof"], state__in=LIVE)
                 proof.update(state=ProofState.FAILED, error=told, finished_at=now(), updated_at=now())
                 put_corrupt(ctx.operation, told)
+            log.error("backup corrupt", **told_as(_backup(ctx)), code=verdict.code)
             raise
 
     return step
@@ -247,6 +251,7 @@ def compare(ctx: Context) -> None:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise BackupCorrupt("content_differs", f"What it restores is not what was dumped: {shown}{more}.")
     _put_verified(ctx, backup, told)
+    log.info("backup verified", **told_as(backup), rows=told["rows"])
     ctx.explain(f"{told['rows']} rows of {told['tables']} tables and {len(manifest.contents.facts)} facts are equal")
 
 

@@ -81,6 +81,7 @@ class Taking:
             ],
         )  # fmt: skip
         ctx.explain(f"{stats.size_bytes / MIB:.0f} MiB to {backup.storage.name}")
+        log.info("backup begins", **told_as(backup), storage=backup.storage.name, database_bytes=stats.size_bytes)
 
     def dump(self, ctx: Context) -> None:
         """A dump that met a change of tables as it began is begun again at once, some times: nothing was copied yet, and a
@@ -188,6 +189,10 @@ class Taking:
         _save(ctx, backup, status=BackupStatus.STORED, finished_at=now(), error=None)
         ctx.explain(f"Signed; {backup.rows or 0} rows of {backup.tables or 0} tables")
         ctx.say(f"The backup is stored at {backup.storage.name}.")
+        log.info(
+            "backup stored", **told_as(backup), storage=backup.storage.name, size_bytes=backup.size_bytes,
+            rows=backup.rows,
+        )  # fmt: skip
 
     # --- back -------------------------------------------------------------------------------------------------------------
     def undo(self, ctx: Context) -> None:
@@ -239,10 +244,16 @@ class Taking:
             admin.dismiss_tool(ctx.names, ctx.names.tool)
 
 
+def told_as(backup: Backup) -> dict[str, str]:
+    """What every line of a log says of it."""
+    return {"backup": str(backup.pk), "engine": backup.engine, "project": str(backup.project_uuid)}
+
+
 def mark_failed(backup: Backup, error: dict[str, Any]) -> None:
     """In a transaction of who may say so."""
     backup.status, backup.error, backup.finished_at = BackupStatus.FAILED, error, now()
     backup.save(update_fields=["status", "error", "finished_at", "updated_at"])
+    log.warning("backup failed", **told_as(backup), code=error.get("code"))
 
 
 def _row(backup: Backup) -> QuerySet[Backup]:
