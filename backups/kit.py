@@ -28,7 +28,8 @@ class KitError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Kit:
     """`identities`: of age, all of the organization's, the offline one first. `storages`: where backups are, with the keys
-    where the one who exported may have them. `signing_key`: private, base64, of operators' kits only."""
+    where the one who exported may have them. `signing_key`: private, base64, of operators' kits only. `also`: where else its
+    objects are, `<install>/<organization>`: what was adopted keeps the names that the install before gave it."""
 
     install: str
     organization: Mapping[str, str]  # id, name, slug
@@ -38,6 +39,7 @@ class Kit:
     public_keys: tuple[str, ...]
     storages: tuple[Mapping[str, Any], ...] = field(repr=False)
     signing_key: str = field(default="", repr=False)
+    also: tuple[str, ...] = ()
 
 
 def render(kit: Kit) -> tuple[str, str]:
@@ -73,7 +75,7 @@ def read(text: str) -> Kit:
             install=str(plain["install"]), organization=dict(plain["organization"]), made_at=str(plain["made_at"]),
             made_by=str(plain["made_by"]), identities=tuple(map(str, plain["identities"])),
             public_keys=tuple(map(str, plain["public_keys"])), storages=tuple(map(dict, plain["storages"])),
-            signing_key=str(plain["signing_key"]),
+            signing_key=str(plain["signing_key"]), also=tuple(map(str, plain.get("also", ()))),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise KitError("The recovery kit was made by another version of NovaStack.") from error
@@ -83,7 +85,7 @@ def _body(kit: Kit) -> str:
     plain = {
         "install": kit.install, "organization": dict(kit.organization), "made_at": kit.made_at, "made_by": kit.made_by,
         "identities": list(kit.identities), "public_keys": list(kit.public_keys), "storages": list(kit.storages),
-        "signing_key": kit.signing_key,
+        "signing_key": kit.signing_key, "also": list(kit.also),
     }  # fmt: skip
     lines = [
         "#",
@@ -95,6 +97,7 @@ def _body(kit: Kit) -> str:
         "#",
         f"# Installation {kit.install}, organization {kit.organization['id']}: objects are named",
         f"#   {kit.install}/{kit.organization['id']}/<backup>/<attempt>, with a manifest beside each (.manifest).",
+        *(f"#   Those of an installation before it: {prefix}/<backup>/<attempt>" for prefix in kit.also),
         "#",
         *_storages(kit.storages),
         *(f"# Signing key (public): {key}" for key in kit.public_keys),

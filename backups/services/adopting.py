@@ -79,11 +79,12 @@ def backups_adopt(*, kit: Kit, organization: Organization, target: StorageTarget
         target.save()
         _learn(kit, organization)
     found = Adopted()
-    prefix = f"{kit.install}/{kit.organization['id']}/"
+    own = f"{kit.install}/{kit.organization['id']}"
     try:
-        for stored in storage.objects(prefix):
-            if stored.key.endswith(_SUFFIX):
-                _adopt(stored, kit, organization, target, storage, found)
+        for prefix in dict.fromkeys((own, *kit.also)):
+            for stored in storage.objects(f"{prefix}/"):
+                if stored.key.endswith(_SUFFIX):
+                    _adopt(stored, kit, organization, target, storage, found)
     except StorageError as error:
         raise Conflict(f"Listing ended early: {error.detail} Run it again.", code="storage_test_failed") from None
     audit.record(
@@ -115,7 +116,7 @@ def _adopt(
             data = source.read(_MOST_MANIFEST_BYTES + 1)
         sealed = manifests.is_sealed(data)
         manifest, signer = manifests.open_of_anybody(data, kit.identities if sealed else None)
-        wrong = _wrong(manifest, key, kit, storage.head(key))
+        wrong = _wrong(manifest, key, storage.head(key))
     except ManifestError as error:
         found.left_out[key] = f"{error.code}: {error.detail}"
         return
@@ -156,9 +157,9 @@ def _put_down(pk: UUID, values: dict[str, Any]) -> bool:
     return untrusted.update(**values, error=None, verify_error=None, updated_at=now()) == 1
 
 
-def _wrong(manifest: Manifest, key: str, kit: Kit, dump: Stored | None) -> str:
+def _wrong(manifest: Manifest, key: str, dump: Stored | None) -> str:
     """Why it is not what it says; empty: it is."""
-    if manifest.key != key or manifest.organization != kit.organization["id"]:
+    if manifest.key != key or [manifest.organization] != key.split("/")[1:2]:
         return "manifest_mismatch: it is another backup's manifest"
     if dump is None:
         return "object_missing: there is a manifest, and no dump"

@@ -18,7 +18,7 @@ from accounts.models import Organization
 from accounts.permissions import Capability, Principal, require
 from accounts.services import audit
 from backups import kit as kits
-from backups.models import BackupKey, OfflineKey, StorageTarget
+from backups.models import Backup, BackupKey, OfflineKey, StorageTarget
 from backups.operations import keys
 from novastack.common.clock import now
 from novastack.common.errors import Conflict, Invalid, PermissionDenied
@@ -64,7 +64,7 @@ def kit_export(*, principal: Principal, organization: Organization) -> ExportedK
             made_at=f"{now():%Y-%m-%d %H:%M} UTC", made_by=principal.label,
             identities=(str(identity), *keys.identities_of(organization.pk)),
             public_keys=tuple(keys.public_keys()), storages=tuple(_storages(principal, organization)),
-            signing_key=_signing_key(principal),
+            signing_key=_signing_key(principal), also=tuple(_adopted(organization)),
         )  # fmt: skip
         text, fingerprint = kits.render(made)
         moment = now()
@@ -180,6 +180,14 @@ def _storages(principal: Principal, organization: Organization) -> list[dict[str
             }
         )  # fmt: skip
     return found
+
+
+def _adopted(organization: Organization) -> list[str]:
+    """Where its backups are that another install has made."""
+    own = f"{Install.load().install_id}/{organization.pk}"
+    rows = Backup.objects.filter(organization_id=organization.pk).exclude(object_key="")
+    keys_ = rows.exclude(object_key__startswith=f"{own}/").values_list("object_key", flat=True)
+    return sorted({"/".join(key.split("/")[:2]) for key in keys_.iterator()})
 
 
 def _signing_key(principal: Principal) -> str:

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.core.management import CommandError, call_command
 
+from accounts.models import Role
 from accounts.permissions import Principal
 from backups import manifest as manifests
 from backups.archive import Opener, Sealer
@@ -23,7 +24,7 @@ from backups.services.kits import kit_export
 from novastack.common.models import Install
 from projects.domain import Fingerprint, TableContent
 from tests.backups.test_manifest import made as manifest_of
-from tests.factories import OrganizationFactory, Team
+from tests.factories import OrganizationFactory, Team, make_person
 
 pytestmark = pytest.mark.django_db
 
@@ -102,6 +103,21 @@ def test_the_catalogue_comes_back_and_its_backups_open(team: Team, target: Stora
     assert keys.current_key(new.pk).recipient not in {
         key.recipient for key in BackupKey.objects.exclude(retired_at=None)
     }
+
+
+def test_what_was_adopted_once_is_adopted_again(team: Team, target: StorageTarget, kit: Path) -> None:
+    """By the kit of the installation that adopted it: its objects keep the names that the first one gave them."""
+    first = store(team, target)
+    burn_down()
+    new = OrganizationFactory(slug="new")
+    adopt(kit)
+    owner = Principal.of(make_person("olga", new, Role.OWNER))
+    kit.write_text(kit_export(principal=owner, organization=new).text)
+    burn_down()
+    OrganizationFactory(slug="newer")
+    assert adopt(kit, organization="newer") == "1 adopted, 0 known already, 0 untrusted\n"
+    backup = Backup.objects.get()
+    assert backup.object_key == first and read_manifest(backup).key == first
 
 
 def test_what_was_uploaded_stays_an_upload(team: Team, target: StorageTarget, kit: Path) -> None:
