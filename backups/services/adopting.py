@@ -199,7 +199,8 @@ def _moment(text: str) -> datetime:
         found = datetime.fromisoformat(text)
     except ValueError:
         return now()
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    # Before the first year, or after the last one, it could be put down, and no page that shows it could be made.
+    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _attempt(key: str) -> int:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
 import pytest
 
 from backups.models import Backup, BackupKey, OfflineKey, StorageTarget
@@ -14,12 +18,14 @@ URL = "/api/v1/organizations/acme/"
 
 
 @pytest.mark.parametrize("encrypted", [True, False])
-def test_its_backups_go_first(team: Team, idle: Project, storage: StorageTarget, encrypted: bool) -> None:
+def test_its_backups_go_first(team: Team, storage: StorageTarget, encrypted: bool) -> None:
     """Of a project that is gone; they would be nobody's, in a storage that is everybody's."""
+    gone: Any = SimpleNamespace(
+        organization_id=team.organization.pk, pk=uuid4(), name="Shop", slug="shop", engine="postgresql", version="17"
+    )
     if encrypted:
         keys.recipients_of(team.organization.pk)
-    backup = make_backup(idle, storage, encrypted=encrypted, pinned=True)
-    idle.delete()
+    backup = make_backup(gone, storage, encrypted=encrypted, pinned=True)
     alice = api_client(team.alice)
     refused = alice.delete(URL)
     assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
