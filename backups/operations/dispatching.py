@@ -98,7 +98,8 @@ def set_right() -> int:
     """Schedules that ran, or were planned, in the future, by a clock that was wrong, would be silent until then: they are due
     from now on again. What runs then still has one row a slot."""
     moment = now()
-    ahead = Schedule.objects.filter(Q(last_slot_at__gt=moment + AHEAD) | Q(updated_at__gt=moment + AHEAD))
+    planned = Q(updated_at__gt=moment + AHEAD, next_run_at__gt=moment)  # what is due is begun
+    ahead = Schedule.objects.filter(Q(last_slot_at__gt=moment + AHEAD) | planned)
     with transaction.atomic():
         rows = list(ahead.select_for_update(skip_locked=True, of=("self",))[:1000])
         if not rows:

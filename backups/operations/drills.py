@@ -90,7 +90,7 @@ def dispatch_due() -> int:
 def set_right() -> None:
     """What was planned while a clock was ahead, drills and proofs, would wait until then: as `dispatching.set_right`."""
     moment = now()
-    for drill in Drill.objects.filter(updated_at__gt=moment + AHEAD)[:AT_ONCE]:
+    for drill in Drill.objects.filter(updated_at__gt=moment + AHEAD, next_run_at__gt=moment)[:AT_ONCE]:
         Drill.objects.filter(pk=drill.pk, updated_at=drill.updated_at).update(
             next_run_at=next_run(drill, moment), updated_at=moment
         )
