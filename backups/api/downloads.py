@@ -69,7 +69,7 @@ class BackupDownloadView(BackupScoped, generics.GenericAPIView[Backup]):
         """All rows of the database: the right is that to connect, and it is audited. A decrypted download is hashed on the
         way, and breaks off before its end when it is not what was stored: what ends well is whole. As `sql` some
         tables come with their rows and what belongs to them, for psql, mysql or mariadb; its first lines say what of them
-        is left out, its last one is `-- End.`"""
+        is left out, and which line is to be its last one (`-- End of …`)"""
         backup = self.backup()
         wanted = _form(request)
         if wanted == "sql":

@@ -21,11 +21,12 @@ from backups.storage.base import StorageError
 from novastack.common.errors import Conflict, Invalid, Problem
 from projects import registry
 from projects.domain import EngineError
-from projects.engines.sql_parts import Gone, TooLarge
+from projects.engines.sql_parts import Gone, Title, TooLarge, Unclear
 
 log = structlog.get_logger(__name__)
 PIECE_BYTES = 1 << 20
 FLOW_BYTES, FLOW_SECONDS = 256 << 10, 5.0  # of SQL
+_MARK_LETTERS = 16  # of the hash over all that is stored: no row can hold what is known only after it was
 # Each holds a thread of the web server for as long as its reader takes.
 slots = threading.BoundedSemaphore(max(1, settings.NOVASTACK_WEB_THREADS // 2))
 
@@ -40,6 +41,10 @@ class BackupCorrupt(Conflict):
 
 class SqlTooLarge(Conflict):
     code, title = "sql_too_large", "Its tables can't be taken out of it"
+
+
+class SqlUnclear(Conflict):
+    code, title = "sql_unclear", "Its tables can't be taken out of it"
 
 
 class ObjectMissing(Conflict):
@@ -98,10 +103,11 @@ def decrypted(backup: Backup) -> Download:
 
 def sql(backup: Backup, tables: Sequence[str], *, packed: bool) -> Download:
     """Some tables, by their names in the manifest, as SQL for the product's own client; `packed`: with zstd. Its last line says
-    that it is the end. Raises as `decrypted`, `Invalid` for what the archive does not hold, `SqlTooLarge`."""
+    that it is the end. Raises as `decrypted`, `Invalid` for what the archive does not hold, `SqlTooLarge`, `SqlUnclear`."""
     taken, product = backup.started_at or backup.created_at, registry.engine(backup.engine).title
-    about = (
-        f"Of the backup {backup.pk} of {backup.project_name}, {taken:%Y-%m-%d %H:%M} UTC ({product} {backup.version})"
+    title = Title(
+        f"Of the backup {backup.pk} of {backup.project_name}, {taken:%Y-%m-%d %H:%M} UTC ({product} {backup.version})",
+        backup.sha256[:_MARK_LETTERS],
     )
 
     def pieces() -> Iterator[bytes]:
@@ -110,7 +116,7 @@ def sql(backup: Backup, tables: Sequence[str], *, packed: bool) -> Download:
         with contextlib.closing(
             Opener(source, identities, compressed=backup.compressed, sha256=backup.sha256)
         ) as opener:  # fmt: skip
-            yield from _flowing(registry.engine(backup.engine).sql_of(opener, tables, about), packed)
+            yield from _flowing(registry.engine(backup.engine).sql_of(opener, tables, title), packed)
 
     return Download(_begun(backup, pieces()), None)
 
@@ -161,6 +167,8 @@ def _told(error: BaseException) -> BaseException:
         return Invalid.field("tables", "unknown", str(error))
     if isinstance(error, TooLarge):
         return SqlTooLarge(f"It can't be read a table at a time: {error}. Download all of it, or restore these tables.")
+    if isinstance(error, Unclear):
+        return SqlUnclear(f"{error}. Download all of it, or restore these tables.")
     if isinstance(error, EngineError):
         return BackupCorrupt(f"Its archive can't be read: {error}")
     return BackupCorrupt(error.detail) if isinstance(error, CorruptArchive) else error

@@ -26,6 +26,7 @@ from projects.domain import (
 from projects.engines.admin import EngineAdmin
 from projects.engines.foreign import Left
 from projects.engines.moments import Moment, Restoring
+from projects.engines.sql_parts import Title
 
 # What people expect of a database: said in words of the engines that can't.
 EXPECTED: Mapping[Capability, str] = {
@@ -178,15 +179,18 @@ class Engine(ABC):
         return said
 
     # --- some tables out of a dump of ours ------------------------------------------------------------------------------
-    def sql_of(self, pieces: Iterable[bytes], tables: Sequence[str], about: str) -> Iterator[bytes]:
+    def sql_of(self, pieces: Iterable[bytes], tables: Sequence[str], title: Title) -> Iterator[bytes]:
         """Some tables of a dump as SQL for the product's own client, with what belongs to them; tables as fingerprints name
-        them. `about`: what it is of, for a comment. Reads the dump to its end, in bounded memory (of dumps in SQL: one
-        statement of at most `foreign.STATEMENT_BYTES`, twice), and runs nothing. Raises `sql_parts.Gone`, `EngineError`, also
-        in the middle."""
+        them. Reads the dump to its end, in bounded memory (of dumps in SQL: one statement of at most
+        `foreign.STATEMENT_BYTES`, twice), and runs nothing. Raises `sql_parts.Gone`, `EngineError`, also in the middle."""
         raise NotImplementedError
 
     def finish_copy(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:  # noqa: B027 - PostgreSQL's
         """Within a restored database, as the tool's login: what a restore by somebody else than the owner leaves behind."""
+
+    def memory_for_row(self, row_bytes: int) -> int:
+        """What a server needs so that `restore` gets a row of so many bytes (`Moment.row_bytes`) into it; 0: any will do."""
+        return 0
 
     def restoring(self) -> Restoring:
         """For one run of `restore`: who moves the dump lets it hear the pieces, and calls its `finish` for `finish_copy`."""

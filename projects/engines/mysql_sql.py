@@ -4,14 +4,14 @@ read statement by statement as it passes (`mysql_script`)."""
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
-from projects.domain import EngineError
 from projects.engines.foreign import Left
 from projects.engines.mysql_script import HEAD_BYTES, OPEN, Script, space_end
 from projects.engines.scripts import past
-from projects.engines.sql_parts import Gone, TooLarge, remarks, waiting
+from projects.engines.sql_parts import Gone, Title, TooLarge, Unclear, remarks, waiting
 
 _OF_TABLE = re.compile(
     rb"(CREATE\s+TABLE|INSERT\s+(?:IGNORE\s+)?INTO|REPLACE\s+INTO|UPDATE|ALTER\s+TABLE)\s+(?:IF\s+NOT\s+EXISTS\s+)?`((?:[^`]|``)*)`",
@@ -29,15 +29,15 @@ _HELD_BYTES = 4 << 20
 _LEFT = ("Foreign keys may be to tables that were not chosen. Views, routines and events are left out.",)
 
 
-def script(pieces: Iterable[bytes], tables: Iterable[str], about: str, client: str) -> Iterator[bytes]:
-    """`about`: what it is of, for a comment. Raises `Gone`, at the end, for what the dump did not hold, and `EngineError`
-    when it is none; all of it is read, to its end."""
-    yield remarks(about, _LEFT, f"{client} --binary-mode DATABASE < FILE")
+def script(pieces: Iterable[bytes], tables: Iterable[str], title: Title, client: str) -> Iterator[bytes]:
+    """Raises `Gone`, at the end, for what the dump did not hold, `Unclear`, and `EngineError` when it is none; all of
+    it is read, to its end."""
+    yield remarks(title, _LEFT, f"{client} --binary-mode DATABASE < FILE")
     reader = _Some(pieces, tables)
     yield from reader.run()
     if missing := reader.missing:
         raise Gone(f"The backup does not have {', '.join(missing[:5])}.")
-    yield b"\n-- End.\n"
+    yield f"\n{title.end}\n".encode()
 
 
 class _Some(Script):
@@ -90,8 +90,15 @@ class _Some(Script):
             if found[1][:1] in b"Cc":
                 self._there.add(name)
             return name in self._names
-        table = _table_of_trigger(statement, at)
-        return table is not None and table in self._names
+        return (mine := _name_of_trigger(statement, at)) is not None and self._triggers(mine, statement, at)
+
+    def _triggers(self, mine: bytes, statement: bytes, at: int) -> bool:
+        """Whether that trigger is of a table that is wanted."""
+        if (table := _table_of_trigger(statement, at)) is not None:
+            return table in self._names
+        if any(spelled in statement for name in self._names for spelled in _spelled(name)):
+            raise Unclear(f"To which table the trigger {mine.decode(errors='replace')[:64]} belongs can't be told")
+        return False
 
 
 def _tokens(statement: bytes, at: int) -> Iterator[bytes]:
@@ -101,27 +108,40 @@ def _tokens(statement: bytes, at: int) -> Iterator[bytes]:
             yield found[0]
 
 
-def _table_of_trigger(statement: bytes, at: int) -> bytes | None:
-    """None: it makes none. They come as somebody wrote them: with comments, and quoted names need no spaces. Raises
-    `EngineError` when the table can't be told."""
+def _name_of_trigger(statement: bytes, at: int) -> bytes | None:
+    """None: it makes none. They come as somebody wrote them: with comments, and quoted names need no spaces."""
     if statement[at : at + 6].upper() != b"CREATE":
         return None
     tokens = _tokens(statement, at)
     if next((word for token in tokens if (word := token.upper()) in _KINDS), b"") != b"TRIGGER":
         return None
-    token = next(tokens, b"").upper()
-    if token == b"IF":  # NOT EXISTS
-        next(tokens, b""), next(tokens, b""), next(tokens, b"")
-    when = next(tokens, b"").upper()
-    if when == b".":
-        next(tokens, b"")
-        when = next(tokens, b"").upper()
-    if when not in {b"BEFORE", b"AFTER"} or not any(token.upper() == b"ON" for token in tokens):
-        raise EngineError("the dump has a trigger whose table can't be told")
     name = next(tokens, b"")
-    if next(tokens, b"") == b".":
+    if name.upper() == b"IF" and next(tokens, b"").upper() == b"NOT":  # EXISTS
+        next(tokens, b"")
         name = next(tokens, b"")
     return _plain(name)
+
+
+def _table_of_trigger(statement: bytes, at: int) -> bytes | None:
+    """What stands between ON and FOR EACH ROW, which its body never holds. None: there is not just one such name. Comments
+    that only other versions run are read here as well."""
+    last: deque[bytes] = deque(maxlen=7)
+    found = set()
+    for token in _tokens(statement, at):
+        last.append(token)
+        if token.upper() != b"ROW":
+            continue
+        *before, name, first, second, _ = [b""] * (7 - len(last)) + list(last)
+        if (first.upper(), second.upper()) != (b"FOR", b"EACH"):
+            continue
+        begin = before[0] if before[2] == b"." else before[2]
+        if begin.upper() == b"ON":
+            found.add(_plain(name))
+    return found.pop() if len(found) == 1 else None
+
+
+def _spelled(name: bytes) -> set[bytes]:
+    return {name, name.replace(b"`", b"``"), name.replace(b'"', b'""')}
 
 
 def _plain(name: bytes) -> bytes:

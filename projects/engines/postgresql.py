@@ -46,6 +46,7 @@ from projects.engines.foreign import Left
 from projects.engines.moments import Moment
 from projects.engines.postgresql_admin import RESERVED_CONNECTIONS, SUPERUSER_CONNECTIONS, PostgreSQLAdmin
 from projects.engines.postgresql_session import OWN_LIMITS, RoleFull, connect, translated
+from projects.engines.sql_parts import Title
 
 MIB = 1024**2
 SECRET = "bootstrap"  # noqa: S105 - the name of a file
@@ -227,8 +228,8 @@ class PostgreSQL(Engine):
     def place_in_script(self, said: str, kind: str, before: int) -> str:
         return postgresql_foreign.place_in_script(said, kind, before)
 
-    def sql_of(self, pieces: Iterable[bytes], tables: Sequence[str], about: str) -> Iterator[bytes]:
-        return postgresql_sql.script(pieces, tables, about)
+    def sql_of(self, pieces: Iterable[bytes], tables: Sequence[str], title: Title) -> Iterator[bytes]:
+        return postgresql_sql.script(pieces, tables, title)
 
     def finish_copy(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:
         postgresql_copy.finish(endpoint, credentials, names)

@@ -10,7 +10,7 @@ from projects.domain import EngineError
 from projects.engines.foreign import Pull
 from projects.engines.postgresql_archive import MOST_BYTES, Entry
 from projects.engines.postgresql_reader import FIRST, PREAMBLE, Reader, named
-from projects.engines.sql_parts import Gone, TooLarge, remarks, waiting
+from projects.engines.sql_parts import Gone, Title, TooLarge, remarks, waiting
 
 # What belongs to a table, in whatever section it stands.
 _OF_TABLES = {
@@ -28,10 +28,10 @@ _OF_ONE = {"DEFAULT", "CONSTRAINT", "CHECK CONSTRAINT", "FK CONSTRAINT", "RULE",
 _PART = re.compile(r'"((?:[^"]|"")*)"|([^".]+)')
 
 
-def script(pieces: Iterable[bytes], tables: Iterable[str], about: str) -> Iterator[bytes]:
-    """`tables` as the server quotes them, with their schema. `about`: what it is of, for a comment. Raises `Gone` for what the
-    archive does not hold, and `EngineError` when it is none; all of it is read, to its end."""
-    return _Some(Pull(pieces), tables, about).script()
+def script(pieces: Iterable[bytes], tables: Iterable[str], title: Title) -> Iterator[bytes]:
+    """`tables` as the server quotes them, with their schema. Raises `Gone` for what the archive does not hold, and
+    `EngineError` when it is none; all of it is read, to its end."""
+    return _Some(Pull(pieces), tables, title).script()
 
 
 def unquoted(name: str) -> tuple[str, str]:
@@ -47,14 +47,14 @@ class _Some(Reader):
     MOST_BYTES = MOST_BYTES
     MOST_ENTRIES = None
 
-    def __init__(self, pull: Pull, tables: Iterable[str], about: str) -> None:
+    def __init__(self, pull: Pull, tables: Iterable[str], title: Title) -> None:
         super().__init__(pull)
-        self._names, self._about = {unquoted(name): name for name in tables}, about
+        self._names, self._title = {unquoted(name): name for name in tables}, title
 
     def script(self) -> Iterator[bytes]:
         entries = self._contents()
         found = _Choice(entries, self._names)
-        yield remarks(self._about, found.remarks(), "psql --set=ON_ERROR_STOP=1 --file=FILE")
+        yield remarks(self._title, found.remarks(), "psql --set=ON_ERROR_STOP=1 --file=FILE")
         yield b"BEGIN;\n"  # a file that is cut off commits nothing, also within COPY, where its end is one for psql
         yield PREAMBLE
         for entry in entries:
@@ -68,7 +68,7 @@ class _Some(Reader):
         for entry in taken:
             if entry.section > 2 and not entry.has_data:
                 yield from self._whole(entry)
-        yield b"COMMIT;\n\n-- End.\n"
+        yield f"COMMIT;\n\n{self._title.end}\n".encode()
 
     def _not_taken(self, *, too_large: bool) -> EngineError:
         if too_large:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from projects.domain import EngineError
 
@@ -21,8 +22,26 @@ class TooLarge(EngineError):
     retryable = False
 
 
-def remarks(about: str, told: Iterable[str], command: str) -> bytes:
-    whole = "The file is whole only if its last line is `-- End.`: look before you load it."
+class Unclear(EngineError):
+    """The archive may be good: to which table a part of it belongs can't be told."""
+
+    retryable = False
+
+
+@dataclass(frozen=True, slots=True)
+class Title:
+    """`about`: what the script is of, for a comment. `mark`: what no row of it holds; the last line says it."""
+
+    about: str
+    mark: str
+
+    @property
+    def end(self) -> str:
+        return f"-- End of {self.mark}."
+
+
+def remarks(title: Title, told: Iterable[str], command: str) -> bytes:
+    about, whole = title.about, f"The file is whole only if its last line is `{title.end}`: look before you load it."
     lines = [about, whole, *told, f"Nothing is dropped: load it where these are not. {command}"]
     return "".join(f"-- {_printable(line)}\n" for line in lines).encode() + b"\n"
 

@@ -51,7 +51,8 @@ def test_tables_come_as_sql(team: Team, backup: Backup) -> None:
     assert answer.status_code == 200 and "Content-Length" not in answer
     assert answer["Content-Disposition"].endswith('.sql"')
     said = body_of(answer)
-    assert said.startswith(b"-- Of the backup ") and said.endswith(b"-- End.\n")
+    lines = said.splitlines()
+    assert lines[0].startswith(b"-- Of the backup ") and b"last line is `" + lines[-1] + b"`" in lines[1]
     assert b"CREATE TABLE public.t (a int);" in said and said.count(b"2\n") > 499_999
     event = AuditEvent.objects.get(action="backup.downloaded")
     assert event.data["tables"] == ["public.t"] and event.data["decrypted"] is True
@@ -126,6 +127,22 @@ def test_what_is_refused(
     assert free()
 
 
+def test_a_trigger_of_which_nobody_can_tell_the_table_is_no_damage(
+    team: Team, project: Project, target: StorageTarget,  # noqa: F811
+) -> None:  # fmt: skip
+    dump = (
+        b"CREATE TABLE `t` (a int);\nCREATE TABLE `u` (a int);\nDELIMITER ;;\nCREATE TRIGGER x BEFORE INSERT ON t FOR ALL ;;\n"
+        b"DELIMITER ;\n-- Dump completed\n"
+    )
+    tables = {"t": [0, "x"], "u": [0, "x"]}
+    backup = make(project, target, dump, manifest={"contents": {"tables": tables, "facts": []}})
+    Backup.objects.filter(pk=backup.pk).update(engine="mysql", version="9.7")
+    answer = get(api_client(team.bob), backup, "&tables=t")
+    assert (answer.status_code, answer.json()["code"]) == (409, "sql_unclear")
+    assert b"CREATE TABLE `u`" in body_of(get(api_client(team.bob), backup, "&tables=u"))
+    assert free()
+
+
 def test_what_is_not_what_was_stored_never_ends_well(team: Team, backup: Backup, backup_root: Path) -> None:
     """All of it is hashed before its last line, also what stands behind the chosen table."""
     Backup.objects.filter(pk=backup.pk).update(sha256="0" * 64)
@@ -137,7 +154,7 @@ def test_what_is_not_what_was_stored_never_ends_well(team: Team, backup: Backup,
                 came += piece
     else:
         assert answer.json()["code"] == "backup_corrupt"
-    assert b"-- End." not in came and free()
+    assert b"\n-- End" not in came and free()
 
 
 def test_a_cut_off_archive_never_ends_well(team: Team, project: Project, target: StorageTarget) -> None:  # noqa: F811
@@ -179,7 +196,7 @@ def test_a_long_statement_is_in_memory_twice_at_most(packed: bool) -> None:
     came = longest = 0
     tracemalloc.start()
     try:
-        for piece in downloads._flowing(mysql_sql.script(dump(), ["t"], "x", "mysql"), packed):
+        for piece in downloads._flowing(mysql_sql.script(dump(), ["t"], sql_parts.Title("x", "y"), "mysql"), packed):
             came, longest = came + len(piece), max(longest, len(piece))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -206,7 +223,8 @@ def test_the_page(team: Team, backup: Backup, monkeypatch: pytest.MonkeyPatch) -
     assert (refused.status_code, refused["Retry-After"]) == (429, "60") and 'role="alert"' in refused.content.decode()
     answer = client.post(url, {"tables": ["public.t"], "packed": "on"})
     assert answer.status_code == 200 and answer["Content-Disposition"].endswith('.sql.zst"')
-    assert zstandard.ZstdDecompressor().decompressobj().decompress(body_of(answer)).endswith(b"-- End.\n")
+    whole = zstandard.ZstdDecompressor().decompressobj().decompress(body_of(answer))
+    assert whole.endswith(f"\n-- End of {backup.sha256[:16]}.\n".encode())
     assert browser(team.vera).get(url).status_code == 403 and browser(team.charlie).post(url).status_code == 404
     Backup.objects.filter(pk=backup.pk).update(engine="ferretdb", version="1.24")
     assert url not in client.get(f"/backups/{backup.pk}/download/").content.decode()

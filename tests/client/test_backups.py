@@ -94,14 +94,16 @@ def test_some_tables_are_fetched_as_sql(nova: Any, proxy: Proxy, project: Projec
     file = io.BytesIO()
     proxy.faults.append(LOST_ANSWER)
     assert nova.download_tables(str(backup.pk), ["t"], file) == len(file.getvalue())
-    assert b"CREATE TABLE public.t" in file.getvalue() and file.getvalue().endswith(b"-- End.\n")
+    assert b"CREATE TABLE public.t" in file.getvalue()
+    assert file.getvalue().endswith(f"\n-- End of {backup.sha256[:16]}.\n".encode())
     packed = io.BytesIO()
     nova.download_tables(str(backup.pk), ["public.t"], packed, compressed=True)
     assert zstandard.ZstdDecompressor().decompressobj().decompress(packed.getvalue()) == file.getvalue()
     # Cut off, and closed as if it was whole: begun anew, and an error in the end.
     for compressed, whole in ((False, file.getvalue()), (True, packed.getvalue())):
         again = io.BytesIO()
-        proxy.faults += [Fault(True, 200, body=cut) for cut in (b"", whole[:9], whole[:-1], whole + b"x")]
+        cuts = (b"", whole[:-1], whole + b"x", whole[:300] + b"\n-- End.\n")
+        proxy.faults += [Fault(True, 200, body=cut) for cut in cuts]
         assert nova.download_tables(str(backup.pk), ["t"], again, compressed=compressed) == len(again.getvalue())
         assert len(again.getvalue()) == len(whole) and not proxy.faults
         proxy.faults += [Fault(True, 200, body=whole[:-1])] * 5

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from projects.domain import EngineError
 from projects.engines import mysql_sql, scripts, sql_parts
 from projects.engines.postgresql_archive import Entry
 from projects.engines.postgresql_sql import _Choice, unquoted
-from projects.engines.sql_parts import Gone
+from projects.engines.sql_parts import Gone, Title, Unclear
+
+TITLE = Title("about\n-- x", "0123")
 
 DUMP = b"""ALTER DATABASE CHARACTER SET utf8mb4;
 -- MySQL dump 10.13
@@ -41,8 +42,8 @@ DELIMITER ;
 @pytest.mark.parametrize("size", [1, 50, 10_000])
 def test_what_is_of_a_table_comes(size: int) -> None:
     pieces = (DUMP[at : at + size] for at in range(0, len(DUMP), size))
-    script = b"".join(mysql_sql.script(pieces, ["a`b"], "about\n-- x", "mysql"))
-    assert script.startswith(b"-- about?-- x\n") and script.endswith(b"\n-- End.\n")
+    script = b"".join(mysql_sql.script(pieces, ["a`b"], TITLE, "mysql"))
+    assert script.startswith(b"-- about?-- x\n") and script.endswith(b"\n-- End of 0123.\n")
     for there in (
         b"SET @OLD", b"CREATE SEQUENCE IF NOT EXISTS `numbers`", b"DO SETVAL", b"CREATE TABLE `a``b` (id int, `DROP` text);",
         b"VALUES (1,'x;y -- \\' z'),(2,'\n-- End.\n');", b"ALTER TABLE `a``b` DISABLE KEYS", b"SET f=1", b"TRIGGER `told`",
@@ -57,26 +58,32 @@ def test_what_is_of_a_table_comes(size: int) -> None:
     "written",
     [
         b"TRIGGER`told`BEFORE INSERT ON`a``b`FOR EACH ROW SET @x = 1",
-        b"TRIGGER shop . told/* why */AFTER\nUPDATE\nON`a``b`SET @x = 1",
+        b"TRIGGER shop . told/* why */AFTER\nUPDATE\nON`a``b`FOR EACH ROW SET @x = 1",
         b"/*!50017 DEFINER=`before`@`on`*/ /*!50003 TRIGGER `ON` -- BEFORE x ON other\n"
-        b" BEFORE/**/DELETE # on z\nON shop.`a``b` SET @x = 1 */",
-        b"OR REPLACE DEFINER=u@127.0.0.1 TRIGGER IF NOT EXISTS \"after\" AFTER INSERT ON \"shop\".\"a`b\" SET @x = 1",
-        b"TRIGGER after BEFORE INSERT /*" + b" TRIGGER x BEFORE INSERT ON other" * 100 + b"*/ ON `a``b` SET @x = 1",
+        b" BEFORE/**/DELETE # on z\nON shop.`a``b` FOR EACH ROW SET @x = 1 */",
+        b"OR REPLACE DEFINER=u@127.0.1 TRIGGER IF NOT EXISTS \"after\" AFTER INSERT ON\"shop\".\"a`b\"FOR EACH ROW SET @x = 1",
+        b"TRIGGER after BEFORE INSERT /*" + b" TRIGGER x BEFORE INSERT ON other" * 90 + b"*/ ON`a``b`FOR EACH ROW SET @x = 1",
+        b"TRIGGER x /*!999999 not yet */ BEFORE INSERT /*M!999999 OR ON */ ON `a``b` FOR EACH ROW SET @x = 'ON a FOR EACH ROW'",
+        b"TRIGGER x BEFORE UPDATE OF id, `row` ON `a``b` /* all */ FOR EACH ROW FOLLOWS y SET @x = 1",
     ],
 )  # fmt: skip
 def test_triggers_as_people_write_them(written: bytes) -> None:
     dump = DUMP.replace(
         b"DELIMITER ;\n-- Dump completed", b"CREATE " + written + b" ;;\nDELIMITER ;\n-- Dump completed"
     )
-    assert written in b"".join(mysql_sql.script([dump], ["a`b"], "about", "mysql"))
+    assert written in b"".join(mysql_sql.script([dump], ["a`b"], TITLE, "mysql"))
     if b"other" not in written:
-        assert written not in b"".join(mysql_sql.script([dump], ["other"], "about", "mysql"))
+        assert written not in b"".join(mysql_sql.script([dump], ["other"], TITLE, "mysql"))
 
 
 def test_a_trigger_whose_table_can_t_be_told_is_not_passed_over() -> None:
-    dump = DUMP.replace(b"TRIGGER mine AFTER UPDATE ON shop", b"TRIGGER mine WHEN UPDATE ON shop")
-    with pytest.raises(EngineError, match="trigger"):
-        list(mysql_sql.script([dump], ["a`b"], "about", "mysql"))
+    whole = b"".join(mysql_sql.script([DUMP], ["other"], TITLE, "mysql"))
+    for odd in (b"ON shop.`a``b` FOR ALL", b"/*!999999 ON gone FOR EACH ROW */ ON shop.`a``b` FOR EACH ROW"):
+        dump = DUMP.replace(b"ON shop.`a``b` FOR EACH ROW", odd)
+        with pytest.raises(Unclear, match="trigger mine"):
+            list(mysql_sql.script([dump], ["a`b"], TITLE, "mysql"))
+        # Of a table that its text does not even name it is not.
+        assert b"".join(mysql_sql.script([dump], ["other"], TITLE, "mysql")) == whole
 
 
 def test_long_statements_of_others_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,16 +95,16 @@ def test_long_statements_of_others_are_not_held(monkeypatch: pytest.MonkeyPatch)
     dump = DUMP.replace(b"UPDATE `other`", row + b"UPDATE `other`")
     for size in (7, 3_000, 40_000):
         pieces = [dump[at : at + size] for at in range(0, len(dump), size)]
-        assert b"".join(mysql_sql.script(pieces, ["a`b"], "x", "mysql")) == b"".join(
-            mysql_sql.script([DUMP], ["a`b"], "x", "mysql")
+        assert b"".join(mysql_sql.script(pieces, ["a`b"], TITLE, "mysql")) == b"".join(
+            mysql_sql.script([DUMP], ["a`b"], TITLE, "mysql")
         )
         with pytest.raises(sql_parts.TooLarge):
-            list(mysql_sql.script(pieces, ["a`b", "other"], "x", "mysql"))
+            list(mysql_sql.script(pieces, ["a`b", "other"], TITLE, "mysql"))
 
 
 def test_what_is_not_there_is_told_at_the_end() -> None:
     with pytest.raises(Gone, match="gone"):
-        list(mysql_sql.script([DUMP], ["a`b", "gone"], "about", "mysql"))
+        list(mysql_sql.script([DUMP], ["a`b", "gone"], TITLE, "mysql"))
 
 
 def test_what_of_postgresql_s_is_left_out_is_told() -> None:

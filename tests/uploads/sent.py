@@ -56,7 +56,7 @@ def sql_of(site: Site, backup: Backup, *tables: str) -> bytes:
     )
     assert answer.status_code == 200, answer.content
     found: bytes = b"".join(answer.streaming_content)  # type: ignore[attr-defined]
-    assert found.endswith(b"-- End.\n")
+    assert found.endswith(f"\n-- End of {backup.sha256[:16]}.\n".encode())
     return found
 
 

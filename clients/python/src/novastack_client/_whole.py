@@ -3,10 +3,13 @@ was whole."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from typing import BinaryIO
 
-END = b"\n-- End.\n"
+# Among the first lines: which is to be the last one.
+_TOLD = re.compile(rb"^-- The file is whole only if its last line is `(-- End[^`\n]*)`", re.MULTILINE)
+_HEAD_BYTES, _TAIL_BYTES = 4096, 200
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
 
@@ -19,12 +22,15 @@ class Watched:
         self._begin()
 
     def _begin(self) -> None:
-        self._tail = b""
+        self._head = self._tail = b""
         self._frame = _Frame()
 
     @property
     def whole(self) -> bool:
-        return self._frame.whole if self._compressed else self._tail == END
+        if self._compressed:
+            return self._frame.whole
+        told = _TOLD.search(self._head)
+        return told is not None and self._tail.endswith(b"\n" + told[1] + b"\n")
 
     def seek(self, offset: int, /) -> int:
         self._begin()
@@ -37,7 +43,8 @@ class Watched:
         if self._compressed:
             self._frame.feed(data)
         else:
-            self._tail = (self._tail + data[-len(END) :])[-len(END) :]
+            self._head += data[: _HEAD_BYTES - len(self._head)]
+            self._tail = (self._tail + data[-_TAIL_BYTES:])[-_TAIL_BYTES:]
         return self.file.write(data)
 
 
