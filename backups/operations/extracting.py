@@ -16,6 +16,7 @@ from django.conf import settings
 from backups.models import Backup, Restore, RestoreStatus
 from backups.operations import comparing, proving_steps, restoring_data, scratch, storages
 from backups.operations import restore_sides as sides
+from backups.operations.large_rows import row_bytes_of
 from backups.operations.queueing import subject_of
 from backups.operations.scratch import Scratch
 from novastack.common.clock import now
@@ -73,7 +74,9 @@ def _take_turn(ctx: Context, backup: Backup, region: Region) -> None:
         mine = DatabaseServer.objects.filter(kind=ServerKind.SCRATCH, region=region).values("pk")
         at_work = Operation.objects.live().filter(kind=EXTRACT, server_uuid__in=mine).exclude(pk=ctx.operation.pk)
         if at_work.count() < max(1, settings.NOVASTACK_VERIFY_PARALLEL):
-            scratch.plan(ctx, region=region, engine=backup.engine, version=backup.version)
+            scratch.plan(
+                ctx, region=region, engine=backup.engine, version=backup.version, row_bytes=row_bytes_of(backup)
+            )
             return
     raise Wait(f"Another restore of tables is at work in {region.name}.", seconds=10)
 

@@ -13,6 +13,7 @@ from django.conf import settings
 
 from backups.models import MISSING, Backup, BackupPolicy, BackupStatus, BackupTrigger, Proof, ProofKind, ProofState
 from backups.operations import asking, comparing, heartbeats, restoring_data, retaining, scratch, storages
+from backups.operations.large_rows import end_of, row_bytes_of
 from backups.operations.restoring_data import BackupCorrupt
 from backups.operations.scratch import Scratch
 from backups.operations.taking_steps import told_as
@@ -91,7 +92,9 @@ def take_turn(ctx: Context, backup: Backup, region: Region) -> None:
         mine = DatabaseServer.objects.filter(kind=ServerKind.SCRATCH, region=region).values("pk")
         at_work = Operation.objects.live().filter(kind__in=KINDS, server_uuid__in=mine).exclude(pk=ctx.operation.pk)
         if at_work.count() < max(1, settings.NOVASTACK_VERIFY_PARALLEL):
-            scratch.plan(ctx, region=region, engine=backup.engine, version=backup.version)
+            scratch.plan(
+                ctx, region=region, engine=backup.engine, version=backup.version, row_bytes=row_bytes_of(backup)
+            )
             return
     raise Wait(f"Another backup is being verified in {region.name}.", seconds=TURN_SECONDS)
 
@@ -184,16 +187,19 @@ class server_lost:
         return
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        gone = isinstance(error, domain.ServerNotReady | domain.StaleHandle)
-        if isinstance(error, StepFailed) and error.code in {*_SERVER_GONE, "tool_killed", "restore_failed"}:
-            seen = self._side.runtime.observe([self._side.server.handle])[self._side.server.handle]
-            gone = error.code in _SERVER_GONE or seen.state != domain.ServerState.RUNNING
-            if seen.oom_killed:
-                raise StepFailed(
-                    "capacity_exhausted", "The throw-away server ran out of memory (NOVASTACK_SCRATCH_MEMORY_BYTES).",
-                    retryable=False,
-                ) from error  # fmt: skip
-        if gone:
+        code = error.code if isinstance(error, StepFailed) else ""
+        gone = isinstance(error, domain.ServerNotReady | domain.StaleHandle) or code in _SERVER_GONE
+        if not gone and code not in {"tool_killed", "restore_failed"}:
+            return
+        seen = end_of(self._side, lost=gone)
+        if seen.oom_killed:
+            raise StepFailed(
+                "capacity_exhausted",
+                f"The throw-away server ran out of memory, of which it has {self._side.server.memory_bytes >> 20} MiB"
+                " (NOVASTACK_SCRATCH_MEMORY_BYTES).",
+                retryable=False,
+            ) from error
+        if gone or seen.state != domain.ServerState.RUNNING:
             raise StepFailed("server_not_ready", f"The throw-away server went away: {error}"[:400]) from error
 
 

@@ -11,6 +11,7 @@ from django.db import transaction
 from backups.manifest import Manifest
 from backups.models import Backup, Restore, RestoreStatus, RestoreTarget
 from backups.operations import comparing, restoring_data
+from backups.operations.large_rows import memory_told
 from backups.operations.queueing import subject_of
 from novastack.common.clock import now
 from novastack.common.errors import OperationInProgress
@@ -204,7 +205,8 @@ def fill(ctx: Context, side: Context, backup: Backup) -> None:
         close(side)
     ctx.record(begun=True)
     pulse = watched(ctx, lambda so_far: ctx.record(moved=so_far))
-    done = restoring_data.restore_into(side, side.names, backup, stem=str(ctx.operation.pk), pulse=pulse)
+    with memory_told(side, backup):
+        done = restoring_data.restore_into(side, side.names, backup, stem=str(ctx.operation.pk), pulse=pulse)
     ctx.record(bytes=done.dump_bytes, seconds=round(done.seconds, 2))
     ctx.explain(f"{done.dump_bytes / MIB:.1f} MiB in {done.seconds:.1f} s")
 
@@ -220,7 +222,7 @@ def prove(ctx: Context, side: Context, backup: Backup) -> None:
     if wanted is None:
         raise StepFailed("restore_differs", "The manifest does not say what the backup holds.", retryable=False)
     remarks = wanted.remarks(found)
-    newer = version_numbers(side.server.version)[:1] != version_numbers(manifest.version)[:1]
+    newer = is_older(manifest.version, side.server.version)
     wrong = wanted.differences(found)
     if newer:
         respelled, wrong = wrong, wanted.data.differences(found.data)

@@ -47,6 +47,7 @@ LABEL = "backups"
 STEP = "server"  # of whatever operation makes one: its name says whether it was ever begun
 CONNECTIONS = 40
 AGAIN_SECONDS = 60
+MOST_MEMORY = 4  # times what is set
 GIB = 1 << 30
 
 
@@ -141,10 +142,16 @@ def most_bytes(database_bytes: int) -> int:
     return 2 * database_bytes + 2 * GIB
 
 
-def plan(ctx: Context, *, region: Region, engine: str, version: str) -> DatabaseServer:
-    """Rows of the operation's scratch server; once. Under the fence."""
+def memory_bytes(engine: Engine, row_bytes: int = 0) -> int:
+    """Of a scratch server that takes a row of so many bytes in the dump: what is set, or more for the sake of that row."""
+    usual = settings.NOVASTACK_SCRATCH_MEMORY_BYTES
+    return max(usual, engine.minimum_memory_bytes, min(engine.memory_for_row(row_bytes), MOST_MEMORY * usual))
+
+
+def plan(ctx: Context, *, region: Region, engine: str, version: str, row_bytes: int = 0) -> DatabaseServer:
+    """Rows of the operation's scratch server; once. `row_bytes`: as of `memory_bytes`. Under the fence."""
     driver = registry.engine(engine)
-    memory = max(settings.NOVASTACK_SCRATCH_MEMORY_BYTES, driver.minimum_memory_bytes)
+    memory = memory_bytes(driver, row_bytes)
     with ctx.fenced():
         if ctx.operation.server_uuid is not None:
             found = DatabaseServer.objects.filter(pk=ctx.operation.server_uuid).first()

@@ -52,6 +52,7 @@ class Taken:
     seconds: float  # until the last byte was sealed
     waited_seconds: float  # for the contents, after that
     warnings: tuple[str, ...]  # of the tool
+    row_bytes: int = 0  # `Moment.row_bytes`
 
 
 def take(
@@ -96,7 +97,7 @@ def take(
                 raise
         raw = sealed.dump_bytes if not pump.zipped else zipping.told_bytes(stage.last_lines())
         return Taken(
-            sealed, contents, raw, seconds, time.monotonic() - began - seconds, _warnings(stage),
+            sealed, contents, raw, seconds, time.monotonic() - began - seconds, _warnings(stage), moment.row_bytes,
         )  # fmt: skip
     finally:
         stop.set()

@@ -16,7 +16,7 @@ from accounts.models import Organization
 from backups import manifest as manifests
 from backups.manifest import Manifest
 from backups.models import USABLE, Backup, BackupStatus, BackupTrigger
-from backups.operations import keys, limits, storages, streaming
+from backups.operations import keys, large_rows, limits, storages, streaming
 from backups.operations.restoring_data import BackupCorrupt, read_manifest, storage_errors
 from backups.storage.base import Storage, StorageError, Writer
 from novastack.common.clock import now
@@ -145,6 +145,8 @@ class Taking:
                 writer.abort()
                 raise
         notes = [*backup.notes, *(note for note in (*moment.notes, *taken.warnings) if note not in backup.notes)]
+        if large := large_rows.note(ctx.engine, taken.row_bytes, ctx.server.memory_bytes):
+            notes.append(large)
         backup.notes = notes
         manifest = _manifest(ctx, backup, taken, side, recipients, around, (taken_at.isoformat(), moment.tool))
         _save(
@@ -396,7 +398,10 @@ def _manifest(
         backup=str(backup.pk), key=backup.object_key, engine=backup.engine, version=backup.version,
         server_version=backup.server_version, image=side.image, tool=told[1], taken_at=told[0],
         finished_at=now().isoformat(),
-        dump={"format": ctx.engine.dump_format, "bytes": taken.dump_bytes},
+        dump={
+            "format": ctx.engine.dump_format, "bytes": taken.dump_bytes,
+            **({"row_bytes": taken.row_bytes} if taken.row_bytes else {}),
+        },
         stored={
             "bytes": sealed.size_bytes, "sha256": sealed.sha256, "compressed": sealed.compressed,
             "encrypted": sealed.encrypted, "recipients": recipients or [],

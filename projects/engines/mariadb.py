@@ -35,6 +35,7 @@ class MariaDB(MySQLFamily):
     dump_arguments: ClassVar[tuple[str, ...]] = ("--dump-history", "--skip-no-autocommit")
     restore_arguments: ClassVar[tuple[str, ...]] = ("--loose-sandbox",)
     minimum_memory_bytes: ClassVar[int] = 192 << 20
+    resting_bytes: ClassVar[int] = 96 << 20
     admin_class: ClassVar[type[MySQLFamilyAdmin]] = MariaDBAdmin
     dialect: ClassVar[Dialect] = MARIADB
     secret_variable: ClassVar[str] = "MARIADB_ROOT_PASSWORD_FILE"  # noqa: S105 - names a file

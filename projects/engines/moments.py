@@ -18,6 +18,7 @@ class Moment(ABC):
     command: Command  # of the dump tool: the archive on standard output
     from_stream: bool = False
     notes: tuple[str, ...] = ()  # what is not in the dump, or is not compared; for people
+    row_bytes: int = 0  # once all was heard: of a row as the dump has it, where one is so large that it matters
     tool: str = ""  # the dump tool and its version, once the stream has begun
 
     def hear(self, piece: bytes) -> None:  # noqa: B027 - some need none of it

@@ -47,6 +47,7 @@ class MySQL(MySQLFamily):
         "--loose-init-command=SET SESSION max_execution_time = 0",
     )  # fmt: skip
     minimum_memory_bytes: ClassVar[int] = 384 << 20
+    resting_bytes: ClassVar[int] = 160 << 20
     admin_class: ClassVar[type[MySQLFamilyAdmin]] = MySQLAdmin
     dialect: ClassVar[Dialect] = MYSQL
     secret_variable: ClassVar[str] = "MYSQL_ROOT_PASSWORD_FILE"  # noqa: S105 - names a file

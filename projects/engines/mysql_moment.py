@@ -247,6 +247,7 @@ class MySQLMoment(Moment):
 
     def contents(self, pulse: Callable[[], None]) -> Fingerprint:
         found = self._reader.contents()
+        self.row_bytes = max(self._reader.largest.values(), default=0)
         large = {table: size for table, size in self._reader.largest.items() if size > PACKET_BYTES}
         if large:
             shown = ", ".join(f"{table[:64]} ({size >> 20} MiB)" for table, size in sorted(large.items())[:3])

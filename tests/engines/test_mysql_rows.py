@@ -149,6 +149,8 @@ def test_a_throw_away_server_does_not_write_every_row_once_more(engine: MySQLFam
     for which in (lambda spec: spec.argv, lambda spec: spec.process.run):
         assert "--log_bin=binlog" in which(kept) and "--skip-log-bin" not in which(kept)
         assert not any("log_bin=" in argument for argument in which(thrown_away))
+        unsafe = "--loose-innodb_flush_method=nosync", "--innodb_flush_log_at_trx_commit=0", "--innodb_doublewrite=OFF"
+        assert set(unsafe) <= set(which(thrown_away)) and not set(unsafe) & set(which(kept))
         assert ("--skip-log-bin" in which(thrown_away)) == (
             engine.name == "mysql"
         )  # MariaDB has none unless it is told to

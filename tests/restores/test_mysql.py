@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
+from django.db import transaction
 
-from backups.models import StorageTarget
+from backups.models import ProofKind, StorageTarget
+from backups.operations.proving import verify_begin
 from projects.models import Database, DatabaseServer, DatabaseSlot, Endpoint, Project
 from tests.faults.clients import CLIENTS, role_of
 from tests.faults.conftest import Site, make_site, require_docker
@@ -36,6 +39,29 @@ def events(site: Site, project: Project) -> list[tuple[str, bool]]:
         rows = cursor.fetchall()
     assert {row[2] for row in rows} == {f"{role_of(project).name}@%"}
     return [(str(row[0]), row[1] == "ENABLED") for row in rows]
+
+
+def test_a_row_that_takes_more_memory_than_the_plan_has(_fresh: None, target: StorageTarget) -> None:
+    """It is proven by a larger throw-away server; the note says what a restore needs, and one that lacks it says so."""
+    require_docker("mysql", "9.7")
+    with contextlib.contextmanager(make_site)("docker", "mysql") as site:
+        project = site.ready()
+        unproven(project)
+        with site.login(project) as session, session.cursor() as cursor:
+            cursor.execute("CREATE TABLE large (id int PRIMARY KEY, b longblob)")
+            cursor.execute("INSERT INTO large VALUES (1, repeat(0xff00, 17 * 1024 * 1024))")
+            session.commit()
+        backup = take(project)
+        (note,) = [note for note in backup.notes if note.startswith("Its largest row has 68 MiB in the dump")]
+        with transaction.atomic():
+            proof = verify_begin(backup, kind=ProofKind.MANUAL, created_by_label="test")
+        assert Site.finish(proof, 200).state == "succeeded", told(proof)
+        backup.refresh_from_db()
+        assert backup.status == "verified"
+        made = restore(site, backup, target="new_project", name="Copy")
+        operation = run(site, made, 200)
+        assert operation.state == "failed" and operation.error is not None
+        assert operation.error["code"] == "plan_too_small" and note in operation.error["detail"], told(operation)
 
 
 def test_round_trip(site: Site, target: StorageTarget, monkeypatch: pytest.MonkeyPatch) -> None:
