@@ -78,7 +78,7 @@ WORDS = {
     "drill.changed": "Changed a drill",
     "drill.deleted": "Removed a drill",
     "drill.run": "Began a drill",
-    "drill.not_begun": "A drill by the clock could not begin",
+    "drill.not_run": "A drill could not run",
     "api_key.created": "Created a project's API key",
     "service.enable": "Registered with a service",
     "service.register": "Registered anew with a service",
@@ -171,7 +171,7 @@ def detail(event: AuditEvent) -> str:
         return f"{data.get('before', '')} to {data.get('after', '')}".capitalize()
     if event.action == "credentials.revealed":
         return f"User {event.target}, {data.get('purpose', '')}".rstrip(", ")
-    if event.action == "drill.not_begun":
+    if event.action == "drill.not_run":
         return f"{event.target}: {data.get('reason', '')}"
     if event.action == "token.created":
         return "Scopes " + ", ".join(data.get("scopes", []))

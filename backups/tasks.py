@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from backups.operations import deleting, dispatching, drills, importing, retaining, scratch, storages
+from backups.operations import deleting, dispatching, drills, importing, retaining, scratch, stalls, storages
 from novastack.common.models import Install
 
 
@@ -35,6 +35,7 @@ def prove_due() -> None:
     if not Install.load().read_only:
         scratch.sweep()
         drills.dispatch_due()
+        stalls.look_at_waiting()
         drills.reverify_due()
 
 

@@ -60,12 +60,13 @@ class BackupPolicyAdmin(ReadOnlyAdmin):
 class DrillAdmin(ReadOnlyAdmin):
     """What is asked in SQL is the tenant's."""
 
-    list_display = ["name", "project", "cron", "time_zone", "enabled", "next_run_at"]
+    list_display = ["name", "project", "cron", "time_zone", "enabled", "next_run_at", "stalled_since"]
     list_filter = ["enabled"]
     list_select_related = ["project"]
     search_fields = ["name", "project__name", "project__slug"]
     date_hierarchy = "created_at"
-    fields: ClassVar[Any] = ["project", "name", "cron", "time_zone", "enabled", "next_run_at", "last_slot_at"]
+    fields: ClassVar[Any] = ["project", "name", "cron", "time_zone", "enabled", "next_run_at", "last_slot_at",
+                             "stalled_since", "stalled_error"]  # fmt: skip
     actions = ["run"]
 
     @admin.action(description="Run now")

@@ -88,12 +88,14 @@ class DrillOutput(serializers.ModelSerializer[Drill]):
     assertions = AssertionOutput(many=True)
     description = serializers.SerializerMethodField(help_text="When, in plain English; empty: by hand only.")
     last_run = serializers.SerializerMethodField()
+    stalled_since = serializers.DateTimeField(allow_null=True, help_text="It could not run since; null: it can.")
+    stalled_error = OperationError(allow_null=True, help_text="Why it could not run, the last time.")
 
     class Meta:
         model = Drill
         fields = [
             "id", "project", "name", "cron", "time_zone", "description", "enabled", "assertions", "next_run_at", "last_run",
-            "created_at", "updated_at",
+            "stalled_since", "stalled_error", "created_at", "updated_at",
         ]  # fmt: skip
         read_only_fields = fields
 

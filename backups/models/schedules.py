@@ -101,6 +101,8 @@ class Drill(BaseModel):
     assertions = models.JSONField(default=list, help_text="[{name, sql, expect}]")
     next_run_at = models.DateTimeField(null=True, blank=True)
     last_slot_at = models.DateTimeField(null=True, blank=True)
+    stalled_since = models.DateTimeField(null=True, blank=True, help_text="It could not run since; none: it can.")
+    stalled_error = models.JSONField(null=True, blank=True, help_text="Why, the last time: {code, detail, retryable}.")
 
     class Meta:
         ordering = ["name", "id"]

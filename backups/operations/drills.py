@@ -10,19 +10,19 @@ import structlog
 from django.db import transaction
 from django.db.models.functions import Coalesce
 
-from accounts.services import audit
-from backups.models import THERE, Backup, BackupStatus, BackupTrigger, Drill, ProofKind
-from backups.operations import proving, schedules
+from backups.models import THERE, Backup, BackupStatus, BackupTrigger, Drill, Proof, ProofKind
+from backups.operations import proving, schedules, stalls
 from backups.retention import AHEAD
 from novastack.common.clock import now
 from novastack.common.errors import Conflict, OperationInProgress
 from novastack.common.models import Install
-from projects.models import DesiredStatus, Operation
+from projects.models import DesiredStatus, Operation, Project
 
 log = structlog.get_logger(__name__)
 AT_ONCE = 50  # of a tick
 REVERIFIED_AT_ONCE = 10
 LATE = timedelta(hours=6)  # a slot that was missed for longer waits for the next one
+AGAIN = timedelta(minutes=10)  # where somebody is at work on its backup
 LABEL = "schedule"
 
 
@@ -69,11 +69,15 @@ def dispatch_due() -> int:
         return 0
     set_right()
     moment, begun = now(), 0
-    due = Drill.objects.filter(next_run_at__lte=moment).order_by("next_run_at").values_list("pk", flat=True)
-    for pk in list(due[:AT_ONCE]):
+    due = Drill.objects.filter(next_run_at__lte=moment).order_by("next_run_at").values_list("pk", "project_id")
+    for pk, project_id in list(due[:AT_ONCE]):
         with transaction.atomic():
+            # Project, drill, subjects: as at the end of a run, which puts its word down with the drill.
+            free = Project.objects.select_for_update(of=("self",), no_key=True, skip_locked=True).filter(pk=project_id)
+            if not free.values_list("pk"):
+                continue
             drill = (
-                Drill.objects.select_for_update(of=("self",), skip_locked=True).select_related("project")
+                Drill.objects.select_for_update(of=("self",), no_key=True, skip_locked=True).select_related("project")
                 .filter(pk=pk, next_run_at__lte=moment).first()
             )  # fmt: skip
             if drill is None:
@@ -82,7 +86,7 @@ def dispatch_due() -> int:
             drill.last_slot_at, drill.next_run_at = slot, next_run(drill, moment)
             drill.save(update_fields=["last_slot_at", "next_run_at", "updated_at"])
             wanted = drill.project.desired_status in {DesiredStatus.RUNNING, DesiredStatus.STOPPED}
-            if wanted and slot is not None and moment - slot <= LATE:
+            if wanted and slot is not None:
                 begun += _begun(drill, slot, moment)
     return begun
 
@@ -100,21 +104,24 @@ def set_right() -> None:
 
 
 def _begun(drill: Drill, slot: datetime, moment: datetime) -> int:
+    """A slot that tried nothing leaves no run: it is seen by what is put down with the drill."""
+    if moment - slot > LATE:
+        late = "At its time nothing was begun: NovaStack was stopped, or read-only. It waits for the next."
+        stalls.put(drill.pk, {"code": "slot_missed", "detail": late}, since=slot)
+        return 0
     try:
         with transaction.atomic():
             run_begin(drill, created_by_label=LABEL)
-    except OperationInProgress:  # its backup is being verified: a little later, if the next slot is not sooner
-        again = moment + timedelta(minutes=10)
+    except OperationInProgress as refusal:
+        again = moment + AGAIN  # its backup is being verified: a little later, if the next slot is not sooner
         if drill.next_run_at is None or again < drill.next_run_at:
             Drill.objects.filter(pk=drill.pk).update(next_run_at=again)
+        others = Proof.objects.filter(backup__project_uuid=drill.project_id, state__in=stalls.LIVE)
+        if others.filter(created_at__lt=moment - stalls.PATIENCE).exists():
+            stalls.put(drill.pk, {"code": refusal.code, "detail": refusal.detail}, since=slot)
         return 0
-    except Conflict as refusal:  # a slot that tried nothing must be seen somewhere: there is no run of it
-        project = drill.project
-        audit.record(
-            None, "drill.not_begun", organization_id=project.organization_id, project_id=project.pk,
-            project_name=project.name, target=drill.name, data={"drill": str(drill.pk), "reason": refusal.detail},
-        )  # fmt: skip
-        log.error("drill not begun", drill=str(drill.pk), project=str(project.pk), reason=refusal.detail)
+    except Conflict as refusal:
+        stalls.put(drill.pk, {"code": refusal.code, "detail": refusal.detail}, since=slot)
         return 0
     return 1
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Case, Count, Exists, F, OuterRef, Q, QuerySet, When
+from django.db.models import Case, Count, Exists, F, OuterRef, Q, QuerySet, Subquery, When
 from django.db.models.functions import Coalesce
 
 from backups.models import (
@@ -18,6 +18,7 @@ from backups.models import (
     BackupPolicy,
     BackupStatus,
     BackupTrigger,
+    Drill,
     Proof,
     ProofKind,
     ProofState,
@@ -93,15 +94,7 @@ def objectives_of(projects: Collection[Project]) -> dict[UUID, Objective]:
     bad = rows.filter(Q(status=BackupStatus.CORRUPT) | MISSING)
     for pk, at, status in bad.values_list("project_uuid", "created_at", "status"):
         (corrupt if status == BackupStatus.CORRUPT else gone).setdefault(pk, []).append(at)
-    ran = Proof.objects.filter(
-        kind=ProofKind.DRILL, drill__project__in=ids, state__in=[ProofState.PASSED, ProofState.FAILED]
-    )
-    # Each drill's own last word: another one's success says nothing about it.
-    drills: dict[UUID, list[str]] = {}
-    last_words = ran.order_by("drill_id", "-created_at", "-id").distinct("drill_id")
-    for pk, name, state in last_words.values_list("drill__project", "drill__name", "state"):
-        if state == ProofState.FAILED:
-            drills.setdefault(pk, []).append(name)
+    drills = _drills(ids)
     found = {}
     for project in projects:
         policy = policies.get(project.pk)
@@ -114,13 +107,34 @@ def objectives_of(projects: Collection[Project]) -> dict[UUID, Objective]:
         for bad_ones, what in ((damaged, "corrupt"), (gone.get(project.pk, []), "missing in its storage")):
             if newer := sum(good is None or at > good.created_at for at in bad_ones):
                 reasons.append(f"{_backups(newer)} newer than the last verified one, and {what}.")
-        if wrong := sorted(drills.get(project.pk, [])):
+        told = drills.get(project.pk, [])
+        if wrong := [drill.name for drill in told if drill.last_word == ProofState.FAILED]:
             reasons.append(f"The last drill failed: {', '.join(wrong)}.")
+        reasons += [_stalled(drill) for drill in told if drill.stalled_since is not None]
         found[project.pk] = Objective(
             policy, last.get(project.pk), good, age, good.rto_seconds if good else None, missed.get(project.pk, 0),
             len(damaged), bool(reasons), tuple(reasons),
         )  # fmt: skip
     return found
+
+
+def _drills(ids: Collection[UUID]) -> dict[UUID, list[Any]]:
+    """Each project's, by name, those that are no reason to worry left out: each with `last_word`, its own last verdict, since
+    another one's success says nothing about it. One query."""
+    verdicts = Proof.objects.filter(
+        kind=ProofKind.DRILL, drill=OuterRef("pk"), state__in=[ProofState.PASSED, ProofState.FAILED]
+    ).order_by("-created_at", "-id")
+    rows = Drill.objects.filter(project__in=ids).annotate(last_word=Subquery(verdicts.values("state")[:1]))
+    found: dict[UUID, list[Any]] = {}
+    for drill in rows.filter(Q(last_word=ProofState.FAILED) | Q(stalled_since__isnull=False)).order_by("name", "id"):
+        found.setdefault(drill.project_id, []).append(drill)
+    return found
+
+
+def _stalled(drill: Drill) -> str:
+    assert drill.stalled_since is not None  # noqa: S101 - for the type checker
+    why = (drill.stalled_error or {}).get("detail") or "Nothing was recorded."
+    return f"The drill “{drill.name}” could not run since {drill.stalled_since:%-d %b %Y, %H:%M} UTC: {why}"
 
 
 def _missed(ids: Collection[UUID], without: Q, *, since: datetime) -> dict[UUID, int]:

@@ -13,10 +13,11 @@ from typing import Any
 import structlog
 
 from backups.models import MISSED, MISSING, Backup, BackupStatus, Drill, Proof, ProofKind, ProofState
-from backups.operations import proving_steps, scratch
-from backups.operations.proving_steps import DRILL, KINDS, LIVE, PROVABLE, VERIFY
+from backups.operations import proving_steps, scratch, stalls
+from backups.operations.proving_steps import DRILL, KINDS, PROVABLE, VERIFY
 from backups.operations.queueing import backup_operation_create
 from backups.operations.restoring_data import CORRUPT
+from backups.operations.stalls import LIVE
 from backups.operations.taking import BackupNotSupported, verifies, when_stored
 from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, Conflict, OperationInProgress
@@ -97,7 +98,9 @@ def ended(operation: Operation) -> None:
     corrupt, cancelled = code in CORRUPT, code == "cancelled"
     open_proof = Proof.objects.filter(pk=operation.params.get("proof"), state__in=LIVE)
     state = ProofState.FAILED if corrupt else ProofState.CANCELLED if cancelled else ProofState.ERROR
-    open_proof.update(state=state, error=told if code else None, finished_at=moment, updated_at=moment)
+    ran = open_proof.update(state=state, error=told if code else None, finished_at=moment, updated_at=moment)
+    if ran and proof is not None and proof.drill_id is not None:
+        _of_drill(proof, state, told)
     mine = Backup.objects.filter(pk=operation.params["backup"], status__in=[BackupStatus.VERIFYING, *PROVABLE])
     if corrupt:
         proving_steps.put_corrupt(operation, told)
@@ -110,6 +113,15 @@ def ended(operation: Operation) -> None:
                 failed["verify_error"] = told
         _back(mine, failed)
     _wake()
+
+
+def _of_drill(proof: Proof, state: str, told: dict[str, Any]) -> None:
+    """What ended without a word of its own: damage is a verdict, and who cancels it knows why."""
+    assert proof.drill_id is not None  # noqa: S101 - for the type checker
+    if state == ProofState.FAILED:
+        stalls.clear(proof.drill_id)
+    elif state == ProofState.ERROR:
+        stalls.put(proof.drill_id, told, since=proof.created_at)
 
 
 def _back(mine: Any, changes: dict[str, Any]) -> None:

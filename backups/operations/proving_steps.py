@@ -12,10 +12,11 @@ import structlog
 from django.conf import settings
 
 from backups.models import MISSING, Backup, BackupPolicy, BackupStatus, BackupTrigger, Proof, ProofKind, ProofState
-from backups.operations import asking, comparing, heartbeats, restoring_data, retaining, scratch, storages
+from backups.operations import asking, comparing, heartbeats, restoring_data, retaining, scratch, stalls, storages
 from backups.operations.large_rows import end_of, row_bytes_of
 from backups.operations.restoring_data import BackupCorrupt
 from backups.operations.scratch import Scratch
+from backups.operations.stalls import LIVE
 from backups.operations.taking_steps import told_as
 from novastack.common.clock import now
 from projects import domain
@@ -36,7 +37,6 @@ SILENT_MOST = 30  # looks at its size that a busy server leaves unanswered
 TURN_SECONDS = 10.0
 MANUAL_PATIENCE_SECONDS = 60.0
 REVERIFY_DAYS = 30  # where no policy says anything
-LIVE = [ProofState.QUEUED, ProofState.RUNNING]
 _SERVER_GONE = {"target_lost", "server_not_ready"}
 
 
@@ -111,6 +111,7 @@ def judged(run: Callable[[Context], None]) -> Callable[[Context], None]:
                 proof = Proof.objects.filter(pk=ctx.operation.params["proof"], state__in=LIVE)
                 proof.update(state=ProofState.FAILED, error=told, finished_at=now(), updated_at=now())
                 put_corrupt(ctx.operation, told)
+                stalls.clear(_proof(ctx.operation).drill_id)
             log.error("backup corrupt", **told_as(_backup(ctx)), code=verdict.code)
             raise
 
@@ -303,6 +304,7 @@ def ask(ctx: Context) -> None:
             state=ProofState.PASSED if passed else ProofState.FAILED, finished_at=now(), updated_at=now(),
             assertions=answers, error=error,
         )  # fmt: skip
+        stalls.clear(proof.drill_id)
         ctx.commit()
     ctx.explain(f"{len(answers) - len(wrong)} of {len(answers)} as expected")
 

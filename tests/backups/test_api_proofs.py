@@ -6,15 +6,17 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from rest_framework.test import APIClient
 
 from accounts import activity
 from accounts.models import AuditEvent
 from backups.models import Backup, BackupPolicy, Drill, Proof, Schedule, ScheduleRun, StorageTarget
-from backups.operations import drills
+from backups.operations import drills, proving, stalls
 from novastack.common.clock import now
 from projects.engines.ferretdb import FerretDB
-from projects.models import Operation, Project
+from projects.models import Operation, OperationStep, Project
 from tests.factories import Team, api_client, make_project, make_team
 
 pytestmark = pytest.mark.django_db
@@ -258,14 +260,116 @@ class TestByTheClock:
         drill.refresh_from_db()
         assert timedelta(0) < drill.next_run_at - now() <= timedelta(minutes=10)
 
-    def test_one_that_can_not_begin_is_in_the_activity(self, shop: Project) -> None:
-        drill = self.drill(shop)
-        assert drills.dispatch_due() == 0 and drills.dispatch_due() == 0
-        event = AuditEvent.objects.get(action="drill.not_begun")
-        assert (event.project_id, event.organization_id, event.actor_label) == (shop.pk, shop.organization_id, "system")
-        assert activity.detail(event) == "d: Take a backup first: there is none that could be restored."
+    def due(self, drill: Drill, *, ago: timedelta = timedelta(0)) -> Drill:
+        """Its next slot comes, and is looked at."""
+        Drill.objects.filter(pk=drill.pk).update(next_run_at=now() - ago)
+        drills.dispatch_due()
         drill.refresh_from_db()
-        assert drill.next_run_at > now() and not Proof.objects.exists()
+        return drill
+
+    def test_one_that_can_not_begin_is_told_where_protection_is_shown(self, shop: Project, bob: APIClient) -> None:
+        drill, slot = self.drill(shop), now() - timedelta(hours=1)
+        BackupPolicy.objects.create(project=shop, organization_id=shop.organization_id)
+        told = "Take a backup first: there is none that could be restored."
+        self.due(drill, ago=timedelta(hours=1))
+        assert drill.next_run_at and drill.next_run_at > now() and not Proof.objects.exists()
+        assert drill.stalled_since is not None and abs(drill.stalled_since - slot) < timedelta(minutes=1)
+        since = drill.stalled_since
+        self.due(drill)
+        assert drill.stalled_since == since, "it still can't"
+        event = AuditEvent.objects.get(action="drill.not_run")  # once, however many slots
+        assert (event.project_id, event.organization_id, event.actor_label) == (shop.pk, shop.organization_id, "system")
+        assert activity.detail(event) == f"d: {told}"
+        shown = bob.get(f"/api/v1/drills/{drill.pk}/").json()
+        assert shown["stalled_since"] and shown["stalled_error"]["code"] == "no_backup"
+        assert shown["stalled_error"]["detail"] == told
+        promise = bob.get(path(shop, "backup-policy")).json()
+        assert promise["broken"] is True
+        assert promise["reasons"] == [f"The drill “d” could not run since {since:%-d %b %Y, %H:%M} UTC: {told}"]
+
+    def test_another_reason_is_told_as_well_and_one_that_came_back(self, shop: Project) -> None:
+        drill = self.due(self.drill(shop))
+        since = drill.stalled_since
+        stored(shop)
+        self.due(drill)
+        assert drill.stalled_since == since, "begun is not done"
+        proof = Proof.objects.get()
+        operation = Operation.objects.get(pk=proof.operation_id)
+        for _ in range(2):
+            operation.error = {"code": "storage_unavailable", "detail": "It does not answer.", "retryable": True}
+            proving.ended(operation)
+            Proof.objects.filter(pk=proof.pk).update(state="running")
+        drill.refresh_from_db()
+        assert (drill.stalled_since, drill.stalled_error["code"]) == (since, "storage_unavailable")
+        assert [event.data["code"] for event in AuditEvent.objects.filter(action="drill.not_run").order_by("pk")] == [
+            "no_backup", "storage_unavailable",
+        ]  # fmt: skip
+        operation.error = {"code": "cancelled", "detail": "Cancelled on request."}
+        proving.ended(operation)
+        drill.refresh_from_db()
+        assert drill.stalled_since == since, "who cancels it proves nothing"
+        with transaction.atomic():
+            stalls.clear(drill.pk)
+        Backup.objects.all().delete()
+        self.due(drill)
+        assert drill.stalled_since is not None and drill.stalled_since > since
+        assert AuditEvent.objects.filter(action="drill.not_run").count() == 3
+
+    def test_what_is_damaged_was_tried(self, shop: Project) -> None:
+        drill = self.due(self.drill(shop))
+        stored(shop)
+        self.due(drill)
+        operation = Operation.objects.get(kind="drill")
+        operation.error = {"code": "hash_mismatch", "detail": "It is not what was stored."}
+        proving.ended(operation)
+        drill.refresh_from_db()
+        assert drill.stalled_since is None and drill.stalled_error is None
+
+    def test_a_slot_that_nobody_was_there_for_is_told(self, shop: Project) -> None:
+        stored(shop)
+        drill = self.due(self.drill(shop), ago=timedelta(days=3))
+        assert drill.stalled_error["code"] == "slot_missed" and not Proof.objects.exists()
+        assert abs(now() - timedelta(days=3) - drill.stalled_since) < timedelta(minutes=1)
+
+    def test_one_that_is_put_off_for_hours_is_told(self, shop: Project) -> None:
+        proof = Proof.objects.create(backup=stored(shop), kind="manual")
+        drill = self.due(self.drill(shop))
+        assert drill.stalled_since is None
+        Proof.objects.filter(pk=proof.pk).update(created_at=now() - timedelta(hours=7))
+        assert self.due(drill).stalled_error["code"] == "operation_in_progress"
+
+    def test_one_that_was_begun_and_waits_for_hours_is_told(self, shop: Project) -> None:
+        stored(shop)
+        drill = self.due(self.drill(shop))
+        step = OperationStep.objects.get(operation__kind="drill", name="server")
+        OperationStep.objects.filter(pk=step.pk).update(state="waiting", detail="The region can't be reached.")
+        assert stalls.look_at_waiting() == 0
+        begun = now() - timedelta(hours=7)
+        Proof.objects.update(created_at=begun)
+        assert stalls.look_at_waiting() == 1 and stalls.look_at_waiting() == 1
+        drill.refresh_from_db()
+        assert (drill.stalled_since, drill.stalled_error["code"]) == (begun, "waiting")
+        assert "The region can't be reached." in drill.stalled_error["detail"]
+        assert AuditEvent.objects.filter(action="drill.not_run").count() == 1
+        Proof.objects.update(state="passed")
+        assert stalls.look_at_waiting() == 0
+
+    def test_nobody_expects_a_paused_one_to_run(self, shop: Project, bob: APIClient) -> None:
+        drill = self.due(self.drill(shop))
+        one = f"/api/v1/drills/{drill.pk}/"
+        assert bob.patch(one, {"name": "e"}, format="json").json()["stalled_since"]
+        paused = bob.patch(one, {"enabled": False}, format="json").json()
+        assert paused["stalled_since"] is None and paused["stalled_error"] is None
+        assert bob.get(path(shop, "backup-policy")).json()["broken"] is False
+
+    def test_its_project_is_locked_before_it(self, shop: Project) -> None:
+        """As at the end of its run: the other way round the two would wait for each other."""
+        stored(shop)
+        self.drill(shop)
+        with CaptureQueriesContext(connection) as seen:
+            assert drills.dispatch_due() == 1
+        locked = [query["sql"] for query in seen if "FOR NO KEY UPDATE" in query["sql"]]
+        assert '"projects_project"' in locked[0] and '"backups_drill"' in locked[1], locked[:2]
 
     def test_what_a_clock_that_was_ahead_has_planned_does_not_wait_a_year(self, shop: Project) -> None:
         year = timedelta(days=365)

@@ -27,6 +27,7 @@ from novastack.common.clock import now
 from novastack.common.secrets import Sealed
 from projects.models import Database, DatabaseServer, DatabaseSlot, Operation, Project, TableSnapshot
 from projects.operations import removal
+from tests.backups.keeping import utc
 from tests.backups.rows import MIB, keep_before, make_backup, make_proof, make_restore, make_schedule, make_storage
 from tests.factories import PASSWORD, Team, make_project, make_team
 
@@ -231,6 +232,20 @@ class TestTab:
             client.get(self.path(shop))
         with django_assert_max_num_queries(16):
             client.get(self.path(shop), **HTMX)
+
+    def test_a_drill_that_could_not_run_says_since_when_and_why(self, shop: Shop) -> None:
+        why = {"code": "no_scratch_region", "detail": "No region can run <it> now."}
+        Drill.objects.update(stalled_since=utc("2026-11-20T04:00:00"), stalled_error=why)
+        for page in (
+            self.page(shop),
+            browser(shop.team.alice).get(shop.path("/projects/{project}/backups/drills/{drill}/")),
+        ):
+            text = page if isinstance(page, str) else page.content.decode()
+            assert "ould not run since <time" in text and "No region can run &lt;it&gt; now." in text
+        assert "“Orders are complete” could not run since 20 Nov 2026, 04:00 UTC" in self.page(shop), (
+            "what is promised is broken"
+        )
+        assert "badge-bad" in self.page(shop)
 
     def test_the_kit_is_asked_for_until_somebody_holds_it(self, shop: Shop) -> None:
         words = "so are the keys of your backups"

@@ -154,6 +154,16 @@ def one_of_two_drills_failed(project: Project) -> None:
         make_proof(Backup.objects.get(), kind="drill", drill=drill, state=state)
 
 
+def drill_could_not_run(project: Project) -> None:
+    """Neither that another one passed, nor that this one once did, says anything about now."""
+    for name in ("sums", "other"):
+        drill = Drill.objects.create(project=project, organization_id=project.organization_id, name=name)
+        make_proof(Backup.objects.get(), kind="drill", drill=drill, state="passed")
+    Drill.objects.filter(name="sums").update(
+        stalled_since=utc("2026-11-20T04:00:00"), stalled_error={"code": "x", "detail": "No region can run it now."}
+    )
+
+
 def not_verified(project: Project) -> None:
     BackupPolicy.objects.update(verify_after_backup=False)
 
@@ -178,6 +188,7 @@ CASES = [
     (stale_without_objective, Level.AT_RISK, "more than 7 days old"), (run_failed, Level.AT_RISK, "1 run missed"),
     (nobody_was_there, Level.AT_RISK, "6 runs missed"), (object_gone, Level.BROKEN, "no verified backup"),
     (object_of_the_newer_one_gone, Level.BROKEN, "1 backup is newer than the last verified one, and missing in its storage."),
+    (drill_could_not_run, Level.BROKEN, "“sums” could not run since 20 Nov 2026, 04:00 UTC: No region can run it now."),
     (one_of_two_drills_failed, Level.BROKEN, "The last drill failed: sums."),
 ]  # fmt: skip
 

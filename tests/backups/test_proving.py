@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from django.db import transaction
 
+from accounts.models import AuditEvent
 from backups.models import Backup, Proof, StorageTarget
-from backups.operations import proving, scratch
+from backups.operations import proving, scratch, storages
 from backups.operations.taking import BackupNotSupported
 from novastack.common.errors import ActionNotAllowed, OperationInProgress
 from projects.engines.ferretdb import FerretDB
@@ -211,8 +212,6 @@ def test_a_definition_that_a_restore_changed_is_corrupt_and_named(
 def test_what_could_not_run_says_nothing_about_the_backup(place: Place) -> None:
     backup = place.backup()
     object_path = taken.read(place.storage, backup.object_key)
-    from backups.operations import storages
-
     storages.storage_of(place.storage).delete(backup.object_key)
     found, proof, operation = place.verify(backup)
     assert (found.status, proof.state) == ("stored", "error")
@@ -308,6 +307,46 @@ def test_a_drill_asks_the_user_s_own_questions(place: Place) -> None:
     place.nothing_left()
 
 
+def test_a_drill_that_can_not_run_says_so_until_it_has_run(place: Place) -> None:
+    """Begun by the clock while its storage is away; then nobody brings it back but a run with a verdict."""
+    from datetime import timedelta
+
+    from backups.models import Drill
+    from backups.operations import drills, objectives
+    from novastack.common.clock import now
+
+    backup, _, _ = place.verify(place.backup())
+    kept = taken.read(place.storage, backup.manifest_key)
+    storages.storage_of(place.storage).delete(backup.manifest_key)
+    question = {"name": "some", "sql": "SELECT 1", "expect": "2"}
+    drill = Drill.objects.create(
+        project=place.project, organization_id=place.project.organization_id, name="d", cron="0 4 * * *",
+        assertions=[question], next_run_at=now(),
+    )  # fmt: skip
+
+    def run() -> Proof:
+        Drill.objects.update(next_run_at=now() - timedelta(minutes=1))
+        assert drills.dispatch_due() == 1
+        operation = place.site.finish(Operation.objects.live().get(kind="drill"), 120)
+        drill.refresh_from_db()
+        return Proof.objects.get(operation_id=operation.pk)
+
+    first = run()
+    assert first.state == "error" and drill.stalled_since == first.created_at
+    assert drill.stalled_error["code"] == first.error["code"] == "object_missing"
+    assert "could not run since" in objectives.objective_of(place.project).reasons[-1]
+    since = drill.stalled_since
+    assert run().state == "error" and drill.stalled_since == since
+    assert AuditEvent.objects.filter(action="drill.not_run").count() == 1
+    taken.put(place.storage, backup.manifest_key, kept)
+    assert run().state == "failed" and drill.stalled_since is None and drill.stalled_error is None
+    assert objectives.objective_of(place.project).reasons == ("The last drill failed: d.",)
+    drill.assertions = [question | {"expect": "1"}]
+    drill.save()
+    assert run().state == "passed" and objectives.objective_of(place.project).reasons == ()
+    place.nothing_left()
+
+
 def test_every_backup_is_proven_and_somebody_is_told(place: Place, settings: Any) -> None:
     """The whole way: taken by its own operation, verified after it, the heartbeat called; a policy may say no."""
     import http.server
@@ -315,7 +354,7 @@ def test_every_backup_is_proven_and_somebody_is_told(place: Place, settings: Any
     import threading
 
     from backups.models import BackupPolicy
-    from backups.operations import storages, taking
+    from backups.operations import taking
 
     storages.claim(place.storage)
     place.storage.save()
