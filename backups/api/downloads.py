@@ -10,7 +10,7 @@ from django.http import HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
-from rest_framework import generics, renderers
+from rest_framework import generics, renderers, serializers
 from rest_framework.request import Request
 
 from accounts.permissions import Capability, Principal, require
@@ -23,6 +23,8 @@ from backups.services.sql import sql_choice, sql_download
 from novastack.common.errors import ActionNotAllowed, Invalid, Problem
 from novastack.common.openapi import problems
 from novastack.common.streaming import attachment
+from projects.api.base import parsed
+from projects.api.fields import Input, Text
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
@@ -40,6 +42,18 @@ class Bytes(renderers.BaseRenderer):
         return renderers.JSONRenderer().render(data)
 
 
+class PartsAsSql(Input):
+    tables = serializers.ListField(
+        child=Text(max_length=260), required=False, default=list, max_length=200,
+        help_text="`orders`, or `schema.orders`. See `backups/{id}/tables`.",
+    )  # fmt: skip
+    schemas = serializers.ListField(
+        child=Text(max_length=130), required=False, default=list, max_length=200,
+        help_text="PostgreSQL: whole schemas instead.",
+    )  # fmt: skip
+    compress = serializers.ChoiceField(choices=["none", "zstd"], required=False, default="none")
+
+
 @extend_schema(tags=["backups"])
 class BackupDownloadView(BackupScoped, generics.GenericAPIView[Backup]):
     queryset = Backup.objects.none()
@@ -50,12 +64,13 @@ class BackupDownloadView(BackupScoped, generics.GenericAPIView[Backup]):
         parameters=[
             OpenApiParameter(
                 "as", str, enum=["decrypted", "stored", "sql"],
-                description="`stored`: as it lies in the storage (zstd in age), with ranges. `sql`: some `tables`. Else the"
-                " engine's archive.",
+                description="`stored`: as it lies in the storage (zstd in age), with ranges. `sql`: some `tables`, or"
+                " `schemas`. Else the engine's archive.",
             ),
             OpenApiParameter(
                 "tables", str, many=True, description="Of `as=sql`, once for each: `orders`, or `schema.orders`."
             ),
+            OpenApiParameter("schemas", str, many=True, description="Of `as=sql`, of PostgreSQL: whole schemas instead."),
             OpenApiParameter("compress", str, enum=["none", "zstd"], description="Of `as=sql`; `none` by default."),
             OpenApiParameter("Range", str, OpenApiParameter.HEADER, description="`bytes=…`, one range, of `as=stored`."),
         ],
@@ -68,17 +83,28 @@ class BackupDownloadView(BackupScoped, generics.GenericAPIView[Backup]):
     def get(self, request: Request, pk: UUID) -> HttpResponseBase:
         """All rows of the database: the right is that to connect, and it is audited. A decrypted download is hashed on the
         way, and breaks off before its end when it is not what was stored: what ends well is whole. As `sql` some
-        tables come with their rows and what belongs to them, for psql, mysql or mariadb; its first lines say what of them
-        is left out, and which line is to be its last one (`-- End of …`)"""
+        tables or schemas come with their rows and what belongs to them, for psql, mysql or mariadb; its first lines say
+        what of them is left out, and which line is to be its last one (`-- End of …`)"""
         backup = self.backup()
         wanted = _form(request)
         if wanted == "sql":
-            tables, packed = request.query_params.getlist("tables"), _packed(request)
-            return _answer(*sql_download(self.principal, backup, tables, packed=packed))
+            return _answer(*sql_download(self.principal, backup, *_parts(request), packed=_packed(request)))
         if wanted == "stored":
             return _stored(self.principal, backup, request)
         download = backup_download(self.principal, backup, lambda: downloads.decrypted(backup), decrypted=True)
         return _answer(download, name_of(backup, ".dump"))
+
+    @extend_schema(
+        operation_id="backups_download_parts", request=PartsAsSql,
+        responses={
+            (200, "application/octet-stream"): OpenApiTypes.BINARY, **problems(400, 403, 404, 409, 429, 503),
+        },
+    )  # fmt: skip
+    def post(self, request: Request, pk: UUID) -> HttpResponseBase:
+        """As GET with `as=sql`, for more names than an address holds: some 4,000 characters are taken."""
+        backup, wanted = self.backup(), parsed(PartsAsSql, request).validated_data
+        packed = wanted["compress"] == "zstd"
+        return _answer(*sql_download(self.principal, backup, wanted["tables"], wanted["schemas"], packed=packed))
 
     def head(self, request: Request, pk: UUID) -> HttpResponseBase:
         """How large it is, and what names it: nothing is read, so that nothing counts as downloaded."""
@@ -89,7 +115,7 @@ class BackupDownloadView(BackupScoped, generics.GenericAPIView[Backup]):
             raise ActionNotAllowed("There is nothing to download.")
         if _form(request) == "sql":  # how large nobody knows before
             _packed(request)
-            sql_choice(self.principal, backup, request.query_params.getlist("tables"))
+            sql_choice(self.principal, backup, *_parts(request))
             return StreamingHttpResponse(iter(()), content_type="application/octet-stream")
         response = HttpResponse(content_type="application/octet-stream")
         size = backup.size_bytes if stored else backup.dump_bytes
@@ -104,9 +130,14 @@ def _form(request: Request) -> str:
     wanted = request.query_params.get("as", "decrypted")
     if wanted not in {"decrypted", "stored", "sql"}:
         raise Invalid.field("as", "invalid", "Use decrypted, stored or sql.")
-    if wanted != "sql" and request.query_params.getlist("tables"):
-        raise Invalid.field("tables", "invalid", "Tables are for as=sql.")
+    for field in ("tables", "schemas"):
+        if wanted != "sql" and request.query_params.getlist(field):
+            raise Invalid.field(field, "invalid", f"{field.capitalize()} are for as=sql.")
     return wanted
+
+
+def _parts(request: Request) -> tuple[list[str], list[str]]:
+    return request.query_params.getlist("tables"), request.query_params.getlist("schemas")
 
 
 def _packed(request: Request) -> bool:

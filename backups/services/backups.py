@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from django.db import transaction
@@ -15,6 +15,7 @@ from backups.models import Backup, BackupStatus, BackupTrigger, StorageTarget
 from backups.operations import deleting, taking
 from backups.services.downloads import Download
 from novastack.common.errors import ActionNotAllowed, Invalid, NotFound
+from projects.domain import Selection
 from projects.models import DesiredStatus, Operation, Project, ProjectStatus
 from projects.operations import locks
 
@@ -120,13 +121,14 @@ def backup_download(
     opening: Callable[[], Download],
     *,
     decrypted: bool,
-    tables: Sequence[str] = (),
+    chosen: Selection | None = None,
 ) -> Download:
-    """Allow one download, open it, and put it down; one that can't be opened is none. It holds all rows, or those of some
-    tables: the right is that to connect. Raises `PermissionDenied`, `ActionNotAllowed`, and what `opening` raises."""
+    """Allow one download, open it, and put it down; one that can't be opened is none. It holds all rows, or those of what
+    was chosen: the right is that to connect. Raises `PermissionDenied`, `ActionNotAllowed`, and what `opening` raises."""
     download_allowed(principal, backup, decrypted=decrypted)
     download = opening()
-    said = {"tables": list(tables)} if tables else {}
+    parts = {} if chosen is None else {"tables": list(chosen.tables), "schemas": list(chosen.schemas)}
+    said = {name: names for name, names in parts.items() if names}
     try:
         _audit(principal, "backup.downloaded", backup, decrypted=decrypted, **said)
     except BaseException:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -20,7 +20,7 @@ from backups.operations import keys, storages
 from backups.storage.base import StorageError
 from novastack.common.errors import Conflict, Invalid, Problem
 from projects import registry
-from projects.domain import EngineError
+from projects.domain import EngineError, Selection
 from projects.engines.sql_parts import Gone, Title, TooLarge, Unclear
 
 log = structlog.get_logger(__name__)
@@ -101,9 +101,10 @@ def decrypted(backup: Backup) -> Download:
     return Download(_begun(backup, pieces()), backup.dump_bytes)
 
 
-def sql(backup: Backup, tables: Sequence[str], *, packed: bool) -> Download:
-    """Some tables, by their names in the manifest, as SQL for the product's own client; `packed`: with zstd. Its last line says
-    that it is the end. Raises as `decrypted`, `Invalid` for what the archive does not hold, `SqlTooLarge`, `SqlUnclear`."""
+def sql(backup: Backup, chosen: Selection, *, packed: bool) -> Download:
+    """Some tables, or schemas, by their names in the manifest, as SQL for the product's own client; `packed`: with zstd.
+    Its last line says that it is the end. Raises as `decrypted`, `Invalid` for what the archive does not hold, `SqlTooLarge`
+    and `SqlUnclear`."""
     taken, product = backup.started_at or backup.created_at, registry.engine(backup.engine).title
     title = Title(
         f"Of the backup {backup.pk} of {backup.project_name}, {taken:%Y-%m-%d %H:%M} UTC ({product} {backup.version})",
@@ -116,7 +117,7 @@ def sql(backup: Backup, tables: Sequence[str], *, packed: bool) -> Download:
         with contextlib.closing(
             Opener(source, identities, compressed=backup.compressed, sha256=backup.sha256)
         ) as opener:  # fmt: skip
-            yield from _flowing(registry.engine(backup.engine).sql_of(opener, tables, title), packed)
+            yield from _flowing(registry.engine(backup.engine).sql_of(opener, chosen, title), packed)
 
     return Download(_begun(backup, pieces()), None)
 
@@ -164,7 +165,7 @@ def _told(error: BaseException) -> BaseException:
             return ObjectMissing("What was stored is not in the storage any more.")
         return StorageUnavailable(error.detail)
     if isinstance(error, Gone):
-        return Invalid.field("tables", "unknown", str(error))
+        return Invalid.field(error.field, "unknown", str(error))
     if isinstance(error, TooLarge):
         return SqlTooLarge(f"It can't be read a table at a time: {error}. Download all of it, or restore these tables.")
     if isinstance(error, Unclear):

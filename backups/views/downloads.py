@@ -32,17 +32,18 @@ def backup_download(request: HttpRequest, backup_id: UUID) -> HttpResponseBase:
 @login_required
 @require_http_methods(["GET", "POST"])
 def tables_download(request: HttpRequest, backup_id: UUID) -> HttpResponseBase:
-    """Which tables; a POST answers with the file."""
+    """Which tables, or schemas; a POST answers with the file."""
     principal, backup = backup_for(request, backup_id, Capability.CONNECT)
     if not backup.usable or not supported(backup.engine):
         raise ActionNotAllowed("There is nothing to download of it.")
     sent = request.POST if request.method == "POST" else request.GET
     tables = [name[:260] for name in sent.getlist("tables")[: MOST + 1]]
+    schemas = [name[:130] for name in sent.getlist("schemas")[: MOST + 1]]
     refused, packed = "", sent.get("packed") == "on"
     status, later = 200, None
     if request.method == "POST":
         try:
-            download, name = sql_download(principal, backup, tables, packed=packed)
+            download, name = sql_download(principal, backup, tables, schemas, packed=packed)
         except PermissionDenied:
             raise
         except Problem as problem:
@@ -53,7 +54,7 @@ def tables_download(request: HttpRequest, backup_id: UUID) -> HttpResponseBase:
     source = project_of(principal, backup)
     context = {
         "section": "projects", "backup": backup, "source": source, "refused": refused, "packed": packed,
-        **listed(backup, source, tables, [], sent.get("search", "")),
+        **listed(backup, source, tables, schemas, sent.get("search", "")),
     }  # fmt: skip
     template = "backups/_parts.html" if request.htmx else "backups/sql.html"  # type: ignore[attr-defined]
     response = render(request, template, context, status=status)

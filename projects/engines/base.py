@@ -179,10 +179,11 @@ class Engine(ABC):
         return said
 
     # --- some tables out of a dump of ours ------------------------------------------------------------------------------
-    def sql_of(self, pieces: Iterable[bytes], tables: Sequence[str], title: Title) -> Iterator[bytes]:
-        """Some tables of a dump as SQL for the product's own client, with what belongs to them; tables as fingerprints name
-        them. Reads the dump to its end, in bounded memory (of dumps in SQL: one statement of at most
-        `foreign.STATEMENT_BYTES`, twice), and runs nothing. Raises `sql_parts.Gone`, `EngineError`, also in the middle."""
+    def sql_of(self, pieces: Iterable[bytes], chosen: Selection, title: Title) -> Iterator[bytes]:
+        """Some tables of a dump as SQL for the product's own client, with what belongs to them, or schemas with all that is
+        in them and can be there without the rest. Reads the dump to its end, in bounded memory (of dumps in SQL: one
+        statement of at most `foreign.STATEMENT_BYTES`, twice), and runs nothing. Raises `sql_parts.Gone`, `EngineError`,
+        also in the middle."""
         raise NotImplementedError
 
     def finish_copy(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:  # noqa: B027 - PostgreSQL's

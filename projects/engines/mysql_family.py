@@ -261,8 +261,8 @@ class MySQLFamily(Engine):
     def script_of(self, pieces: Iterable[bytes], kind: str, left: Left) -> Iterator[bytes]:
         return mysql_script.script(pieces, left)
 
-    def sql_of(self, pieces: Iterable[bytes], tables: Sequence[str], title: Title) -> Iterator[bytes]:
-        return mysql_sql.script(pieces, tables, title, self.client_program)
+    def sql_of(self, pieces: Iterable[bytes], chosen: Selection, title: Title) -> Iterator[bytes]:
+        return mysql_sql.script(pieces, chosen.tables, title, self.client_program)
 
     def memory_for_row(self, row_bytes: int) -> int:
         if row_bytes <= 0:

@@ -228,8 +228,8 @@ class PostgreSQL(Engine):
     def place_in_script(self, said: str, kind: str, before: int) -> str:
         return postgresql_foreign.place_in_script(said, kind, before)
 
-    def sql_of(self, pieces: Iterable[bytes], tables: Sequence[str], title: Title) -> Iterator[bytes]:
-        return postgresql_sql.script(pieces, tables, title)
+    def sql_of(self, pieces: Iterable[bytes], chosen: Selection, title: Title) -> Iterator[bytes]:
+        return postgresql_sql.script(pieces, chosen, title)
 
     def finish_copy(self, endpoint: Endpoint, credentials: Credentials, names: TenantNames) -> None:
         postgresql_copy.finish(endpoint, credentials, names)

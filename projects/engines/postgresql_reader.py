@@ -19,14 +19,14 @@ _TOC_BYTES = 64 << 20
 _TOC_ENTRIES = 200_000
 _BLOB_BYTES = 16 << 10
 # What others own or may, and what needs a superuser: named when it is left out.
-_LEFT_OUT = {
+LEFT_OUT = {
     "ACL": "rights of other roles (GRANT, REVOKE)", "ACL LANGUAGE": "rights of other roles (GRANT, REVOKE)",
     "DEFAULT ACL": "rights of other roles (GRANT, REVOKE)", "EVENT TRIGGER": "event trigger (needs a superuser)",
     "SUBSCRIPTION": "subscription (needs a superuser)", "SUBSCRIPTION TABLE": "subscription (needs a superuser)",
     "SECURITY LABEL": "security label",
 }  # fmt: skip
 FIRST = {"ENCODING", "STDSTRINGS", "SEARCHPATH"}
-_SILENT = {"DATABASE", "DATABASE PROPERTIES", *FIRST}
+SILENT = {"DATABASE", "DATABASE PROPERTIES", *FIRST}
 PREAMBLE = b"""SET statement_timeout = 0;
 SET lock_timeout = 0;
 SET idle_in_transaction_session_timeout = 0;
@@ -109,10 +109,10 @@ class Reader:
         return found
 
     def _defined(self, entry: Entry) -> Iterator[bytes]:
-        if entry.kind in _SILENT or entry.has_data:
+        if entry.kind in SILENT or entry.has_data:
             return
-        if entry.kind in _LEFT_OUT:
-            self._left.counted[_LEFT_OUT[entry.kind]] += 1
+        if entry.kind in LEFT_OUT:
+            self._left.counted[LEFT_OUT[entry.kind]] += 1
             return
         if entry.kind == "COMMENT" and entry.name.startswith(("EXTENSION ", "DATABASE ")):
             return

@@ -1,15 +1,16 @@
 """Some tables out of an archive of pg_dump, as SQL for psql: with their rows, and with what belongs to them and can be there
-without what was not chosen. Nothing runs: the archive is read as it passes (`postgresql_reader`)."""
+without what was not chosen; or schemas, with all in them that can. Nothing runs: the archive is read as it
+passes (`postgresql_reader`)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
 
-from projects.domain import EngineError
+from projects.domain import EngineError, Selection
 from projects.engines.foreign import Pull
 from projects.engines.postgresql_archive import MOST_BYTES, Entry
-from projects.engines.postgresql_reader import FIRST, PREAMBLE, Reader, named
+from projects.engines.postgresql_reader import FIRST, LEFT_OUT, PREAMBLE, SILENT, Reader, named
 from projects.engines.sql_parts import Gone, Title, TooLarge, remarks, waiting
 
 # What belongs to a table, in whatever section it stands.
@@ -25,13 +26,15 @@ _ROWS = {
 }  # what a choice is about: never drawn in by something else
 # Named after their table: another one's may need a chosen one.
 _OF_ONE = {"DEFAULT", "CONSTRAINT", "CHECK CONSTRAINT", "FK CONSTRAINT", "RULE", "TRIGGER", "POLICY"}
+# Of the database, though they are named after a schema's tables.
+_NEVER = {*LEFT_OUT, *SILENT, "PUBLICATION TABLE", "PUBLICATION TABLES IN SCHEMA"}
 _PART = re.compile(r'"((?:[^"]|"")*)"|([^".]+)')
 
 
-def script(pieces: Iterable[bytes], tables: Iterable[str], title: Title) -> Iterator[bytes]:
-    """`tables` as the server quotes them, with their schema. Raises `Gone` for what the archive does not hold, and
+def script(pieces: Iterable[bytes], chosen: Selection, title: Title) -> Iterator[bytes]:
+    """Names as the server quotes them, tables with their schema. Raises `Gone` for what the archive does not hold, and
     `EngineError` when it is none; all of it is read, to its end."""
-    return _Some(Pull(pieces), tables, title).script()
+    return _Some(Pull(pieces), chosen, title).script()
 
 
 def unquoted(name: str) -> tuple[str, str]:
@@ -41,33 +44,35 @@ def unquoted(name: str) -> tuple[str, str]:
     return schema, table
 
 
+def _plain(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
+
+
 class _Some(Reader):
     """Of our own: whatever pg_dump of ours was taken as a backup (`postgresql_archive`) can be taken apart."""
 
     MOST_BYTES = MOST_BYTES
     MOST_ENTRIES = None
 
-    def __init__(self, pull: Pull, tables: Iterable[str], title: Title) -> None:
+    def __init__(self, pull: Pull, chosen: Selection, title: Title) -> None:
         super().__init__(pull)
-        self._names, self._title = {unquoted(name): name for name in tables}, title
+        self._wanted, self._title = chosen, title
 
     def script(self) -> Iterator[bytes]:
         entries = self._contents()
-        found = _Choice(entries, self._names)
+        found = _Choice(entries, self._wanted)
         yield remarks(self._title, found.remarks(), "psql --set=ON_ERROR_STOP=1 --file=FILE")
         yield b"BEGIN;\n"  # a file that is cut off commits nothing, also within COPY, where its end is one for psql
         yield PREAMBLE
         for entry in entries:
             if entry.kind in FIRST:
                 yield entry.definition.encode(errors="surrogateescape") + b"\n"
-        taken = [entry for entry in entries if entry.id in found.taken]
-        for entry in taken:
-            if entry.section < 3:
-                yield from self._whole(entry)
+        before, after = _halves(entries, found.taken)
+        for entry in before:
+            yield from self._whole(entry)
         yield from self._rows_of({entry.id: entry for entry in entries if entry.has_data}, found.names)
-        for entry in taken:
-            if entry.section > 2 and not entry.has_data:
-                yield from self._whole(entry)
+        for entry in after:
+            yield from self._whole(entry)
         yield f"COMMIT;\n\n{self._title.end}\n".encode()
 
     def _not_taken(self, *, too_large: bool) -> EngineError:
@@ -104,22 +109,39 @@ class _Some(Reader):
             yield from map(len, self._chunks())
 
 
+def _halves(entries: list[Entry], taken: set[int]) -> tuple[list[Entry], list[Entry]]:
+    """What is made before the rows come, and after. Comments and the like have no section: they stand behind what they are
+    about."""
+    before: list[Entry] = []
+    after: list[Entry] = []
+    section = 2
+    for entry in entries:
+        section = entry.section if entry.section > 1 else section
+        if entry.id in taken and not entry.has_data:
+            (before if section < 3 else after).append(entry)
+    return before, after
+
+
 class _Choice:
     """Which entries come. `chosen`: tables with rows; `taken`: these, what they need, and what belongs to them."""
 
-    def __init__(self, entries: list[Entry], names: dict[tuple[str, str], str]) -> None:
+    def __init__(self, entries: list[Entry], wanted: Selection) -> None:
         self._by_id = {entry.id: entry for entry in entries}
         tables = {(entry.schema, entry.name): entry.id for entry in entries if entry.kind == "TABLE"}
+        names = {unquoted(name): name for name in wanted.tables}
         if missing := [shown for name, shown in names.items() if name not in tables]:
             raise Gone(f"The backup does not have {', '.join(missing[:5])}.")
-        self.chosen = {tables[name] for name in names}
+        self._within = self._in_schemas(entries, wanted.schemas)  # all of it is asked for, not only what tables need
+        self.chosen = {tables[name] for name in names} | {pk for pk in self._within if self._is(pk, {"TABLE"})}
         self._with_parts(entries)
         self.taken: set[int] = set()
         self._left: list[Entry] = []
         self._bare: set[int] = set()  # tables that are there without their rows
         for pk in self.chosen:
             self._take(pk, bare=True)
-        of_tables = [entry for entry in entries if entry.kind in _OF_TABLES and not entry.has_data]
+        of_tables = [
+            entry for entry in entries if (entry.kind in _OF_TABLES or entry.id in self._within) and not entry.has_data
+        ]
         before = -1
         while before != len(self.taken):
             before = len(self.taken)
@@ -127,6 +149,18 @@ class _Choice:
             for entry in of_tables:
                 if entry.id not in self.taken and self._belongs(entry) and not self._take(entry.id, bare=False):
                     self._left.append(entry)
+
+    def _in_schemas(self, entries: list[Entry], schemas: Iterable[str]) -> set[int]:
+        shown = {_plain(schema): schema for schema in schemas}
+        mine = {
+            entry.id: entry.name if entry.kind == "SCHEMA" else entry.schema
+            for entry in entries if entry.kind not in _NEVER and not entry.has_data
+        }  # fmt: skip
+        found = {pk for pk, schema in mine.items() if schema in shown}
+        there = set(mine.values())
+        if missing := [name for schema, name in shown.items() if schema not in there]:
+            raise Gone(f"The backup does not have {', '.join(missing[:5])}.", field="schemas")
+        return found
 
     def _with_parts(self, entries: list[Entry]) -> None:
         """The rows of a partitioned table are those of its partitions."""
@@ -144,6 +178,8 @@ class _Choice:
         if entry.kind == "TABLE ATTACH":
             tables = {need for need in entry.needs if self._is(need, {"TABLE"})}
             return tables <= self.taken and not self.chosen.isdisjoint(tables)
+        if entry.id in self._within or (entry.kind == "COMMENT" and not self._within.isdisjoint(entry.needs)):
+            return True
         return any(need in self.chosen or (need in self.taken and self._is(need, _OF_TABLES)) for need in entry.needs)
 
     def _is(self, pk: int, kinds: set[str]) -> bool:
@@ -179,7 +215,8 @@ class _Choice:
         mine = [entry for entry in self._left if self._is_own(entry)]
         told += [f"Not attached to {', '.join(parents)}: TABLE {where}" for where, parents in self._alone()]
         told += self._parts()
-        told.append("Rights (GRANT) and owners are left out, and views and publications of these tables.")
+        besides = "publications" if self._within else "views and publications"
+        told.append(f"Rights (GRANT) and owners are left out, and {besides} of these tables.")
         return told + [f"Left out, as it needs what was not chosen: {named(entry)}" for entry in mine]
 
     def _parts(self) -> Iterator[str]:
@@ -201,7 +238,9 @@ class _Choice:
                 )
 
     def _is_own(self, entry: Entry) -> bool:
-        """Of a chosen table; else it is another one's, about a chosen one."""
+        """Of a chosen table, or schema; else it is another one's, about a chosen one."""
+        if entry.id in self._within:
+            return True
         if entry.kind not in _OF_ONE:
             return not self.chosen.isdisjoint(entry.needs)
         tables = [self._by_id[pk] for pk in self.chosen.intersection(entry.needs)]

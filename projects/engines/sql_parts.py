@@ -11,9 +11,13 @@ WAIT_BYTES = 64 << 20  # passed over, until a line says so: whoever waits for by
 
 
 class Gone(EngineError):
-    """The archive does not hold what was chosen."""
+    """The archive does not hold what was chosen. `field`: of which `Selection`'s it is."""
 
     retryable = False
+
+    def __init__(self, said: str, *, field: str = "tables") -> None:
+        super().__init__(said)
+        self.field = field
 
 
 class TooLarge(EngineError):

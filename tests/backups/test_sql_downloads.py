@@ -62,6 +62,33 @@ def test_tables_come_as_sql(team: Team, backup: Backup) -> None:
     assert unpacked == said and free()
 
 
+def test_schemas_and_long_lists(team: Team, backup: Backup) -> None:
+    client, path = api_client(team.bob), f"/api/v1/backups/{backup.pk}/download/"
+    whole = body_of(get(client, backup, "&schemas=public"))
+    assert whole.startswith(b"-- Of the backup ") and whole.endswith(b".\n") and b"\n-- End of " in whole and whole.count(b"2\n") > 499_999
+    assert AuditEvent.objects.get(action="backup.downloaded").data["schemas"] == ["public"]
+    for body in ({"schemas": ["public"]}, {"tables": ["t"], "compress": "none"}):
+        answer = client.post(path, body, format="json", headers={"Accept": "application/octet-stream"})
+        assert answer.status_code == 200 and body_of(answer).count(b"2\n") > 499_999
+    packed = client.post(path, {"tables": ["t"], "compress": "zstd"}, format="json")
+    assert zstandard.ZstdDecompressor().decompressobj().decompress(body_of(packed)).endswith(whole[-30:])
+    for body, field, code in (
+        ({}, "tables", "required"), ({"schemas": ["x"]}, "schemas", "unknown"), ({"tables": "t"}, "tables", "not_a_list"),
+        ({"tables": ["t"], "schemas": ["public"]}, "schemas", "invalid"), ({"as": "sql"}, "as", "unknown"),
+        ({"tables": ["t"] * 201}, "tables", "max_length"), ({"tables": ["t"], "compress": "lz4"}, "compress", "invalid_choice"),
+    ):  # fmt: skip
+        answer = client.post(path, body, format="json")
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, field), answer.json()
+        assert answer.json()["errors"][0]["code"] == code, answer.json()
+    assert client.get(f"{path}?schemas=public").json()["errors"][0]["field"] == "schemas"
+    assert api_client(team.vera).post(path, {"schemas": ["public"]}, format="json").status_code == 403
+    assert api_client(team.charlie).post(path, {"schemas": ["public"]}, format="json").status_code == 404
+    Backup.objects.filter(pk=backup.pk).update(engine="mariadb", version="11.8")
+    refused = get(client, backup, "&schemas=public").json()["errors"][0]
+    assert (refused["field"], refused["code"]) == ("schemas", "not_available") and "no schemas" in refused["detail"]
+    assert free()
+
+
 def psql(script: bytes) -> str:
     """What it says, as the file's own command runs it."""
     place = connection.settings_dict
@@ -212,6 +239,9 @@ def test_the_page(team: Team, backup: Backup, monkeypatch: pytest.MonkeyPatch) -
     assert page.status_code == 200 and "public.gone" in page.content.decode()
     found = client.get(url, {"search": "GONE", "tables": ["public.t"]}, HTTP_HX_REQUEST="true").content.decode()
     assert found.count('name="tables"') == 2 and 'value="public.t" checked' in found
+    assert 'name="schemas" value="public"' in page.content.decode()
+    both = client.post(url, {"tables": ["public.t"], "schemas": ["public"]})
+    assert both.status_code == 400 and "not both" in both.content.decode()
     for tables in ([], ["public.gone"]):
         refused = client.post(url, {"tables": tables})
         assert refused.status_code == 400 and 'role="alert"' in refused.content.decode()
@@ -221,6 +251,7 @@ def test_the_page(team: Team, backup: Backup, monkeypatch: pytest.MonkeyPatch) -
         with downloads.slots:
             refused = client.post(url, {"tables": ["public.t"]})
     assert (refused.status_code, refused["Retry-After"]) == (429, "60") and 'role="alert"' in refused.content.decode()
+    assert body_of(client.post(url, {"schemas": ["public"]})).endswith(f"\n-- End of {backup.sha256[:16]}.\n".encode())
     answer = client.post(url, {"tables": ["public.t"], "packed": "on"})
     assert answer.status_code == 200 and answer["Content-Disposition"].endswith('.sql.zst"')
     whole = zstandard.ZstdDecompressor().decompressobj().decompress(body_of(answer))

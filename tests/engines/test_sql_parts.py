@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from projects.domain import Selection
 from projects.engines import mysql_sql, scripts, sql_parts
 from projects.engines.postgresql_archive import Entry
 from projects.engines.postgresql_sql import _Choice, unquoted
@@ -119,7 +120,7 @@ def test_what_of_postgresql_s_is_left_out_is_told() -> None:
             entry(10, "FK CONSTRAINT", "part fk", 2, 3), entry(11, "FK CONSTRAINT", "other fk", 3, 2),
             entry(12, "POLICY", "other p", 3, 2), entry(13, "TABLE ATTACH", "other", 1, 3),
         ],
-        {("s", "part"): "s.part"},
+        Selection(("s.part",)),
     )  # fmt: skip
     left = "Left out, as it needs what was not chosen: "
     assert set(found.remarks()) == {
@@ -137,7 +138,7 @@ def test_what_of_postgresql_s_is_left_out_is_told() -> None:
             entry(9, "INDEX", "other_i", 3, 6), entry(10, "INDEX ATTACH", "other_i", 9, 6, 3, 1),
             entry(11, "TRIGGER", "whole t", 1),
         ],
-        {("s", "part"): "s.part"},
+        Selection(("s.part",)),
     )  # fmt: skip
     assert set(found.remarks()) == {
         "Without rows, as others need it: TABLE s.whole",

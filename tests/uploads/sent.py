@@ -49,10 +49,10 @@ def pg_dump_of_image(project: Project, *arguments: str) -> bytes:
     return done.stdout
 
 
-def sql_of(site: Site, backup: Backup, *tables: str) -> bytes:
-    """Some tables of it, downloaded as SQL."""
+def sql_of(site: Site, backup: Backup, *tables: str, schemas: tuple[str, ...] = ()) -> bytes:
+    """Some tables of it, or schemas, downloaded as SQL."""
     answer = api_client(site.team.alice).get(
-        f"/api/v1/backups/{backup.pk}/download/", {"as": "sql", "tables": list(tables)}
+        f"/api/v1/backups/{backup.pk}/download/", {"as": "sql", "tables": list(tables), "schemas": list(schemas)}
     )
     assert answer.status_code == 200, answer.content
     found: bytes = b"".join(answer.streaming_content)  # type: ignore[attr-defined]

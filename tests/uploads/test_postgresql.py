@@ -50,7 +50,23 @@ CREATE INDEX sales_total ON shop.sales (total);
 CREATE FUNCTION shop.twice() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.total = NEW.total * 2; RETURN NEW; END $$;
 CREATE TRIGGER doubles BEFORE INSERT ON shop.sales FOR EACH ROW EXECUTE FUNCTION shop.twice();
 ALTER TABLE shop.sales ENABLE ROW LEVEL SECURITY; CREATE POLICY cheap ON shop.sales USING (total < 100);
-INSERT INTO shop.sales (day, person, total) SELECT '2026-01-20'::date + i, 1, i FROM generate_series(1, 30) i;"""
+INSERT INTO shop.sales (day, person, total) SELECT '2026-01-20'::date + i, 1, i FROM generate_series(1, 30) i;
+COMMENT ON INDEX shop.sales_total IS 'of an index'; COMMENT ON TRIGGER doubles ON shop.sales IS 'of a trigger';"""
+# Besides tables: what a schema holds, and what needs another schema's.
+MALL = """CREATE SCHEMA "The Mall"; COMMENT ON SCHEMA "The Mall" IS 'all of it'; CREATE TYPE "The Mall".mood AS ENUM ('a', 'b');
+CREATE TABLE "The Mall".shops (id int PRIMARY KEY, mood "The Mall".mood, part int REFERENCES shop.people);
+INSERT INTO "The Mall".shops SELECT i, 'b', 1 FROM generate_series(1, 9) i; CREATE SEQUENCE "The Mall".loose;
+SELECT nextval('"The Mall".loose') FROM generate_series(1, 5); CREATE TABLE "The Mall"."empty" ();
+CREATE VIEW "The Mall".base AS SELECT id, mood FROM "The Mall".shops;
+CREATE VIEW "The Mall".atop AS SELECT * FROM "The Mall".base;
+CREATE MATERIALIZED VIEW "The Mall".counted AS SELECT mood, count(*) AS n FROM "The Mall".atop GROUP BY mood;
+CREATE UNIQUE INDEX counted_mood ON "The Mall".counted (mood); COMMENT ON INDEX "The Mall".counted_mood IS 'of a view';
+CREATE FUNCTION "The Mall".sum(int, int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1 + $2';
+CREATE AGGREGATE "The Mall".total(int) (SFUNC = "The Mall".sum, STYPE = int, INITCOND = '0');
+CREATE VIEW "The Mall".outside AS SELECT * FROM shop.people;"""
+_MALL = """SELECT relname, relkind::text FROM pg_class WHERE relnamespace = '"The Mall"'::regnamespace AND relname <> 'outside'
+ UNION ALL SELECT proname, prokind::text FROM pg_proc WHERE pronamespace = '"The Mall"'::regnamespace
+ UNION ALL SELECT description, '' FROM pg_description d WHERE d.description IN ('all of it', 'of a view') ORDER BY 1"""
 _FACTS = """SELECT indexdef FROM pg_indexes WHERE tablename LIKE 'sales%' UNION ALL SELECT pg_get_triggerdef(oid) FROM
  pg_trigger WHERE tgname = 'doubles' UNION ALL SELECT p::text FROM pg_policies p WHERE schemaname = 'shop' UNION ALL
  SELECT relname::text || relrowsecurity || coalesce(pg_get_expr(relpartbound, oid), '') FROM pg_class
@@ -79,6 +95,10 @@ def comes_out_as_sql(site: Site, source: Project, backup: Backup) -> None:
     part = sql_of(site, backup, "shop.sales_2")
     assert b"-- Without rows, as others need it: TABLE shop.sales\n" in part and b"sales_1" not in part
     loaded(source, "part", part)
+    mall = sql_of(site, backup, schemas=('"The Mall"',))
+    assert b"Left out, as it needs what was not chosen: VIEW The Mall.outside" in mall
+    assert b"FK CONSTRAINT The Mall.shops shops_part_fkey" in mall and b"shop.people (" not in mall
+    loaded(source, "mall", mall)
     name = source.databases.get(slot="current").name
     with psycopg.connect(dbname="other", **login) as other, psycopg.connect(dbname=name, **login) as mine:
         for table in (*tables, "public.parted"):
@@ -89,6 +109,13 @@ def comes_out_as_sql(site: Site, source: Project, backup: Backup) -> None:
         assert there == (0,)
         asked = "SELECT conname FROM pg_constraint WHERE conrelid = 'fk_b'::regclass AND contype = 'p'"
         assert len(other.execute(asked).fetchall()) == 1
+        with psycopg.connect(dbname="mall", **login) as there:
+            for question in (
+                'SELECT * FROM "The Mall".counted', 'SELECT count(*) FROM "The Mall".atop', _MALL,
+                'SELECT "The Mall".total(id) FROM "The Mall".shops', 'SELECT last_value FROM "The Mall".loose',
+            ):  # fmt: skip
+                found = there.execute(question).fetchall()
+                assert found and found == mine.execute(question).fetchall(), question
         with psycopg.connect(dbname="sold", **login) as sold:
             for question in (_CONTENT.format("shop.sales"), _FACTS):
                 assert sold.execute(question).fetchall() == mine.execute(question).fetchall()
@@ -98,6 +125,7 @@ def comes_out_as_sql(site: Site, source: Project, backup: Backup) -> None:
     with psycopg.connect(dbname="postgres", autocommit=True, **login) as link:
         link.execute("DROP DATABASE other")
         link.execute("DROP DATABASE sold")
+        link.execute("DROP DATABASE mall")
         link.execute("DROP DATABASE part")
 
 
@@ -127,6 +155,7 @@ def test_everything_goes_round_in_each_format(docker_site: Site, target: Storage
     with site.login(source) as session:
         session.execute(HOSTILE)
         session.execute(SHOP)
+        session.execute(MALL)
     first = take(source)
     wanted = first.manifest["contents"]
     comes_out_as_sql(site, source, first)

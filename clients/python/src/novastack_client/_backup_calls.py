@@ -236,13 +236,20 @@ class BackupCalls:
 
     @Endpoint
     def download_tables(
-        core: Core, backup_id: str, tables: Sequence[str], into: BinaryIO, *, compressed: bool = False
+        core: Core,
+        backup_id: str,
+        tables: Sequence[str],
+        into: BinaryIO,
+        *,
+        schemas: Sequence[str] = (),
+        compressed: bool = False,
     ) -> Flow[int]:
         """As `download_backup`, but some tables (`orders`, or `schema.orders`) with their rows and what belongs to them, as SQL
-        for psql, mysql or mariadb; `compressed`: with zstd. Its length is not known before: one without its last line is begun
-        anew, and `Unavailable` (`download_truncated`) in the end; then the file is not to be loaded."""
-        form = {"as": "sql", "compress": "zstd" if compressed else "none"}
-        request = Request("GET", f"backups/{part(backup_id)}/download/", {**form, "tables": list(tables)})
+        for psql, mysql or mariadb; or, of PostgreSQL, whole `schemas` and no tables. `compressed`: with zstd. Its length is not
+        known before: one without its last line is begun anew, and `Unavailable` (`download_truncated`) in the end; then the
+        file is not to be loaded."""
+        body = {"tables": list(tables), "schemas": list(schemas), "compress": "zstd" if compressed else "none"}
+        request = Request("POST", f"backups/{part(backup_id)}/download/", body=body)  # an address holds few names
         return (yield from core.fetch_watched(request, Watched(into, compressed=compressed)))
 
     # ── restores ──
