@@ -182,7 +182,7 @@ class Engine(ABC):
     def sql_of(self, pieces: Iterable[bytes], chosen: Selection, title: Title) -> Iterator[bytes]:
         """Some tables of a dump as SQL for the product's own client, with what belongs to them, or schemas with all that is
         in them and can be there without the rest. Reads the dump to its end, in bounded memory (of dumps in SQL: one
-        statement of at most `foreign.STATEMENT_BYTES`, twice), and runs nothing. Raises `sql_parts.Gone`, `EngineError`,
+        statement of at most `foreign.STATEMENT_BYTES`), and runs nothing. Raises `sql_parts.Gone`, `EngineError`,
         also in the middle."""
         raise NotImplementedError
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from projects.engines.foreign import ForeignRefused, Left, plain_text
-from projects.engines.scripts import Buffered, past
+from projects.engines.scripts import Buffered, parts, past
 
 FORMATS = ("plain",)
 ID = rb"(?:`(?:[^`]|``)*`|\"(?:[^\"]|\"\")*\"|'(?:[^'\\]|''|\\.)*'|[\w$.%-]+)"
@@ -83,7 +83,7 @@ def place_in_script(said: str, before: int) -> str:
     return f"Line {int(found[2]) - before}: {found[3]}" + (f" ({found[1]})" if found[1] else "")
 
 
-def space_end(data: bytes, at: int = 0) -> int:
+def space_end(data: bytes | bytearray, at: int = 0) -> int:
     """Where blanks and comments end that begin there, in memory that does not grow with them. What is not ended is none."""
     while True:
         begin, at = at, past(_SPACES, data, at)
@@ -121,7 +121,7 @@ class Script(Buffered):
             statement = self._statement()
             if statement is None:
                 break
-            yield from self._taken(statement)
+            yield from self._in_parts(statement)
             del statement  # a long one isn't held while the next one comes
         rest = self._buffer[self._start :]
         if b"-- Dump completed" in rest[-_KEEP_BYTES:]:
@@ -165,9 +165,9 @@ class Script(Buffered):
             taken = self._buffer[self._start : known.end()]
             self._line += taken.count(b"\n")
             self._start = self._at = known.end()
-            yield taken if known.re is _DELIMITER else b"\n" * taken.count(b"\n")
+            yield bytes(taken) if known.re is _DELIMITER else b"\n" * taken.count(b"\n")
 
-    def _statement(self) -> bytes | None:
+    def _statement(self) -> bytearray | None:
         while True:
             found = self._search(self._next, max(2, len(self._delimiter)))
             if found is None:
@@ -196,7 +196,11 @@ class Script(Buffered):
                 return
             self._at += 1  # whatever it is that the backslash stands before
 
-    def _taken(self, statement: bytes) -> Iterator[bytes]:
+    def _in_parts(self, statement: bytearray) -> Iterator[bytes]:
+        for piece in self._taken(statement):
+            yield from parts(piece)
+
+    def _taken(self, statement: bytearray) -> Iterator[bytes | bytearray]:
         at = past(OPEN, statement, space_end(statement))
         lines, head = statement.count(b"\n"), statement[at : at + HEAD_BYTES]
         used = _USE.match(head)
@@ -211,7 +215,7 @@ class Script(Buffered):
             return
         if (definer := _DEFINER.match(head)) is not None:
             self._left.counted["definer (it belongs to who restores it)"] += 1
-            statement = statement[: at + definer.start(1)] + statement[at + definer.end(1) :]
+            del statement[at + definer.start(1) : at + definer.end(1)]
         yield statement
 
     def _name(self, name: bytes) -> None:
@@ -222,7 +226,7 @@ class Script(Buffered):
             )
         self._used = name
 
-    def _left_out(self, head: bytes) -> str | None:
+    def _left_out(self, head: bytes | bytearray) -> str | None:
         """What a statement is that is left out, empty for what nobody misses; None: it is run."""
         if _DATABASE.match(head) and not _OWN_DATABASE.match(head):
             return "" if head[:6].upper() == b"CREATE" else "statement about the database itself"

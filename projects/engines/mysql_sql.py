@@ -60,7 +60,7 @@ class _Some(Script):
             self._dropped += passed - begin
         return super()._more()
 
-    def _is_other(self, head: bytes) -> bool:
+    def _is_other(self, head: bytearray) -> bool:
         found = _OF_TABLE.match(head, past(OPEN, head, space_end(head)))
         return found is not None and found[2].replace(b"``", b"`") not in self._names
 
@@ -69,7 +69,7 @@ class _Some(Script):
             raise TooLarge(f"Line {self._line}: {detail}")
         super()._refuse(code, detail)
 
-    def _taken(self, statement: bytes) -> Iterator[bytes]:
+    def _taken(self, statement: bytearray) -> Iterator[bytes | bytearray]:
         at = past(OPEN, statement, space_end(statement))
         head = statement[at : at + HEAD_BYTES]
         if (sequence := _SEQUENCE.match(head)) is not None and sequence[1]:
@@ -82,7 +82,7 @@ class _Some(Script):
             yield line
         self._dropped = 0
 
-    def _wanted(self, head: bytes, statement: bytes, at: int) -> bool:
+    def _wanted(self, head: bytearray, statement: bytearray, at: int) -> bool:
         if _SETTING.match(head):
             return True
         if (found := _OF_TABLE.match(head)) is not None:
@@ -92,7 +92,7 @@ class _Some(Script):
             return name in self._names
         return (mine := _name_of_trigger(statement, at)) is not None and self._triggers(mine, statement, at)
 
-    def _triggers(self, mine: bytes, statement: bytes, at: int) -> bool:
+    def _triggers(self, mine: bytes, statement: bytearray, at: int) -> bool:
         """Whether that trigger is of a table that is wanted."""
         if (table := _table_of_trigger(statement, at)) is not None:
             return table in self._names
@@ -101,14 +101,14 @@ class _Some(Script):
         return False
 
 
-def _tokens(statement: bytes, at: int) -> Iterator[bytes]:
+def _tokens(statement: bytearray, at: int) -> Iterator[bytes]:
     while (found := _TOKEN.match(statement, space_end(statement, at))) is not None:
         at = found.end()
         if found[0][:2] not in {b"/*", b"*/"}:
             yield found[0]
 
 
-def _name_of_trigger(statement: bytes, at: int) -> bytes | None:
+def _name_of_trigger(statement: bytearray, at: int) -> bytes | None:
     """None: it makes none. They come as somebody wrote them: with comments, and quoted names need no spaces."""
     if statement[at : at + 6].upper() != b"CREATE":
         return None
@@ -122,7 +122,7 @@ def _name_of_trigger(statement: bytes, at: int) -> bytes | None:
     return _plain(name)
 
 
-def _table_of_trigger(statement: bytes, at: int) -> bytes | None:
+def _table_of_trigger(statement: bytearray, at: int) -> bytes | None:
     """What stands between ON and FOR EACH ROW, which its body never holds. None: there is not just one such name. Comments
     that only other versions run are read here as well."""
     last: deque[bytes] = deque(maxlen=7)

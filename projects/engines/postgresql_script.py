@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from projects.engines.foreign import ForeignRefused, Left
-from projects.engines.scripts import Buffered, past
+from projects.engines.scripts import Buffered, parts, past
 
 _WORD = rb"[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*"
 _NEXT = re.compile(rb"['\"$;\\()]|--|/\*|" + _WORD)
@@ -47,7 +47,7 @@ _CLUSTER = re.compile(
 )
 
 
-def space_end(data: bytes, at: int = 0) -> int:
+def space_end(data: bytes | bytearray, at: int = 0) -> int:
     """Where blanks and comments end that begin there, in memory that does not grow with them. What is not ended is none."""
     while True:
         begin, at = at, past(_SPACES, data, at)
@@ -57,7 +57,7 @@ def space_end(data: bytes, at: int = 0) -> int:
             return at
 
 
-def _comment_end(data: bytes, at: int) -> int:
+def _comment_end(data: bytes | bytearray, at: int) -> int:
     """Comments hold comments. 0: it has no end."""
     depth = 0
     for found in _COMMENT.finditer(data, at):
@@ -91,6 +91,7 @@ class _Script(Buffered):
             if statement is None:
                 break
             yield from self._taken(statement)
+            del statement  # a long one isn't held while the next one comes
         rest = self._buffer[self._start :]
         if b"-- PostgreSQL database dump complete" in rest[-_KEEP_BYTES:]:
             self._whole = True
@@ -101,7 +102,7 @@ class _Script(Buffered):
                 "upload_truncated", "The file is cut off: the last line that pg_dump writes is missing."
             )
 
-    def _statement(self) -> bytes | None:
+    def _statement(self) -> bytearray | None:
         """Up to its semicolon, with what stands before it; None at the end. Passes over lines that pg_dump writes for psql."""
         depth = bodies = words = 0
         making: bool | None = None
@@ -114,9 +115,7 @@ class _Script(Buffered):
             token, begin = found[0], found.start()
             self._at = found.end()
             if token == b";" and depth == 0 and bodies == 0:
-                whole = self._buffer[self._start : self._at]
-                self._start = self._at
-                return whole
+                return self._cut()
             if token == b"'":
                 self._string(begin)
             elif token == b'"':
@@ -158,7 +157,7 @@ class _Script(Buffered):
 
     def _string(self, begin: int) -> None:
         """A doubled quote is the end of one string and the begin of another: that comes to the same."""
-        before = self._buffer[max(self._start, begin - 2) : begin]
+        before = bytes(self._buffer[max(self._start, begin - 2) : begin])
         named = before[:-1] in {b"_", b"$"} or before[:-1].isalnum() or before[:-1] >= b"\x80"
         if self._conforming and (before[-1:] not in {b"e", b"E"} or named):
             self._until(b"'")
@@ -176,7 +175,7 @@ class _Script(Buffered):
                 self._at += 1  # whatever it is that the backslash stands before
 
     def _dollar(self, begin: int) -> None:
-        before = self._buffer[begin - 1 : begin] if begin > self._start else b""
+        before = bytes(self._buffer[begin - 1 : begin]) if begin > self._start else b""
         if before and (before.isalnum() or before in b"_$" or before >= b"\x80"):
             return  # within a name
         while True:
@@ -214,7 +213,7 @@ class _Script(Buffered):
         if known is not None and line_begins and space_end(before) == len(before) and self._restricts < _RESTRICTS:
             self._restricts += 1
             # Blank, and the line stays a line.
-            self._buffer = self._buffer[:begin] + b"\n" + self._buffer[known.end() :]
+            self._buffer[begin : known.end()] = b"\n"
             self._at = begin + 1
             return
         self._line += self._buffer.count(b"\n", self._start, begin)
@@ -227,12 +226,12 @@ class _Script(Buffered):
         )
 
     # --- what becomes of one ----------------------------------------------------------------------------------------------
-    def _taken(self, statement: bytes) -> Iterator[bytes]:
-        body = statement[space_end(statement) :]
-        lines = statement.count(b"\n")
+    def _taken(self, statement: bytearray) -> Iterator[bytes]:
+        at = space_end(statement)
+        lines, head, tail = statement.count(b"\n"), statement[at : at + 80], statement[max(at, len(statement) - 300) :]
         if b"\0" in statement:
             self._refuse("upload_damaged", "A statement holds a zero byte.")
-        first = _FIRST.match(body)
+        first = _FIRST.match(statement, at)
         plain = b" ".join(word for word in first.groups() if word) if first else b""
         if _CLUSTER.match(plain):
             self._line += lines
@@ -240,8 +239,8 @@ class _Script(Buffered):
                 "upload_cluster_dump",
                 f"`{plain[:60].decode(errors='replace')}`: take the dump of one database with pg_dump, without --create.",
             )
-        what = next((what for pattern, what in _LEFT_OUT if pattern.match(plain) or pattern.match(body[:80])), None)
-        if what is None and plain[:5].upper() == b"ALTER" and _OWNER.search(body[-300:]):
+        what = next((what for pattern, what in _LEFT_OUT if pattern.match(plain) or pattern.match(head)), None)
+        if what is None and plain[:5].upper() == b"ALTER" and _OWNER.search(tail):
             what = "owner of an object (OWNER TO)"
         if what is not None:
             if what:
@@ -249,10 +248,10 @@ class _Script(Buffered):
             self._line += lines
             yield b"\n" * lines
             return
-        if (setting := _CONFORMING.match(body)) is not None:
+        if (setting := _CONFORMING.match(statement, at)) is not None:
             self._conforming = setting[1].lower() != b"off"
-        yield statement
-        if plain[:4].upper() == b"COPY" and _COPY.match(body):
+        yield from parts(statement)
+        if plain[:4].upper() == b"COPY" and _COPY.match(statement, at):
             self._line += lines
             yield from self._data()
         else:
@@ -261,7 +260,7 @@ class _Script(Buffered):
     def _data(self) -> Iterator[bytes]:
         """COPY's lines up to the one with `\\.` alone. Its end is never taken for the end of the file."""
         self._until(b"\n")  # of the statement's own line
-        head = self._buffer[self._start : self._at]
+        head = bytes(self._buffer[self._start : self._at])
         if head.strip():
             self._refuse("upload_damaged", "Something stands behind COPY's semicolon.")
         self._line += 1
@@ -288,7 +287,7 @@ class _Script(Buffered):
 
     def _handed(self, end: int) -> bytes:
         """What is in the buffer up to there, which leaves it."""
-        found = self._buffer[self._at : end]
+        found = bytes(memoryview(self._buffer)[self._at : end])
         self._line += found.count(b"\n")
         self._start = self._at = end
         return found

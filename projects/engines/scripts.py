@@ -1,20 +1,29 @@
-"""What readers of scripts share: a buffer that is as long as one statement at most, whatever pieces the file comes in."""
+"""What readers of scripts share: a buffer that is as long as one statement at most, whatever pieces the file comes in. A long
+statement is in memory once: it grows where it is, and leaves in parts."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 from projects.engines.foreign import STATEMENT_BYTES, ForeignRefused, Left
 
 _AT_ONCE = 1 << 20
+_BLANK = re.compile(rb"\s*")
+SHORTER = "Have the dump tool write shorter ones: COPY, or fewer rows in one INSERT."
 
 
-def past(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:
+def past(pattern: re.Pattern[bytes], data: bytes | bytearray, at: int) -> int:
     """Where the pattern ends that begins there; there, if it does not."""
     found = pattern.match(data, at)
     return at if found is None else found.end()
+
+
+def parts(statement: bytes | bytearray) -> Iterator[bytes]:
+    """Of a long one: whoever gets it copies no more than a part at a time."""
+    for at in range(0, len(statement), _AT_ONCE):
+        yield bytes(memoryview(statement)[at : at + _AT_ONCE])
 
 
 class Buffered:
@@ -22,7 +31,7 @@ class Buffered:
 
     def __init__(self, pieces: Iterable[bytes], left: Left) -> None:
         self._pieces, self._left = iter(pieces), left
-        self._buffer = b""
+        self._buffer = bytearray()
         self._start = self._at = 0
         self._line = 1
         self._ended = False
@@ -33,24 +42,30 @@ class Buffered:
         if not piece:
             self._ended = True
             return False
-        kept = self._buffer = self._buffer[self._start :]
+        del self._buffer[: self._start]
         self._at, self._start = self._at - self._start, 0
-        if len(kept) > STATEMENT_BYTES:
-            self._refuse("upload_statement_too_large", f"A statement is longer than {STATEMENT_BYTES >> 20} MiB.")
-        # Small pieces are put together while much is kept: else all of it is copied for each of them.
-        pieces, count = [piece], len(piece)
-        while count < min(len(kept) // 8, _AT_ONCE) and (piece := next(self._pieces, b"")):
-            pieces.append(piece)
-            count += len(piece)
-        self._buffer = b"".join((kept, *pieces))
+        if len(self._buffer) > STATEMENT_BYTES:
+            self._line += self._buffer.count(b"\n", 0, past(_BLANK, self._buffer, 0))
+            self._refuse(
+                "upload_statement_too_large", f"A statement is longer than {STATEMENT_BYTES >> 20} MiB. {SHORTER}"
+            )
+        # Small pieces are put together while much is kept: else it is looked through, and moved, for each of them.
+        wanted = min(len(self._buffer) // 8, _AT_ONCE)
+        while piece:
+            self._buffer += piece
+            wanted -= len(piece)
+            piece = next(self._pieces, b"") if wanted > 0 else b""
         return True
 
-    def _cut(self) -> bytes:
-        """What was read and not handed out, which is handed out so. A long one isn't kept in the buffer as well."""
-        whole = self._buffer[self._start : self._at]
-        if len(whole) > _AT_ONCE:
-            self._buffer, self._at = self._buffer[self._at :], 0
-        self._start = self._at
+    def _cut(self) -> bytearray:
+        """What was read and not handed out, which is handed out so. A long one is no copy: the buffer is what is behind it."""
+        if self._at - self._start <= _AT_ONCE:
+            whole = self._buffer[self._start : self._at]
+            self._start = self._at
+            return whole
+        whole, self._buffer = self._buffer, self._buffer[self._at :]
+        del whole[self._at :], whole[: self._start]
+        self._start = self._at = 0
         return whole
 
     def _search(self, pattern: re.Pattern[bytes], margin: int) -> re.Match[bytes] | None:

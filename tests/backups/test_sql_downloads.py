@@ -65,7 +65,8 @@ def test_tables_come_as_sql(team: Team, backup: Backup) -> None:
 def test_schemas_and_long_lists(team: Team, backup: Backup) -> None:
     client, path = api_client(team.bob), f"/api/v1/backups/{backup.pk}/download/"
     whole = body_of(get(client, backup, "&schemas=public"))
-    assert whole.startswith(b"-- Of the backup ") and whole.endswith(b".\n") and b"\n-- End of " in whole and whole.count(b"2\n") > 499_999
+    assert whole.startswith(b"-- Of the backup ") and whole.count(b"2\n") > 499_999
+    assert whole.endswith(f"\n-- End of {backup.sha256[:16]}.\n".encode())
     assert AuditEvent.objects.get(action="backup.downloaded").data["schemas"] == ["public"]
     for body in ({"schemas": ["public"]}, {"tables": ["t"], "compress": "none"}):
         answer = client.post(path, body, format="json", headers={"Accept": "application/octet-stream"})
@@ -209,7 +210,7 @@ def test_who_waits_for_a_table_behind_others_sees_bytes(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_long_statement_is_in_memory_twice_at_most(packed: bool) -> None:
+def test_a_long_statement_is_in_memory_once(packed: bool) -> None:
     size = 16 << 20
 
     def dump() -> Iterator[bytes]:
@@ -229,7 +230,7 @@ def test_a_long_statement_is_in_memory_twice_at_most(packed: bool) -> None:
     finally:
         tracemalloc.stop()
     assert came > (1000 if packed else 3 * size) and longest <= 2 * downloads.FLOW_BYTES
-    assert peak < 2.4 * size
+    assert peak < 1.6 * size
 
 
 def test_the_page(team: Team, backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from projects.engines import mysql_script
 from projects.engines.foreign import ForeignRefused, Left
 from projects.engines.postgresql_foreign import recognise, script_of
 from projects.engines.postgresql_script import script, space_end
@@ -116,7 +118,33 @@ def test_what_is_about_the_server_is_refused(text: str) -> None:
 
 def test_a_statement_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("projects.engines.scripts.STATEMENT_BYTES", 1000)
-    assert code_of("SELECT '" + "x" * 5000, 100)[0] == "upload_statement_too_large"
+    code, told = code_of("SELECT 1;\nSELECT '" + "x" * 5000, 100)
+    assert code == "upload_statement_too_large" and told.startswith("Line 2: A statement is longer than "), told
+    assert told.endswith("Have the dump tool write shorter ones: COPY, or fewer rows in one INSERT.")
+
+
+@pytest.mark.parametrize(
+    ("reader", "begin"), [(script, "\nINSERT INTO t VALUES ('"), (mysql_script.script, "\nINSERT INTO `t` VALUES ('")]
+)
+def test_a_long_statement_is_in_memory_once(reader: Any, begin: str) -> None:
+    size = 16 << 20
+
+    def dump() -> Iterator[bytes]:
+        for _ in range(3):
+            yield begin.encode()
+            yield from (b"x" * (1 << 18) for _ in range(0, size, 1 << 18))
+            yield b"');\n"
+
+    came = longest = 0
+    tracemalloc.start()
+    try:
+        for piece in reader(dump(), Left()):
+            came, longest = came + len(piece), max(longest, len(piece))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert came >= 3 * size and longest <= 1 << 20
+    assert peak < 1.4 * size
 
 
 @pytest.mark.parametrize("text", [" \n", "/**/", "--\n", "/* /* ; */ */\n-- ;\n"])
