@@ -59,7 +59,7 @@ class ScheduleRun(BaseModel):
     backup_uuid = models.UUIDField(null=True)
     missed = models.PositiveIntegerField(
         default=0, db_default=0,  # also in the database: workers of before write rows during an upgrade
-        help_text="Slots of the week before that nobody was there to look at; this run stands for them.",
+        help_text="Slots before it that nobody was there to look at; this run stands for them.",
     )  # fmt: skip
 
     class Meta:

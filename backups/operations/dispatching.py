@@ -19,7 +19,6 @@ from django.db.models import Count, Q, QuerySet, Sum
 from accounts.models import Organization, QuotaDefaults
 from backups.models import Backup, BackupStatus, BackupTrigger, RunOutcome, Schedule, ScheduleRun, StorageTarget
 from backups.operations import schedules
-from backups.operations.objectives import MISSED_DAYS
 from backups.operations.queueing import subject_of
 from backups.operations.taking import KIND
 from backups.retention import AHEAD
@@ -239,16 +238,8 @@ def _run(slot: _Slot, outcome: str, detail: str, backup: UUID | None = None) -> 
     text = f"{detail} ({more})" if detail and more else detail or more
     return ScheduleRun(
         schedule=slot.schedule, due_at=slot.due_at, outcome=outcome, detail=text[:300], backup_uuid=backup,
-        missed=_missed_lately(slot),
+        missed=slot.missed,
     )  # fmt: skip
-
-
-def _missed_lately(slot: _Slot) -> int:
-    """How many of the missed slots are of the last days that `objectives` looks at."""
-    schedule, since = slot.schedule, slot.due_at - timedelta(days=MISSED_DAYS)
-    if not slot.missed or schedule.next_slot_at is None or schedule.next_slot_at >= since:
-        return slot.missed
-    return min(slot.missed, schedules.missed(schedule.cron, schedule.time_zone, first=since, last=slot.due_at))
 
 
 def _begin(slot: _Slot, storage: StorageTarget, batch: _Batch) -> None:

@@ -138,8 +138,8 @@ def _stalled(drill: Drill) -> str:
 
 
 def _missed(ids: Collection[UUID], without: Q, *, since: datetime) -> dict[UUID, int]:
-    """Each project's slots from `since` on that made no backup. A run stands for what was missed up to a week before it:
-    of that only the slots that are not before `since`. One query."""
+    """Each project's slots from `since` on that made no backup. A run stands for what was missed before it: of
+    that only the slots that are not before `since`, as the schedule is now. One query."""
     rows = (
         ScheduleRun.objects.filter(schedule__project__in=ids, due_at__gte=since)
         .order_by()

@@ -14,6 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from backups.models import Backup, BackupStatus, Schedule, ScheduleRun, StorageTarget
 from backups.operations import dispatching, taking
 from backups.operations.dispatching import dispatch_due
+from backups.operations.objectives import objective_of
 from novastack.common.clock import now
 from novastack.common.ids import uuid7
 from novastack.common.models import Install
@@ -112,7 +113,9 @@ def test_after_days_without_us_it_catches_up_once(daily: Schedule) -> None:
 def test_after_a_month_without_us_the_last_week_s_slots_are_counted(daily: Schedule) -> None:
     assert run_at("2026-12-25T09:00:00").started == 1
     run = ScheduleRun.objects.get(schedule=daily)
-    assert run.detail == "34 missed before" and run.missed == 7
+    assert run.detail == "34 missed before" and run.missed == 34
+    with time_machine.travel(utc("2026-12-25T09:00:00"), tick=False):
+        assert objective_of(daily.project).missed_runs == 6  # the 19th to the 24th, at 2
 
 
 def test_a_worker_of_the_version_before_writes_runs_too(daily: Schedule) -> None:
