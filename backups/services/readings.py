@@ -15,6 +15,7 @@ from django.db.models import Count, Max, Min, Q, QuerySet, Sum
 
 from accounts.models import Organization
 from backups.models import (
+    MISSING,
     THERE,
     USABLE,
     Backup,
@@ -58,7 +59,7 @@ def next_run(project: Project) -> datetime | None:
 
 def figures_of(project: Project) -> dict[str, Any]:
     """`last_good` (a Backup), `next_run` (a moment), `count`, `size_bytes`, and of the last 30 days `ended`, `verified`,
-    `corrupt`, `failed`."""
+    `corrupt`, `failed`, `missing`, and the last three in words: `bad`."""
     recent = Q(created_at__gte=now() - WINDOW)
     counted = backups_of(project).aggregate(
         count=Count("id", filter=Q(status__in=USABLE)),
@@ -67,9 +68,12 @@ def figures_of(project: Project) -> dict[str, Any]:
         verified=Count("id", filter=recent & PROVEN),
         corrupt=Count("id", filter=recent & OWN & Q(status=BackupStatus.CORRUPT)),
         failed=Count("id", filter=recent & OWN & Q(status=BackupStatus.FAILED)),
+        missing=Count("id", filter=recent & OWN & Q(status__in=USABLE) & MISSING),
         busy=Count("id", filter=Q(status__in=BUSY)),
     )
+    bad = [f"{counted[name]} {name}" for name in ("corrupt", "missing", "failed") if counted[name]]
     return counted | {
+        "bad": ", ".join(bad),
         "last_good": last_good(project),
         "next_run": next_run(project),
     }

@@ -19,6 +19,7 @@ from django.utils.safestring import SafeString
 from backups.models import (
     Backup,
     BackupStatus,
+    BackupTrigger,
     Proof,
     ProofState,
     Restore,
@@ -60,8 +61,22 @@ _RESTORES: dict[str, tuple[str, str]] = {
 
 @register.simple_tag
 def backup_badge(backup: Backup) -> SafeString:
-    look, symbol = _LOOKS[backup.status]
-    return badge(backup.get_status_display(), look, symbol)
+    look, symbol = ("bad", "triangle-alert") if _gone(backup) else _LOOKS[backup.status]
+    return badge(backup_state(backup), look, symbol)
+
+
+def _gone(backup: Backup) -> bool:
+    """Proven or not: there is nothing to restore."""
+    return backup.missing and backup.status in {S.STORED, S.VERIFIED}
+
+
+@register.simple_tag
+def backup_state(backup: Backup) -> str:
+    """The badge's word: of what was uploaded nothing is dumped before it was run."""
+    if _gone(backup):
+        return "Missing"
+    imported = backup.trigger == BackupTrigger.UPLOAD and backup.status == S.DUMPING
+    return "Importing" if imported else str(backup.get_status_display())
 
 
 @register.simple_tag
@@ -102,9 +117,14 @@ def proof_words(backup: Backup) -> SafeString:
     if backup.status in {S.FAILED, S.CORRUPT}:
         return format_html('<span class="small broken">{}</span>', error or verify_error or "Nothing was recorded.")
     if backup.status in {S.QUEUED, S.DUMPING}:
-        return format_html('<span class="faint small">{}</span>', "After the dump")
+        return format_html(
+            '<span class="faint small">After the {}</span>',
+            "import" if backup.trigger == BackupTrigger.UPLOAD else "dump",
+        )
     if backup.status == S.VERIFYING:
         return format_html('<span class="faint small">{}</span>', "Being restored and compared")
+    if backup.missing:
+        return format_html('<span class="small broken">{}</span>', verify_error)
     if verify_error:
         return format_html('<span class="small late">Could not be tried: {}</span>', verify_error)
     if backup.verified_at is not None:

@@ -60,9 +60,9 @@ def acts_of(backup: Backup, may: dict[str, bool]) -> frozenset[str]:
             acts.add("again")
         if backup.status not in NO_OBJECT:
             acts.add("unpin" if backup.pinned else "pin")
-    if backup.usable and (may["project_create"] or may["project_act"]):
+    if backup.usable and not backup.missing and (may["project_create"] or may["project_act"]):
         acts.add("restore")
-    if may["connect"] and backup.usable:
+    if may["connect"] and backup.usable and not backup.missing:
         acts.add("download")
     if may["project_delete"] and backup.status not in {
         BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.VERIFYING, BackupStatus.DELETING,

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.permissions import Capability
 from backups.forms import DeleteForm
-from backups.models import Backup, BackupStatus, Proof, Restore
+from backups.models import Backup, BackupStatus, Proof
 from backups.operations.restore_sides import tables_of
 from backups.services.backups import backup_create, backup_delete, backup_pin, backup_unpin
 from backups.services.proofs import backup_verify
@@ -41,12 +41,10 @@ def backup_detail(request: HttpRequest, backup_id: UUID) -> HttpResponse:
     """As a dialog or as a page; it polls while something works on it."""
     principal, backup = backup_for(request, backup_id)
     may = rights(principal, backup.organization_id)
-    operation = _operation(backup)
     proofs = list(Proof.objects.filter(backup=backup).select_related("drill")[:PROOFS])
     context = {
         "section": "projects", "backup": backup, "project": project_of(principal, backup), "may": may,
-        "acts": acts_of(backup, may), "operation": operation, "proofs": proofs,
-        "restores": list(Restore.objects.filter(backup=backup)[:5]),
+        "acts": acts_of(backup, may), "operation": _operation(backup, proofs), "proofs": proofs,
         "busy": backup.status in {BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.VERIFYING},
         "step_titles": base.titles(), **contents_of(backup),
     }  # fmt: skip
@@ -113,10 +111,11 @@ def backup_remove(request: HttpRequest, backup_id: UUID) -> HttpResponse:
     return question(request, "delete", context)
 
 
-def _operation(backup: Backup) -> Operation | None:
-    if backup.operation_id is None:
-        return None
-    return Operation.objects.filter(pk=backup.operation_id).with_steps().first()
+def _operation(backup: Backup, proofs: list[Proof]) -> Operation | None:
+    """What works on it: while it is verified, its proof."""
+    proof = proofs[0] if proofs and backup.status == BackupStatus.VERIFYING else None
+    pk = proof.operation_id if proof and proof.operation_id else backup.operation_id
+    return Operation.objects.filter(pk=pk).with_steps().first() if pk else None
 
 
 def _cancel(principal: Any, backup: Backup) -> None:

@@ -7,10 +7,12 @@ from uuid import UUID
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.permissions import Capability
+from backups.services import downloads
+from backups.services.backups import backup_download as record
 from backups.services.parts import supported
 from backups.services.sql import sql_download
 from backups.views.common import backup_for, project_of, question
@@ -22,11 +24,30 @@ from novastack.common.streaming import attachment
 @login_required
 @require_GET
 def backup_download(request: HttpRequest, backup_id: UUID) -> HttpResponseBase:
-    """Which form, and what opens it. The file itself comes from the API's address, with range requests."""
-    _, backup = backup_for(request, backup_id, Capability.CONNECT)
+    """Which form, and what opens it; with `as` the file, or the same question with what stands in the way: a browser that
+    saves an error as a file, or says nothing but “failed”, tells nobody what to do."""
+    principal, backup = backup_for(request, backup_id, Capability.CONNECT)
     if not backup.usable:
         raise ActionNotAllowed("There is nothing to download of it.")
-    return question(request, "download", {"section": "projects", "backup": backup, "sql": supported(backup.engine)})
+    context = {"section": "projects", "backup": backup, "sql": supported(backup.engine)}
+    form = request.GET.get("as")
+    if form not in {"stored", "decrypted"}:
+        return question(request, "download", context)
+    try:
+        if form == "stored":
+            downloads.stored(backup, length=min(1, backup.size_bytes or 0)).close()
+            return redirect(f"/api/v1/backups/{backup.pk}/download/?as=stored")  # which can be resumed
+        download = record(principal, backup, lambda: downloads.decrypted(backup), decrypted=True)
+        return attachment(download.pieces, downloads.name_of(backup, ".dump"), download.size_bytes)
+    except PermissionDenied:
+        raise
+    except Problem as problem:
+        response = question(
+            request, "download", context | {"refused": problem.detail, "code": problem.code}, problem.status
+        )
+        if problem.retry_after_seconds is not None:
+            response["Retry-After"] = str(problem.retry_after_seconds)
+        return response
 
 
 @login_required

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from accounts.permissions import Capability, Principal
 from backups.forms import DrillForm, PolicyForm
-from backups.models import BackupPolicy, Drill, Proof
+from backups.models import BackupPolicy, Drill, Proof, ProofState
 from backups.services.proofs import (
     drill_create,
     drill_delete,
@@ -28,13 +28,17 @@ from projects.models import Project
 from projects.views.common import add_problem, project_for
 from projects.views.detail import header_context
 
+LIVE = (ProofState.QUEUED, ProofState.RUNNING)
+
 
 def objective_card(principal: Principal, project: Project) -> dict[str, Any]:
-    """`objective`, `drills` with their newest run, and what may be changed."""
+    """`objective`, `drills` with their newest run, whether a proof is at work that will change them, and what may be
+    changed."""
     changes = Capability.PROJECT_CHANGE in principal.capabilities_in(project.organization_id)
     return {
         "objective": objective(project),
         "drills": drills_of(project),
+        "proving": Proof.objects.filter(backup__project_uuid=project.pk, state__in=LIVE).exists(),
         "can_promise": changes,
         "can_drill": changes,
     }
@@ -98,7 +102,11 @@ def drill_edit(request: HttpRequest, project_id: UUID, drill_id: UUID | None = N
             messages.info(request, "Saved.")
             return redirect("backups:tab", project.pk)
     runs = list(Proof.objects.filter(drill=drill).select_related("backup")[:20]) if drill else []
-    context = header_context(principal, project) | {"tab": "backups", "form": form, "drill": drill, "runs": runs}
+    context = header_context(principal, project) | {
+        "tab": "backups", "form": form, "drill": drill, "runs": runs, "running": any(run.state in LIVE for run in runs),
+    }  # fmt: skip
+    if drill is not None and request.htmx and request.method == "GET":  # type: ignore[attr-defined]
+        return render(request, "backups/_drill_runs.html", context)
     return render(request, "backups/drill.html", context, status=400 if form.errors else 200)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from backups.models import Backup
 from novastack.common.templatetags.ui import duration_text, size_text
 from projects.models import Project
 from projects.templatetags.projects_ui import whole
@@ -11,18 +12,31 @@ from projects.templatetags.projects_ui import whole
 SHOWN = 8
 
 
-def shown(seen: Any, into: Project) -> dict[str, Any]:
+def shown(seen: Any, into: Project, backup: Backup) -> dict[str, Any]:
     """What `_preflight.html` shows: `checks` as (look, words), `rows` as (table, live, backup, words, css), the rest of the
-    tables in one line, `lost` and what becomes of it, `seconds`."""
+    tables in one line, `lost` and what becomes of it, `seconds`, and what goes `before`: a safety backup of about as much,
+    which is proven."""
+    before = (backup.duration_seconds or 0) + seen.expected_seconds if seen.safety_backup else None
     differing = [row for row in seen.tables if row.change_rows]
     rows = [_row(row) for row in (differing or seen.tables)[:SHOWN]]
     return {
         "ready": seen.ready, "problems": [problem["detail"] for problem in seen.problems], "checks": _checks(seen, into),
         "rows": rows, "others": max(0, seen.tables_total - len(rows)), "others_same": len(differing) <= SHOWN,
         "lost": seen.rows_lost or 0, "counted_at": seen.counted_at, "kept_days": seen.kept_hours / 24,
-        "seconds": seen.expected_seconds, "measured": seen.measured, "downtime": seen.expected_downtime_seconds,
+        "before": before, "seconds": seen.expected_seconds, "measured": seen.measured,
+        "downtime": seen.expected_downtime_seconds,
         "confirm": seen.confirm, "address_changes": seen.address_changes,
     }  # fmt: skip
+
+
+def spoken(told: dict[str, Any]) -> str:
+    """A preflight in one sentence, for who hears the page."""
+    if told["problems"]:
+        return f"it can’t begin like this. {' '.join(told['problems'])}"
+    if told["lost"]:
+        rows = f"{told['lost']:,} row{'' if told['lost'] == 1 else 's'}"
+        return f"it can begin. About {rows} will be gone from the live database."
+    return "it can begin. What was written since the backup will be gone from the live database."
 
 
 def _checks(seen: Any, into: Project) -> list[tuple[str, str]]:
@@ -54,7 +68,7 @@ def _checks(seen: Any, into: Project) -> list[tuple[str, str]]:
 def _row(row: Any) -> tuple[str, str, str, str, str]:
     change = row.change_rows
     if row.live_rows is None and row.backup_rows is not None:
-        return (row.name, "–", whole(row.backup_rows), "not counted now", "diff-same")
+        return (row.name, "–", whole(row.backup_rows), "not counted yet", "diff-same")
     if not change:
         words, css = "same", "diff-same"
     elif change < 0:

@@ -20,11 +20,12 @@ from backups.services import parts, readings
 from backups.services.restores import restore_create, restore_preflight
 from backups.services.restores import restore_undo as undo_begin
 from backups.views.common import backup_for, project_of, question, rights
-from backups.views.preflights import shown
+from backups.views.preflights import shown, spoken
 from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, Invalid, NameTaken, NotFound, PermissionDenied, Problem
 from projects.models import Operation, Plan, Project, ProjectStatus, Region
 from projects.views.common import add_problem
+from projects.views.detail import cancellable, left_alone
 
 OTHERS = 200
 LIVE = (RestoreStatus.QUEUED, RestoreStatus.RUNNING, RestoreStatus.UNDOING)
@@ -78,8 +79,10 @@ def preflight(request: HttpRequest, backup_id: UUID) -> HttpResponse:
         raise
     except Problem as problem:
         context["refused"] = " ".join(error.detail for error in problem.errors) or problem.detail
+        context["spoken"] = f"it can’t be restored there now. {context['refused']}"
     else:
-        context["preflight"] = shown(told, into)
+        context["preflight"] = shown(told, into, backup)
+        context["spoken"] = spoken(context["preflight"])
     return render(request, "backups/_preflight.html", context)
 
 
@@ -92,10 +95,13 @@ def restore_progress(request: HttpRequest, restore_id: UUID) -> HttpResponse:
     operation = Operation.objects.filter(pk=pk).with_steps().first() if pk else None
     into = Project.objects.for_principal(principal).for_lists().filter(pk=row.project_uuid).first()
     steps = list(operation.steps.all()) if operation else []
+    may = rights(principal, row.organization_id)
     context = {
         "section": "projects", "restore": row, "operation": operation, "project": into, "live": row.status in LIVE,
+        "cancellable": into is not None and may["project_act"] and cancellable(operation),
+        "worker_away": left_alone(operation),
         "steps_done": sum(step.state == "succeeded" for step in steps), "steps_all": len(steps),
-        "may": rights(principal, row.organization_id),
+        "may": may,
         "can_undo": into is not None and row.status == RestoreStatus.SUCCEEDED and readings.undoable(into) == row,
         "seconds": (row.finished_at - row.started_at).total_seconds() if row.finished_at and row.started_at else None,
     }  # fmt: skip

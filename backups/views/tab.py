@@ -34,6 +34,9 @@ PAGE_SIZE = 25
 def project_backups(request: HttpRequest, project_id: UUID) -> HttpResponse:
     """The whole tab; with htmx figures and list alone."""
     principal, project = project_for(request, project_id)
+    if request.htmx and request.GET.get("part") == "cards":  # type: ignore[attr-defined]
+        cards = header_context(principal, project) | objective_card(principal, project)
+        return render(request, "backups/_cards.html", cards)
     chosen = {name: request.GET.get(name, "") for name in ("status", "trigger")}
     rows = readings.backups_of(project).select_related("storage", "schedule")
     if chosen["status"] in BackupStatus.values:

@@ -109,20 +109,14 @@ def _facts(principal: Principal, project: Project) -> dict[str, Any]:
     recent = list(Operation.objects.filter(project_uuid=project.pk).with_steps().order_by("-created_at", "-id")[:6])
     live = [operation for operation in recent if operation.live]
     operation = live[-1] if live else (recent[0] if recent else None)
-    definition = (
-        base.definition_of(operation.kind, operation.definition_version, operation.variant) if operation else None
-    )
     may = principal.capabilities_in(project.organization_id)
     server = server_of(project)
     return header_context(principal, project) | {
         "operation": operation,
         "moving": bool(live),
         "recent": recent,
-        "cancellable": bool(
-            live and definition and definition.cancellable and operation and not operation.cancel_requested_at
-            and Capability.PROJECT_ACT in may
-        ),
-        "worker_away": bool(live) and operation is not None and _left_alone(operation),
+        "cancellable": Capability.PROJECT_ACT in may and cancellable(operation),
+        "worker_away": left_alone(operation),
         "steps_done": sum(s.state == "succeeded" for s in operation.steps.all()) if operation else 0,
         "steps_all": len(operation.steps.all()) if operation else 0,
         "server": server,
@@ -134,8 +128,18 @@ def _facts(principal: Principal, project: Project) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _left_alone(operation: Operation) -> bool:
+def cancellable(operation: Operation | None) -> bool:
+    """Somebody may ask it to stop, and nobody has yet."""
+    if operation is None or not operation.live or operation.cancel_requested_at:
+        return False
+    definition = base.definition_of(operation.kind, operation.definition_version, operation.variant)
+    return definition is not None and definition.cancellable
+
+
+def left_alone(operation: Operation | None) -> bool:
     """Nobody works on it, though somebody should have begun, and no worker shows a sign of life."""
+    if operation is None or not operation.live:
+        return False
     moment = now()
     waits = operation.next_attempt_at is not None and operation.next_attempt_at > moment
     leased = operation.lease_until is not None and operation.lease_until > moment

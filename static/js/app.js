@@ -224,6 +224,15 @@ document.addEventListener("submit", (event) => {
 });
 window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); }); // no stale secrets or buttons
 
+// --- clocks of what is at work; also at once when a poll brought it, so that it does not jump between two ways to say it
+const tick = () => {
+  for (const clock of $$("time[data-since]")) {
+    const seconds = Math.max(0, Math.round((Date.now() - Date.parse(clock.dataset.since)) / 1000));
+    clock.textContent = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+  }
+};
+document.addEventListener("htmx:load", tick);
+
 // --- polls: `poll` is fired at [data-poll="seconds"] only while somebody looks
 const due = new WeakMap();
 setInterval(() => {
@@ -237,10 +246,7 @@ setInterval(() => {
     if ($('[data-pause][aria-pressed="true"]')) { if (part.dataset.follow !== undefined) continue; }
     window.htmx?.trigger(part, "poll");
   }
-  for (const clock of $$("time[data-since]")) {
-    const seconds = Math.max(0, Math.round((Date.now() - Date.parse(clock.dataset.since)) / 1000));
-    clock.textContent = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
-  }
+  tick();
 }, 500);
 
 // --- secrets: what was revealed is masked again
@@ -298,12 +304,26 @@ document.addEventListener("htmx:afterSettle", () => {
   held = null;
 });
 // --- what changed by itself is said once, in a region that stays
-let announced = "";
-const spoken = () => $("#live [data-announce], #restore-progress[data-announce]")?.dataset.announce ?? "";
+// (a modal dialog silences the page below it, so each dialog has such a region of its own, made when it opens)
+const announced = new Map();
+const spoken = () => $$("[data-announce]").map((part) => [part.closest("[id]").id, part.dataset.announce]);
+const announcer = () => {
+  const dialog = $$("dialog[open]").at(-1);
+  if (!dialog) return $("#announce");
+  let region = $(":scope > .announce", dialog);
+  if (!region) {
+    region = document.createElement("p");
+    region.className = "announce sr-only";
+    region.setAttribute("role", "status");
+    dialog.append(region);
+  }
+  return region;
+};
 document.addEventListener("htmx:afterSettle", () => {
-  const words = spoken();
-  if (words && announced && words !== announced) $("#announce").textContent = words;
-  announced = words || announced;
+  const changed = spoken().filter(([id, words]) => words && announced.has(id) && announced.get(id) !== words);
+  const region = announcer();
+  if (changed.length) region.textContent = changed.map(([, words]) => words).join(". ");
+  for (const [id, words] of spoken()) announced.set(id, words);
 });
 document.addEventListener("htmx:load", (event) => {
   remask(event.target);
@@ -322,10 +342,11 @@ document.addEventListener("htmx:sendError", (event) => {
 
 document.addEventListener("DOMContentLoaded", () => {
   showTheme(document.documentElement.dataset.theme ?? "system");
+  tick();
   for (const toast of $$(".toast")) dress(toast);
   for (const field of $$("[data-confirm]")) typed(field);
   for (const log of $$(".log[data-follow-end]")) follow(log);
   for (const tab of $$("nav.tabs [aria-current]")) tab.parentElement.scrollLeft = tab.offsetLeft - tab.parentElement.offsetLeft - 48; // on a phone
-  announced = spoken();
+  for (const [id, words] of spoken()) announced.set(id, words);
   $("#modal")?.addEventListener("close", (event) => event.target.replaceChildren());
 });

@@ -1,0 +1,188 @@
+"""What the pages say of backups that are gone from their storage, and of restores that are cancelled or left alone."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from backups.models import Backup, BackupStatus, Proof, ProofKind, ProofState, Restore, RestoreStatus, RestoreTarget
+from novastack.common.clock import now
+from projects.models import Operation, OperationStep
+from tests.backups.rows import make_backup, make_proof
+from tests.backups.test_pages import HTMX, Shop, browser, shop  # noqa: F401 - the fixture
+
+pytestmark = pytest.mark.django_db
+GONE = {"code": "object_missing", "detail": "The storage has no such object.", "retryable": False}
+
+
+class TestMissing:
+    """Proven once, and not in its storage any more: it is nothing that one could restore, and nothing is green."""
+
+    @pytest.mark.parametrize("status", [BackupStatus.VERIFIED, BackupStatus.STORED])
+    def test_it_is_not_called_verified(self, shop: Shop, status: str) -> None:  # noqa: F811
+        Backup.objects.update(status=status, verify_error=GONE)
+        page = browser(shop.team.bob).get(f"/projects/{shop.project.pk}/backups/", **HTMX).content.decode()
+        assert "badge-proven" not in page and "Missing</span>" in page
+        assert "The storage has no such object." in page and "Could not be tried" not in page
+        assert f"/backups/{shop.backup.pk}/restore/" not in page and f"/backups/{shop.backup.pk}/download/" not in page
+        assert "Verify again" in page and "Verify now" not in page
+
+    def test_its_page_says_what_to_do(self, shop: Shop) -> None:  # noqa: F811
+        Backup.objects.update(verify_error=GONE)
+        page = browser(shop.team.bob).get(f"/backups/{shop.backup.pk}/", **HTMX).content.decode()
+        assert "There is nothing to restore" in page and "Look who removes objects there." in page
+        assert "says nothing about the backup" not in page
+
+    def test_it_is_counted(self, shop: Shop) -> None:  # noqa: F811
+        make_backup(shop.project, shop.storage, hours=1, status="failed", verified_at=None, size_bytes=None)
+        Backup.objects.filter(pk=shop.backup.pk).update(verify_error=GONE)
+        page = browser(shop.team.bob).get(f"/projects/{shop.project.pk}/backups/").content.decode()
+        assert "0 of 2 verified" in page and "1 missing, 1 failed" in page
+
+    def test_what_could_not_be_tried_stays_verified(self, shop: Shop) -> None:  # noqa: F811
+        Backup.objects.update(verify_error={"code": "storage_unreachable", "detail": "No answer."})
+        page = browser(shop.team.bob).get(f"/projects/{shop.project.pk}/backups/", **HTMX).content.decode()
+        assert "badge-proven" in page and "Could not be tried: No answer." in page
+        assert f"/backups/{shop.backup.pk}/restore/" in page
+
+
+def test_an_upload_is_imported_and_not_dumped(shop: Shop) -> None:  # noqa: F811
+    Backup.objects.update(status=BackupStatus.DUMPING, trigger="upload")
+    page = browser(shop.team.vera).get(f"/projects/{shop.project.pk}/backups/", **HTMX).content.decode()
+    assert "Importing</span>" in page and "After the import" in page and "Dumping" not in page
+
+
+def test_of_many_differences_the_rest_is_counted(shop: Shop) -> None:  # noqa: F811
+    make_proof(shop.backup, state=ProofState.FAILED, differences=[f"table {n} differs" for n in range(11)])
+    page = browser(shop.team.vera).get(f"/backups/{shop.backup.pk}/", **HTMX).content.decode()
+    assert "table 7 differs" in page and "table 8 differs" not in page
+    assert "And 3 more" in page
+
+
+def test_while_it_is_verified_the_proof_s_steps_are_shown(shop: Shop) -> None:  # noqa: F811
+    """Else nothing would move until it is proven: the steps that took it have all been done."""
+    operation = Operation.objects.create(
+        kind="verify", state="running", organization_id=shop.team.organization.pk, started_at=now()
+    )
+    OperationStep.objects.create(
+        operation=operation, position=0, name="compare", title="Compare what came", state="running"
+    )
+    Backup.objects.update(status=BackupStatus.VERIFYING)
+    make_proof(shop.backup, state=ProofState.RUNNING, operation_id=operation.pk)
+    page = browser(shop.team.vera).get(f"/backups/{shop.backup.pk}/", **HTMX).content.decode()
+    assert "Compare what came" in page
+
+
+class TestRestoring:
+    """The page of a restore that is at work, or was asked to stop."""
+
+    def path(self, shop: Shop) -> str:  # noqa: F811
+        return f"/restores/{shop.restore.pk}/"
+
+    def begun(self, shop: Shop, **fields: Any) -> Operation:  # noqa: F811
+        """At work, in place."""
+        operation = Operation.objects.create(
+            project_uuid=shop.project.pk, organization_id=shop.team.organization.pk, kind="restore", state="running",
+            started_at=now(), lease_until=now() + timedelta(minutes=1), **fields,
+        )  # fmt: skip
+        Restore.objects.update(status=RestoreStatus.RUNNING, undo_until=None, operation_id=operation.pk)
+        return operation
+
+    def test_it_is_cancelled_from_its_page(self, shop: Shop) -> None:  # noqa: F811
+        operation = self.begun(shop)
+        act = f"/projects/{shop.project.pk}/operations/{operation.pk}/cancel/"
+        page = browser(shop.team.bob).get(self.path(shop)).content.decode()
+        assert act in page
+        assert act not in browser(shop.team.vera).get(self.path(shop)).content.decode()
+        answer = browser(shop.team.bob).post(act, {"next": self.path(shop)})
+        assert answer.status_code == 302 and answer.url == self.path(shop)
+        page = browser(shop.team.bob).get(self.path(shop)).content.decode()
+        assert "Cancelling" in page and act not in page
+
+    def test_one_that_was_cancelled_says_so(self, shop: Shop) -> None:  # noqa: F811
+        Restore.objects.update(status=RestoreStatus.CANCELLED, undo_until=None)
+        page = browser(shop.team.bob).get(self.path(shop)).content.decode()
+        assert "It was cancelled." in page and "The live database is as it was." in page
+        Restore.objects.update(target=RestoreTarget.NEW_PROJECT)
+        assert "The live database" not in browser(shop.team.bob).get(self.path(shop)).content.decode()
+
+    def test_without_a_worker_it_is_not_silent(self, shop: Shop) -> None:  # noqa: F811
+        operation = self.begun(shop)
+        words = "No worker has given a sign of life"
+        assert words not in browser(shop.team.bob).get(self.path(shop)).content.decode()
+        Operation.objects.filter(pk=operation.pk).update(lease_until=None, created_at=now() - timedelta(hours=1))
+        assert words in browser(shop.team.bob).get(self.path(shop)).content.decode()
+
+    def test_a_new_project_that_failed_can_be_tried_again(self, shop: Shop) -> None:  # noqa: F811
+        Restore.objects.update(
+            status=RestoreStatus.FAILED, target=RestoreTarget.NEW_PROJECT, error=GONE, undo_until=None
+        )
+        page = browser(shop.team.bob).get(self.path(shop)).content.decode()
+        assert f"/backups/{shop.backup.pk}/restore/?target=new_project" in page
+        assert "The live database is as it was." not in page
+
+
+class TestPreflight:
+    def page(self, shop: Shop, target: str = "in_place") -> str:  # noqa: F811
+        path = f"/backups/{shop.backup.pk}/restore/preflight/"
+        return browser(shop.team.bob).post(path, {"target": target}).content.decode()
+
+    def test_its_result_is_given_to_who_hears_the_page(self, shop: Shop) -> None:  # noqa: F811
+        page = self.page(shop)
+        assert (
+            "Safety backup and its proof about 6:29, restore about 3:21 as its last proof took" in page
+        )  # of 3:08 and 3:21
+        spoken = page.split('data-announce="')[1].split('"')[0]
+        assert spoken.startswith("Preflight at ") and "it can’t begin like this." in spoken  # no manifest lies there
+
+    def test_every_figure_is_there_on_a_phone(self, shop: Shop) -> None:  # noqa: F811
+        Backup.objects.update(manifest={"contents": {"tables": {"public.orders": [1204, "d"]}}})
+        table = self.page(shop).split('role="table"')[1].split("</table>")[0]
+        assert 'data-label="In backup">1\u202f204' in table
+
+
+class TestDrills:
+    """Nobody has to reload a page to see how a drill went."""
+
+    def test_the_cards_follow_a_proof(self, shop: Shop) -> None:  # noqa: F811
+        run = make_proof(shop.backup, kind=ProofKind.DRILL, drill=shop.drill, state=ProofState.RUNNING)
+        client, path = browser(shop.team.bob), f"/projects/{shop.project.pk}/backups/"
+        cards = path + "?part=cards"
+        assert f'hx-get="{cards}"' in client.get(path).content.decode()
+        page = client.get(cards, **HTMX).content.decode()
+        assert 'data-poll="3"' in page and f'data-announce="Drill {shop.drill.name}: Running"' in page
+        assert 'id="backup-list"' not in page
+        Proof.objects.filter(pk=run.pk).update(state=ProofState.PASSED)
+        page = client.get(cards, **HTMX).content.decode()
+        assert 'data-poll="20"' in page and f'data-announce="Drill {shop.drill.name}: Passed"' in page
+
+    def test_its_own_page_follows_its_run(self, shop: Shop) -> None:  # noqa: F811
+        path = f"/projects/{shop.project.pk}/backups/drills/{shop.drill.pk}/"
+        client = browser(shop.team.bob)
+        assert 'data-poll="3"' not in client.get(path).content.decode()
+        run = make_proof(shop.backup, kind=ProofKind.DRILL, drill=shop.drill, state=ProofState.QUEUED)
+        assert 'data-poll="3"' in client.get(path).content.decode()
+        Proof.objects.filter(pk=run.pk).update(state=ProofState.FAILED)
+        page = client.get(path, **HTMX).content.decode()
+        assert "data-poll" not in page and "<form" not in page and "Failed" in page
+
+    def test_the_cards_ask_a_fixed_number_of_queries(self, shop: Shop, django_assert_max_num_queries: Any) -> None:  # noqa: F811
+        client = browser(shop.team.bob)
+        for _ in range(12):
+            make_proof(make_backup(shop.project, shop.storage), kind=ProofKind.DRILL, drill=shop.drill)
+        with django_assert_max_num_queries(17):
+            client.get(f"/projects/{shop.project.pk}/backups/?part=cards", **HTMX)
+
+
+class TestDownload:
+    """What can't be had is said on the page, and is no file that holds an error."""
+
+    @pytest.mark.parametrize("form", ["stored", "decrypted"])
+    def test_what_is_missing_is_said(self, shop: Shop, form: str) -> None:  # noqa: F811
+        answer = browser(shop.team.bob).get(f"/backups/{shop.backup.pk}/download/?as={form}")
+        assert answer.status_code == 503 and "Content-Disposition" not in answer
+        page = answer.content.decode()
+        assert 'role="alert"' in page and "storage_unavailable" in page and "As stored" in page
+        assert browser(shop.team.vera).get(f"/backups/{shop.backup.pk}/download/?as={form}").status_code == 403
