@@ -93,9 +93,11 @@ def restore_badge(restore: Restore) -> SafeString:
 
 @register.filter
 def advice(code: str) -> str:
-    """What to do about an error, by its code; empty: nothing more is known than its words."""
+    """What to do about an error, by its code; empty: nothing more is known than its words. That those are in the API's
+    `detail`, or a proof's `differences`, needs no telling where they are shown."""
     known = CODES.get(code)
-    return known.advice.replace("`", "") if known is not None else ""
+    text = re.sub(r"^`(?:detail|differences)`[^.;]*[.;]\s*", "", known.advice) if known is not None else ""
+    return (text[:1].upper() + text[1:]).replace("`", "")
 
 
 _LEVELS: dict[Level, tuple[str, str, str]] = {  # words, look, icon

@@ -241,7 +241,7 @@ CODES: Mapping[str, Code] = {
     "manifest_mismatch": Code("The manifest in the storage is another backup's.", _CORRUPT, False),
     "content_differs": Code(
         "What the backup restores is not what was dumped.",
-        "`differences` of the proof says in what. Take another.",
+        "`differences` of the proof says in what. Take another backup.",
         False,
     ),
     # --- uploads

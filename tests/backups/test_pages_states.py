@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from backups.models import Backup, BackupStatus, Proof, ProofKind, ProofState, Restore, RestoreStatus, RestoreTarget
+from backups.templatetags.backups_ui import advice
 from novastack.common.clock import now
 from projects.models import Operation, OperationStep
+from projects.operations.taxonomy import CODES
 from tests.backups.rows import make_backup, make_proof
 from tests.backups.test_pages import HTMX, Shop, browser, shop  # noqa: F401 - the fixture
 
@@ -122,6 +124,20 @@ class TestRestoring:
         page = browser(shop.team.bob).get(self.path(shop)).content.decode()
         assert f"/backups/{shop.backup.pk}/restore/?target=new_project" in page
         assert "The live database is as it was." not in page
+
+
+def test_tables_that_came_beside_are_no_restore_in_place(shop: Shop) -> None:  # noqa: F811
+    outcome = {"tables": {"public.coupons": "restored_1.coupons"}, "rows": 7}
+    Restore.objects.update(outcome=outcome, selection={"tables": ["public.coupons"]}, undo_until=None)
+    page = browser(shop.team.bob).get(f"/restores/{shop.restore.pk}/").content.decode()
+    assert f"are beside what {shop.project.name} holds, as of " in page
+    assert "In place" not in page and page.count("Some tables, beside what it holds") == 2
+
+
+def test_advice_is_a_sentence_for_people() -> None:
+    told = {code: advice(code) for code in CODES}
+    assert told["content_differs"] == "Take another backup."
+    assert [code for code, text in told.items() if text[:1].islower() or "`" in text] == []
 
 
 class TestPreflight:
