@@ -12,7 +12,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from accounts.context import show_organization
 from accounts.models import Organization
 from accounts.permissions import Capability, Principal, principal_from, require
-from backups.models import Backup, BackupStatus
+from backups.models import Backup, BackupStatus, BackupTrigger
 from novastack.common.errors import NotFound
 from projects.models import Project
 
@@ -56,7 +56,7 @@ def acts_of(backup: Backup, may: dict[str, bool]) -> frozenset[str]:
             acts.add("cancel")
         if backup.status in {BackupStatus.STORED, BackupStatus.VERIFIED, BackupStatus.CORRUPT}:
             acts.add("verify")
-        if backup.status == BackupStatus.FAILED:
+        if backup.status == BackupStatus.FAILED and backup.trigger != BackupTrigger.UPLOAD:  # whose file is gone
             acts.add("again")
         if backup.status not in NO_OBJECT:
             acts.add("unpin" if backup.pinned else "pin")

@@ -92,7 +92,7 @@ CODES: Mapping[str, Code] = {
         "ServiceRegistrationError",
     ),
     # --- images, hosts, room
-    "image_missing": Code("No image of this engine's version can be had.", "`make images`, or let the host pull."),
+    "image_missing": Code("No image of this engine's version can be had.", "Run `make images`, or let the host pull."),
     "port_taken": Code("The port belongs to somebody else.", "The next one is tried by itself."),
     "no_free_port": Code("All ports of the region are in use.", "Widen the region's range. " + OPERATOR),
     "capacity_exhausted": Code("A disk, or the host's memory, is full.", f"Free some. {OPERATOR}", None),

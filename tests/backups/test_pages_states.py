@@ -37,6 +37,12 @@ class TestMissing:
         assert "There is nothing to restore" in page and "Look who removes objects there." in page
         assert "says nothing about the backup" not in page
 
+    def test_retention_calls_it_missing_too(self, shop: Shop) -> None:  # noqa: F811
+        Backup.objects.filter(pk=shop.backup.pk).update(verify_error=GONE)
+        path = f"/projects/{shop.project.pk}/backups/schedules/{shop.schedule.pk}/retention/"
+        page = browser(shop.team.bob).get(path, **HTMX).content.decode()
+        assert '<span class="sub">Missing</span>' in page and ">Verified<" not in page
+
     def test_it_is_counted(self, shop: Shop) -> None:  # noqa: F811
         make_backup(shop.project, shop.storage, hours=1, status="failed", verified_at=None, size_bytes=None)
         Backup.objects.filter(pk=shop.backup.pk).update(verify_error=GONE)
@@ -54,6 +60,12 @@ def test_an_upload_is_imported_and_not_dumped(shop: Shop) -> None:  # noqa: F811
     Backup.objects.update(status=BackupStatus.DUMPING, trigger="upload")
     page = browser(shop.team.vera).get(f"/projects/{shop.project.pk}/backups/", **HTMX).content.decode()
     assert "Importing</span>" in page and "After the import" in page and "Dumping" not in page
+
+
+def test_a_failed_upload_is_not_tried_again_as_a_backup_of_the_project(shop: Shop) -> None:  # noqa: F811
+    Backup.objects.update(status=BackupStatus.FAILED, trigger="upload", verified_at=None)
+    page = browser(shop.team.bob).get(f"/projects/{shop.project.pk}/backups/", **HTMX).content.decode()
+    assert "/actions/again/" not in page
 
 
 def test_of_many_differences_the_rest_is_counted(shop: Shop) -> None:  # noqa: F811
