@@ -306,9 +306,8 @@ document.addEventListener("htmx:afterSettle", () => {
 // --- what changed by itself is said once, in a region that stays
 // (a modal dialog silences the page below it, so each dialog has such a region of its own, made when it opens)
 const announced = new Map();
-const spoken = () => $$("[data-announce]").map((part) => [part.closest("[id]").id, part.dataset.announce]);
-const announcer = () => {
-  const dialog = $$("dialog[open]").at(-1);
+const spoken = () => $$("[data-announce]").map((part) => [part.closest("[id]").id, part.dataset.announce, part]);
+const announcer = (dialog) => {
   if (!dialog) return $("#announce");
   let region = $(":scope > .announce", dialog);
   if (!region) {
@@ -320,8 +319,9 @@ const announcer = () => {
   return region;
 };
 document.addEventListener("htmx:afterSettle", () => {
-  const changed = spoken().filter(([id, words]) => words && announced.has(id) && announced.get(id) !== words);
-  const region = announcer();
+  const dialog = $$("dialog[open]").at(-1);
+  const region = announcer(dialog);
+  const changed = spoken().filter(([id, words, part]) => words && announced.has(id) && announced.get(id) !== words && (!dialog || dialog.contains(part)));
   if (changed.length) region.textContent = changed.map(([, words]) => words).join(". ");
   for (const [id, words] of spoken()) announced.set(id, words);
 });
