@@ -12,16 +12,19 @@ from django.db.models import Count, F, Max, Q, Sum, Value
 from django.db.models.functions import Coalesce
 
 from backups.models import Backup, BackupStatus, Proof, ProofState
+from backups.retention import AHEAD
+from novastack.common.clock import now
 
 BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)  # seconds that a proof takes
 AGES = (3600.0, 14400.0, 43200.0, 86400.0, 172800.0, 604800.0, 2592000.0)  # seconds
 _ENDED = (ProofState.PASSED, ProofState.FAILED, ProofState.ERROR, ProofState.CANCELLED)
-# Of projects that are here: what is kept of others has no objective.
+# Of projects that are here: what is kept of others has no objective. Nor is what a wrong clock has dated in the future
+# (`retention.AHEAD`) the newest.
 _NEWEST = """
 SELECT count(age), coalesce(sum(age), 0), coalesce(max(age), 0), count(*) FILTER (WHERE age IS NULL), {buckets}
   FROM (SELECT extract(epoch FROM now() - max(coalesce(started_at, created_at))
                        FILTER (WHERE verified_at IS NOT NULL AND status IN ('verified', 'verifying')
-                               AND trigger <> 'upload'
+                               AND trigger <> 'upload' AND created_at <= now() + interval '1 hour'
                                AND verify_error ->> 'code' IS DISTINCT FROM 'object_missing'))::float AS age
           FROM backups_backup b
          WHERE EXISTS (SELECT FROM projects_project p WHERE p.id = b.project_uuid)
@@ -65,11 +68,12 @@ def figures() -> Figures:
 
 def overview_of(organization_ids: list[UUID]) -> dict[str, Any]:
     """The part of `stats/overview`; one query."""
+    known = Q(created_at__lte=now() + AHEAD)
     groups = (
         Backup.objects.filter(organization_id__in=organization_ids)
         .order_by()
         .values("status")
-        .annotate(number=Count("id"), size=Sum("size_bytes"), verified=Max("verified_at"))
+        .annotate(number=Count("id"), size=Sum("size_bytes"), verified=Max("verified_at", filter=known))
     )
     rows = {str(row["status"]): row for row in groups}
     kept = [row for status, row in rows.items() if status != BackupStatus.FAILED]

@@ -30,14 +30,20 @@ from backups.models import (
     StorageTarget,
 )
 from backups.operations import restoring
+from backups.retention import AHEAD
 from novastack.common.clock import now
 from projects.models import Project
 
 OWN = ~Q(trigger=BackupTrigger.UPLOAD)  # what was uploaded says nothing about the project's own data
-PROVEN = Q(status__in=USABLE, verified_at__isnull=False) & OWN & THERE
 ENDED = (BackupStatus.STORED, BackupStatus.VERIFYING, BackupStatus.VERIFIED, BackupStatus.FAILED, BackupStatus.CORRUPT)
 BUSY = (BackupStatus.QUEUED, BackupStatus.DUMPING, BackupStatus.VERIFYING, BackupStatus.DELETING)
 WINDOW = timedelta(days=30)
+
+
+def proven() -> Q:
+    """Restored and compared, and still there. What a wrong clock has dated in the future proves nothing now: how old it is
+    nobody knows."""
+    return Q(status__in=USABLE, verified_at__isnull=False, created_at__lte=now() + AHEAD) & OWN & THERE
 
 
 def backups_of(project: Project) -> QuerySet[Any]:
@@ -47,7 +53,7 @@ def backups_of(project: Project) -> QuerySet[Any]:
 
 def last_good(project: Project) -> Backup | None:
     """The newest that was restored and compared."""
-    found: Backup | None = backups_of(project).filter(PROVEN).order_by("-created_at").first()
+    found: Backup | None = backups_of(project).filter(proven()).order_by("-created_at").first()
     return found
 
 
@@ -65,7 +71,7 @@ def figures_of(project: Project) -> dict[str, Any]:
         count=Count("id", filter=Q(status__in=USABLE)),
         size_bytes=Sum("size_bytes", default=0),
         ended=Count("id", filter=recent & OWN & Q(status__in=ENDED)),
-        verified=Count("id", filter=recent & PROVEN),
+        verified=Count("id", filter=recent & proven()),
         corrupt=Count("id", filter=recent & OWN & Q(status=BackupStatus.CORRUPT)),
         failed=Count("id", filter=recent & OWN & Q(status=BackupStatus.FAILED)),
         missing=Count("id", filter=recent & OWN & Q(status__in=USABLE) & MISSING),
@@ -84,7 +90,7 @@ def last_good_of(projects: Iterable[Project]) -> dict[UUID, dict[str, Any]]:
     objective allows). Two queries."""
     ids = [project.pk for project in projects]
     at: dict[UUID, datetime] = dict(
-        Backup.objects.filter(PROVEN, project_uuid__in=ids)
+        Backup.objects.filter(proven(), project_uuid__in=ids)
         .values_list("project_uuid")
         .annotate(at=Max("started_at"))
         .values_list("project_uuid", "at")

@@ -14,6 +14,7 @@ from accounts import activity
 from accounts.models import AuditEvent
 from backups.models import Backup, BackupPolicy, Drill, Proof, Schedule, ScheduleRun, StorageTarget
 from backups.operations import drills, proving, stalls
+from backups.services import figures, readings
 from novastack.common.clock import now
 from projects.engines.ferretdb import FerretDB
 from projects.models import Operation, OperationStep, Project
@@ -128,10 +129,17 @@ def test_a_backup_that_a_wrong_clock_has_dated_in_the_future_keeps_no_promise(bo
     Backup.objects.update(created_at=year)
     found = bob.get(path(shop, "backup-policy")).json()
     assert found["broken"] and found["last_verified"] is None
+    assert readings.last_good(shop) is None and readings.figures_of(shop)["verified"] == 0
+    assert readings.last_good_of([shop]) == {shop.pk: {"at": None, "late": True}}
+    told = figures.figures()
+    assert (told.projects_verified, told.projects_unverified, told.ages_seconds) == (0, 1, 0)
+    assert figures.overview_of([shop.organization_id])["last_verified_at"] is None
     right = stored(shop, status="verified", verified_at=now())
     found = bob.get(path(shop, "backup-policy")).json()
     assert not found["broken"] and found["last_verified"]["id"] == str(right.pk)
-    assert drills.newest(shop.pk) == right != wrong
+    assert drills.newest(shop.pk) == readings.last_good(shop) == right != wrong
+    assert readings.last_good_of([shop])[shop.pk] == {"at": right.started_at, "late": False}
+    assert figures.figures().projects_verified == 1
 
 
 @pytest.mark.parametrize(
