@@ -3,7 +3,6 @@ database."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -60,9 +59,7 @@ def _dump(side: Context, target: copying.Side, moment: Moment, name: str, pulse:
         )
         stage = Stage("dump", tool)
         stage.listen()
-        if tool.stdin is not None:
-            with contextlib.suppress(OSError):
-                tool.stdin.close()
+        stage.begin(moment)
         source, moved = tool.stdout, 0
         assert source is not None  # noqa: S101 - every tool has one
         with Ahead(getattr(source, "read1", source.read), name=name) as pieces:

@@ -182,7 +182,7 @@ def feed(
         )  # fmt: skip
         stage = stages.Stage("restore", tool)
         stage.listen()
-        feeder = _Feeder(opener, target.runtime.stdin_of(tool), name, hear)
+        feeder = _Feeder(opener, tool.stdin, name, hear)
         feeder.start()
         return _watch(stage, feeder, pulse, read_on)
     finally:

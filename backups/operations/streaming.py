@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import structlog
 
@@ -49,6 +50,7 @@ class Taken:
     sealed: Sealed
     contents: Fingerprint
     dump_bytes: int | None
+    at: datetime  # not after the moment
     seconds: float  # until the last byte was sealed
     waited_seconds: float  # for the contents, after that
     warnings: tuple[str, ...]  # of the tool
@@ -78,9 +80,7 @@ def take(
         tool = side.runtime.run_tool(name, side.image, command, beside=side.handle, memory_bytes=TOOL_MEMORY_BYTES)
         stage = Stage("dump", tool)
         stage.listen()
-        if tool.stdin is not None:
-            with contextlib.suppress(OSError):
-                tool.stdin.close()
+        begun = stage.begin(moment)
         pump = _Pump(stage, moment, sealer, stop, limits.rate_bytes)
         with ThreadPoolExecutor(1, thread_name_prefix="contents") as pool:
             reading = None if moment.from_stream else pool.submit(moment.contents, _stopping(stop))
@@ -97,7 +97,7 @@ def take(
                 raise
         raw = sealed.dump_bytes if not pump.zipped else zipping.told_bytes(stage.last_lines())
         return Taken(
-            sealed, contents, raw, seconds, time.monotonic() - began - seconds, _warnings(stage), moment.row_bytes,
+            sealed, contents, raw, begun, seconds, time.monotonic() - began - seconds, _warnings(stage), moment.row_bytes,
         )  # fmt: skip
     finally:
         stop.set()

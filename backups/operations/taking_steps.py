@@ -122,12 +122,11 @@ class Taking:
             writer = storage.writer(key, upload_begun=lambda upload: _save(ctx, backup, upload_id=upload))
             began = None
             try:
-                # From here until the tool has locked the tables nobody may change them: nothing slow comes in between.
                 # With a rate limit it is the dump's own bytes that are counted, since they are what the source has to do.
                 moment = held.enter_context(
                     ctx.engine.moment(ctx.server.control_endpoint, side.place, login, compress=not rate)
                 )
-                began, taken_at = time.monotonic(), now()
+                began = time.monotonic()
                 ctx.guard()
                 taken = streaming.take(
                     side, moment, writer, recipients, name=_tool(backup), pulse=_watched(ctx, backup),
@@ -148,7 +147,7 @@ class Taking:
         if large := large_rows.note(ctx.engine, taken.row_bytes, ctx.server.memory_bytes):
             notes.append(large)
         backup.notes = notes
-        manifest = _manifest(ctx, backup, taken, side, recipients, around, (taken_at.isoformat(), moment.tool))
+        manifest = _manifest(ctx, backup, taken, side, recipients, around, (taken.at.isoformat(), moment.tool))
         _save(
             ctx, backup, upload_id="", progress_bytes=max(backup.progress_bytes, taken.sealed.dump_bytes),
             size_bytes=taken.sealed.size_bytes, dump_bytes=taken.dump_bytes, sha256=taken.sealed.sha256,

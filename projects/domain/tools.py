@@ -29,10 +29,11 @@ class ExitResult:
 
 @dataclass(slots=True)
 class ToolHandle:
-    """A running throw-away tool: streams as given, `poll`, `wait(timeout_seconds)`, `kill` (idempotent, removes it)."""
+    """A running throw-away tool: streams as given, `poll`, `wait(timeout_seconds)`, `kill` (idempotent, removes it). That
+    `stdin` was closed does not reach every tool (over TLS it can't)."""
 
     name: str
-    stdin: IO[bytes] | None
+    stdin: IO[bytes]
     stdout: IO[bytes] | None
     stderr: IO[bytes] | None
     poll: Callable[[], ExitResult | None]

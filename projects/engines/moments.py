@@ -21,6 +21,11 @@ class Moment(ABC):
     row_bytes: int = 0  # once all was heard: of a row as the dump has it, where one is so large that it matters
     tool: str = ""  # the dump tool and its version, once the stream has begun
 
+    def begin(self) -> bytes:
+        """The tool was started, which may have taken a while: this is the moment. What it is to be told on its standard
+        input, for which it waits; empty: it waits for nothing, and has begun by itself. Raises as `contents`."""
+        return b""
+
     def hear(self, piece: bytes) -> None:  # noqa: B027 - some need none of it
         """A piece of the tool's output as it came; every one, in order, whether `from_stream` or not. Raises `EngineError`
         when it is not what the tool writes."""

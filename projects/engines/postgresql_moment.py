@@ -4,6 +4,7 @@ TRUNCATE and rewrites by ALTER TABLE are not held back by snapshots. So reading 
 against them (it has, once its table of contents comes), and with the same locks; a table that was emptied or rewritten
 between the snapshot and pg_dump's locks is found out, and the dump begun again. So is a definition that was changed then:
 the server spells it from its newest catalog, for pg_dump as for us, so it is read before and after pg_dump has read it.
+Starting a tool takes a container a second: it is started before, and waits for the snapshot's name.
 Sequences are in no snapshot: their values are those that pg_dump wrote.
 """
 
@@ -23,6 +24,8 @@ from projects.engines.moments import Moment
 from projects.engines.postgresql_archive import Head, sequence_values
 from projects.engines.postgresql_session import BoundedConnection, translated
 
+# `sh -c NAMED sh pg_dump argument …`: with the snapshot that a line on standard input names.
+NAMED = 'IFS= read -r snapshot || exit 75; exec "$@" --snapshot="$snapshot"'
 _LOCKED_AT_ONCE = 200
 _LOCK_SECONDS = 60
 _WAIT_SECONDS = 0.2
@@ -71,14 +74,22 @@ _OUTSIDE = (
 
 
 class PostgreSQLMoment(Moment):
-    def __init__(
-        self, command: Command, notes: tuple[str, ...], connection: BoundedConnection,
-        sequences: dict[tuple[str, str], str], texts: dict[tuple[str, str], str],
-    ) -> None:  # fmt: skip
-        self.command, self.notes = command, notes
-        self._connection, self._sequences, self._texts = connection, sequences, texts
+    """`connection`: a prepared session of the dump's own login."""
+
+    def __init__(self, command: Command, connection: BoundedConnection) -> None:
+        self.command, self._connection = command, connection
+        self._sequences = dict[tuple[str, str], str]()
+        self._texts = dict[tuple[str, str], str]()
         self._head = Head(lambda kind: kind == "SEQUENCE SET")
         self._known = threading.Event()
+
+    def begin(self) -> bytes:
+        with translated():
+            self._texts = _texts(self._connection)  # by itself: no lock of it is held when pg_dump wants its own
+            self._connection.execute("BEGIN")
+            row = self._connection.execute("SELECT pg_export_snapshot()").fetchone()
+        assert row is not None  # noqa: S101 - a function's row
+        return f"{row[0]}\n".encode()
 
     def hear(self, piece: bytes) -> None:
         self._head.feed(piece)
@@ -90,6 +101,9 @@ class PostgreSQLMoment(Moment):
         self._known.set()
 
     def contents(self, pulse: Callable[[], None]) -> Fingerprint:
+        with translated():
+            self.notes = _notes(self._connection)
+            self._sequences = postgresql_fingerprint.sequences(self._connection)
         while not self._known.wait(_WAIT_SECONDS):
             pulse()
         if self._head.entries is None:
@@ -128,17 +142,11 @@ def held(
             if connection.info.server_version >= 170000:
                 connection.execute("SET transaction_timeout = 0")
             postgresql_fingerprint.prepare(connection)
-            texts = _texts(connection)  # by itself: no lock of it is held when pg_dump wants its own
-            connection.execute("BEGIN")
-            snapshot = connection.execute("SELECT pg_export_snapshot()").fetchone()
-            notes = _notes(connection)
-            sequences = postgresql_fingerprint.sequences(connection)
         command = postgresql_copy.dump(place, credentials)
-        assert snapshot is not None  # noqa: S101 - a function's row
-        argv = (*command.argv, f"--snapshot={snapshot[0]}", f"--lock-wait-timeout={_LOCK_SECONDS}s")
+        argv = ("sh", "-c", NAMED, "novastack-dump", *command.argv, f"--lock-wait-timeout={_LOCK_SECONDS}s")
         if compress:
             argv = zipping.zipped(*argv)
-        yield PostgreSQLMoment(replace(command, argv=argv), notes, connection, sequences, texts)
+        yield PostgreSQLMoment(replace(command, argv=argv), connection)
     finally:
         connection.pulse = None
         connection.pgconn.finish()

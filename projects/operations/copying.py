@@ -87,11 +87,10 @@ def copy(
         stages.append(Stage("dump", well))
         for stage in stages:
             stage.listen()
-        if well.stdin is not None:
-            with contextlib.suppress(OSError):
-                well.stdin.close()
+        with contextlib.suppress(OSError):
+            well.stdin.close()
         hear = restoring.hear if restoring is not None else None
-        return _run(_Pump(stages[1], target.runtime.stdin_of(sink), hear), stages[1], stages[0], pulse)
+        return _run(_Pump(stages[1], sink.stdin, hear), stages[1], stages[0], pulse)
     finally:
         for stage in stages:
             stage.end()

@@ -9,12 +9,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import IO
 
 import structlog
 
+from novastack.common.clock import now
 from projects import domain
 from projects.engines import framing
+from projects.engines.moments import Moment
 from projects.operations.base import StepFailed
 
 log = structlog.get_logger(__name__)
@@ -58,6 +61,16 @@ class Stage:
             self.listener = threading.Thread(target=self._hear, args=(stream,), daemon=True, name=self.tool.name)
             self.listener.start()
 
+    def begin(self, moment: Moment) -> datetime:
+        """Of a dump: from the moment on. What the tool waits for is told, and nothing else. Returns a time not after it."""
+        at = now()
+        said = moment.begin()
+        # A tool that has ended already gives its reasons to who waits for its end.
+        with contextlib.suppress(OSError):
+            self.tool.stdin.write(said)
+            self.tool.stdin.close()
+        return at
+
     def _hear(self, stream: IO[bytes]) -> None:
         # The beginning: the first error is the cause, what comes after it are consequences.
         with contextlib.suppress(OSError, ValueError):
@@ -74,8 +87,7 @@ class Stage:
         with contextlib.suppress(domain.NovaStackRuntimeError):
             self.tool.kill()
         with contextlib.suppress(OSError, ValueError):
-            if self.tool.stdin is not None:
-                self.tool.stdin.close()
+            self.tool.stdin.close()
 
     def _drain(self) -> None:
         stream = self.tool.stdout

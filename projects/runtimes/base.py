@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import IO, ClassVar
+from typing import ClassVar
 
 from projects.domain import (
     Command,
@@ -196,9 +196,3 @@ class Runtime(ABC):
     @abstractmethod
     def write_epoch(self, epoch: str) -> None:
         """Keep the install epoch in the runtime."""
-
-    def stdin_of(self, tool: ToolHandle) -> IO[bytes]:
-        """The tool's standard input; an error if it has none."""
-        if tool.stdin is None:
-            raise ValueError("this tool has no standard input")
-        return tool.stdin

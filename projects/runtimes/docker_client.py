@@ -118,7 +118,7 @@ class DockerClients:
 
     @property
     def half_close(self) -> bool:
-        """Closing the write side of an attached stream arrives (not over TLS, rule 24)."""
+        """Closing the write side of an attached stream arrives (not over TLS, rule 24: tools get a connection of its own)."""
         return self._context is None
 
     def get(self) -> docker.APIClient:

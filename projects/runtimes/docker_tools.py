@@ -70,6 +70,21 @@ class _Input(io.RawIOBase):
         super().close()
 
 
+class _InputAlone(_Input):
+    """A connection for nothing else, as over TLS: half of one can't be closed there (rule 24), nor may two threads use one.
+    A tool meets no end of file on it: who has to know where its input ends is told by `framing`."""
+
+    def __init__(self, attached: Any) -> None:
+        super().__init__(getattr(attached, "_sock", attached))
+        self._attached = attached
+
+    def close(self) -> None:
+        if not self.closed:
+            with contextlib.suppress(OSError):
+                self._connection.close()
+        io.RawIOBase.close(self)
+
+
 class Tool:
     """One tool container from `create` to removal."""
 
@@ -126,11 +141,15 @@ class Tool:
         with mapped():
             if command.secret_files:
                 api.put_archive(self._id, SECRETS, docker_spec.archive(command.secret_files, owner=(NOBODY, NOBODY)))
-            attached = streams.attach_socket(
-                self._id, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1, "logs": 0}
-            )
+            whole = self._clients.half_close
+            told = {"stdin": int(whole), "stdout": 1, "stderr": 1, "stream": 1, "logs": 0}
+            attached = streams.attach_socket(self._id, params=told)
             connection: socket.socket = getattr(attached, "_sock", attached)
             connection.settimeout(None)
+            if whole:
+                stdin = _Input(connection)
+            else:
+                stdin = _InputAlone(streams.attach_socket(self._id, params={"stdin": 1, "stream": 1, "logs": 0}))
             api.start(self._id)
         reader, writer = os.pipe()
         stderr = _Tail()
@@ -139,7 +158,7 @@ class Tool:
         ).start()
         return ToolHandle(
             name=self._name,
-            stdin=io.BufferedWriter(_Input(connection)) if self._clients.half_close else None,
+            stdin=io.BufferedWriter(stdin),
             stdout=os.fdopen(reader, "rb"),
             stderr=io.BufferedReader(stderr),
             poll=self.poll,

@@ -127,6 +127,7 @@ def _handle(
             process.wait(3)
         poll()
 
+    assert process.stdin is not None  # noqa: S101 - a pipe
     return ToolHandle(name, process.stdin, process.stdout, process.stderr, poll, wait, kill)
 
 

@@ -103,7 +103,7 @@ def restored_elsewhere(archive: bytes, names: domain.TenantNames) -> domain.Fing
             "nvs-tool-by-hand", side.image, engine.restore(side.place, tool), beside=side.handle
         ))  # fmt: skip
         stage.listen()
-        with contextlib.closing(server.runtime.stdin_of(stage.tool)) as sink:
+        with contextlib.closing(stage.tool.stdin) as sink:
             for first in range(0, len(archive), framing.PIECE_BYTES):
                 sink.write(framing.frame(archive[first : first + framing.PIECE_BYTES]))
             sink.write(framing.END)

@@ -631,7 +631,7 @@ class RuntimeContract:
             beside=server.handle,
         )
         try:
-            stdin = runtime.stdin_of(tool)
+            stdin = tool.stdin
             stdin.write(b"line\n" * 1000)
             stdin.close()
             assert tool.stdout is not None
@@ -653,7 +653,7 @@ class RuntimeContract:
             Command(("sh", "-c", 'cat "$1"', "sh", "{secret:word}"), secret_files={"word": b"open sesame"}),
         )
         try:
-            runtime.stdin_of(tool).close()
+            tool.stdin.close()
             assert tool.stdout is not None
             assert tool.stdout.read() == b"open sesame"
             assert tool.wait(120).exit_code == 0

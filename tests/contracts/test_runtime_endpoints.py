@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from novastack.common import pki
 from projects.domain import Command, DataPolicy, RuntimeEndpoint, RuntimeUnreachable, ServerState
+from projects.engines import framing
 from projects.runtimes.docker import DockerRuntime
 from projects.runtimes.endpoints import BadEndpoint, check, parse
 from tests.contracts.runtime_contract import ENGINE, free_port, spec_maker
@@ -184,11 +187,17 @@ def test_a_server_lives_over_the_network(papers, engine, sshd, way):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         cursor = runtime.read_log(handle, tail=0).cursor
-        tool = runtime.run_tool(f"{handle.name}-tool", spec.image, Command(("cat",)), beside=handle)
-        if tool.stdin is not None:  # not over TLS
-            tool.stdin.write(b"over the wire")
+        # Far more than fits into the buffers between: it is read and written at the same time.
+        sent = random.Random(6).randbytes(2 * framing.PIECE_BYTES)
+        tool = runtime.run_tool(f"{handle.name}-tool", spec.image, Command(framing.unframed("cat")), beside=handle)
+        with ThreadPoolExecutor(1) as reader:
+            read = reader.submit(tool.stdout.read)
+            for first in range(0, len(sent), framing.PIECE_BYTES):
+                tool.stdin.write(framing.frame(sent[first : first + framing.PIECE_BYTES]))
+            tool.stdin.write(framing.END)
             tool.stdin.close()
-            assert tool.stdout.read() == b"over the wire"
+            assert read.result(60) == sent
+        assert tool.wait(20).exit_code == 0
         tool.kill()
         runtime.stop(handle)
         part = runtime.read_log(handle, cursor=cursor)

@@ -202,7 +202,7 @@ def run_tool(server: CopyServer, command: Any, frames: bytes = b"") -> tuple[int
     stage = Stage("restore" if frames else "dump", tool)
     stage.listen()
     try:
-        with contextlib.suppress(OSError), contextlib.closing(server.runtime.stdin_of(tool)) as sink:
+        with contextlib.suppress(OSError), contextlib.closing(tool.stdin) as sink:
             sink.write(frames)
             sink.flush()
         assert tool.stdout is not None

@@ -160,6 +160,10 @@ def test_what_a_dump_leaves_out_or_puts_in_another_order_is_no_difference(copier
     assert ("constraint", "public.named.must") not in source.facts  # pg_dump of 17 named none at first
     side = copier.source.side(copier.tool)
     with ENGINE.moment(copier.source.endpoint, side.place, copier.tool) as moment:
+        moment.begin()
+        moment.heard_all()
+        with pytest.raises(EngineError):  # no dump was heard
+            moment.contents(lambda: None)
         assert [note for note in moment.notes if note.startswith("1 invalid indexes ")]
     with connect(copier.target, copier.login) as tenant:  # the same name on another column is told
         tenant.execute("ALTER TABLE twice ADD y int; DROP INDEX good; CREATE INDEX good ON twice (y, (x + 1))")

@@ -76,7 +76,7 @@ def restored(copier: Copier, dump: bytes) -> Fingerprint:
     tool = target.runtime.run_tool("nvs-tool-my-r", side.image, engine.restore(side.place, login), beside=side.handle)
     stage = Stage("restore", tool)
     stage.listen()
-    with contextlib.closing(target.runtime.stdin_of(tool)) as sink:
+    with contextlib.closing(tool.stdin) as sink:
         for first in range(0, len(dump), framing.PIECE_BYTES):
             sink.write(framing.frame(dump[first : first + framing.PIECE_BYTES]))
         sink.write(framing.END)

@@ -52,11 +52,14 @@ def taken(
     source = copier.source
     side = source.side(copier.tool)
     with ENGINE.moment(source.endpoint, side.place, copier.tool, compress=compress) as moment:
-        begun()
         stage = Stage(
             "dump", source.runtime.run_tool("nvs-tool-moment", side.image, moment.command, beside=side.handle)
         )
         stage.listen()
+        snapshot = moment.begin()
+        begun()
+        with contextlib.closing(stage.tool.stdin) as told:
+            told.write(snapshot)
         assert stage.tool.stdout is not None
         stop, pieces = threading.Event(), []
 
@@ -95,7 +98,7 @@ def restored(copier: Copier, stream: bytes) -> Fingerprint:
     ))  # fmt: skip
     stage.listen()
     archive = plain(stream)
-    with contextlib.closing(target.runtime.stdin_of(stage.tool)) as sink:
+    with contextlib.closing(stage.tool.stdin) as sink:
         for first in range(0, len(archive), framing.PIECE_BYTES):
             sink.write(framing.frame(archive[first : first + framing.PIECE_BYTES]))
         sink.write(framing.END)
@@ -223,6 +226,7 @@ def test_tables_that_change_as_it_begins(copier: Copier) -> None:
         tenant.execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
         side = copier.source.side(copier.tool)
         with ENGINE.moment(copier.source.endpoint, side.place, copier.tool) as moment:
+            moment.begin()
             moment._head.entries = []  # type: ignore[attr-defined]
             moment._known.set()  # type: ignore[attr-defined]
             with pytest.raises(SourceChanged):
@@ -243,6 +247,7 @@ def test_each_end_of_the_tool_s_pipe_is_heard(copier: Copier, failing: str) -> N
         command = Command(tuple(argv), env, moment.command.secret_files)
         stage = Stage("dump", copier.source.runtime.run_tool("nvs-tool-pipe", side.image, command, beside=side.handle))
         stage.listen()
+        stage.begin(moment)
         ended = stage.tool.wait(120)
         failure = stage.failure(ended)
         stage.end()
@@ -259,6 +264,7 @@ def test_an_image_without_zstd_is_not_compressed(copier: Copier) -> None:
         argv[2] = argv[2].replace("command -v zstd", "command -v no-such-program")
         command = Command(tuple(argv), moment.command.env, moment.command.secret_files)
         stage = Stage("dump", copier.source.runtime.run_tool("nvs-tool-no", side.image, command, beside=side.handle))
+        stage.begin(moment)
         assert stage.tool.stdout is not None
         assert stage.tool.stdout.read(5) == b"PGDMP"
         stage.end()

@@ -260,7 +260,7 @@ def test_tools_trust_our_authority_only(site: Site) -> None:
                 "nvs-tool-tls", server.image_digest or server.image, command, beside=server.handle
             )
             try:
-                sink = site.runtime.stdin_of(tool)
+                sink = tool.stdin
                 sink.write(framing.frame(b"SELECT 1;\n") + framing.END)
                 sink.flush()
                 assert tool.stdout is not None
