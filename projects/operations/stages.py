@@ -32,7 +32,9 @@ _LOST = re.compile(
     r"server closed the connection|closed unexpectedly|connection reset|connection to server|could not connect"
     r"|terminating connection|lost connection|can't connect|server has gone away|shutdown in progress"
     r"|connection refused|shutting down|unexpected eof|ssl error: |ssl connection has been closed|broken pipe"
-    r"|no connection to the server|connection timed out|socket was unexpectedly|incomplete read of|server selection error",
+    r"|no connection to the server|connection timed out|socket was unexpectedly|incomplete read of|server selection error"
+    # of libpq: what the server itself has against a COPY comes by PQgetResult
+    r"|PQgetCopyData\(\) failed",
     re.IGNORECASE,
 )
 _CHANGED = re.compile(

@@ -51,3 +51,25 @@ def test_whoever_hears_it_and_breaks_ends_it() -> None:
         for process in (dumps, takes):
             process.kill()
             process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (
+            'pg_dump: error: Dumping the contents of table "big" failed: PQgetCopyData() failed.\n'
+            "pg_dump: detail: Error message from server: server closed the connection unexpectedly\n",
+            "source_lost",
+        ),
+        (
+            'pg_dump: error: Dumping the contents of table "t" failed: PQgetResult() failed.\n'
+            'pg_dump: detail: Error message from server: ERROR:  invalid page in block 0 of relation "base/5/1"\n',
+            "dump_failed",
+        ),
+        ('pg_dump: error: query failed: ERROR:  relation "public.gone" does not exist\n', "source_changed"),
+    ],
+)
+def test_what_a_dump_tool_said_is_understood(said: str, code: str) -> None:
+    program, process = tool("true")
+    process.wait(10)
+    assert Stage("dump", program, said=bytearray(said.encode())).failure(ExitResult(1)).code == code
