@@ -24,6 +24,9 @@ from novastack.common.models import Install
 log = structlog.get_logger(__name__)
 OWNER_KEY = "novastack-owner"
 _MOST_OWNER_BYTES = 4096
+_WORKS = "Everything works."
+_ANSWERS = "It answers, and its list can be read; it was not written to."
+_LOOKED = ("reach: ", "list: ", "owner: ")  # what failed so, a look without writing can find mended
 
 
 class NotOurs(StorageError):
@@ -152,20 +155,28 @@ def disown(target: StorageTarget, storage: Storage) -> None:
 
 
 def tried(target: StorageTarget, *, quick: bool = False, known: bool = False, writing: bool = True) -> list[Check]:
-    """Try it, and note in the row (not saved) how that went. Does not raise. `known`, `writing`: as `Storage.check`."""
-    began = time.monotonic()
+    """Try it, and note in the row (not saved) how that went. Does not raise. `known`, `writing`: as `Storage.check`. What
+    failed at writing stays so until it is written to again."""
+    began, stays = time.monotonic(), not writing and _failed_at_writing(target)
     try:
         storage = storage_of(target, quick=quick)
         checks = storage.check(known=known, writing=writing)
-        if checks[-1].passed:
-            target.object_lock = any(check.name == "object_lock" for check in checks)
+        if any(check.name == "object_lock" for check in checks):
+            target.object_lock = True
+        elif writing and checks[-1].passed and not storage.lock_unknown:
+            target.object_lock = False
     except StorageError as error:
         checks = [Check("reach", False, error.detail)]
     failed = next((check for check in checks if not check.passed), None)
-    target.tested_at, target.test_ok = now(), failed is None
-    target.test_detail = (f"{failed.name}: {failed.detail}" if failed else "Everything works.")[:500]
-    target.test_ms = round((time.monotonic() - began) * 1000)
+    target.tested_at, target.test_ms = now(), round((time.monotonic() - began) * 1000)
+    if not stays:
+        target.test_ok = failed is None
+        target.test_detail = f"{failed.name}: {failed.detail}"[:500] if failed else _WORKS if writing else _ANSWERS
     return checks
+
+
+def _failed_at_writing(target: StorageTarget) -> bool:
+    return target.test_ok is False and not target.test_detail.startswith(_LOOKED)
 
 
 def test(target: StorageTarget, *, quick: bool = False, writing: bool = True) -> list[Check]:

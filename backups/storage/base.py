@@ -55,7 +55,10 @@ class Writer(ABC):
 
 
 class Storage(ABC):
-    """Keys are relative to the target's root or prefix: `a/b/c`, of [A-Za-z0-9._-]. Raises `StorageError` only."""
+    """Keys are relative to the target's root or prefix: `a/b/c`, of [A-Za-z0-9._-]. Raises `StorageError` only.
+    `lock_unknown`: at the last check it would not say whether it keeps objects from being removed."""
+
+    lock_unknown = False
 
     @abstractmethod
     def writer(self, key: str, *, upload_begun: Callable[[str], None] = lambda _: None) -> Writer:

@@ -13,6 +13,7 @@ from backups.storage.base import Check, Storage, StorageError
 _SIZE = 100_000
 _FOLDER = "novastack-test"
 _MOST_LEFT = 20  # in one go
+KEPT = "the bucket keeps objects from being removed"
 
 
 def checks_of(storage: Storage, reach: Callable[[], str], *, writing: bool = True) -> list[Check]:
@@ -54,7 +55,7 @@ def _looks(storage: Storage, reach: Callable[[], str]) -> Iterator[tuple[str, Ca
 
 
 def _acts(storage: Storage, reach: Callable[[], str], key: str) -> Iterator[tuple[str, Callable[[], str]]]:
-    content = secrets.token_bytes(_SIZE)
+    content, kept = secrets.token_bytes(_SIZE), list[str]()
 
     def write() -> str:
         _put(storage, key, content)
@@ -88,6 +89,7 @@ def _acts(storage: Storage, reach: Callable[[], str], key: str) -> Iterator[tupl
             storage.delete(key)
         except StorageError as error:
             if error.code == "object_locked":
+                kept.append(key)
                 return error.detail
             raise
         if storage.head(key) is not None:
@@ -101,6 +103,8 @@ def _acts(storage: Storage, reach: Callable[[], str], key: str) -> Iterator[tupl
     yield "range", part
     yield "abort", give_up
     yield "delete", delete
+    if kept:
+        yield "object_lock", lambda: KEPT
 
 
 def _put(storage: Storage, key: str, content: bytes) -> None:

@@ -10,7 +10,7 @@ from typing import IO, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from backups.storage.base import Check, Storage, StorageError, Stored, Writer
-from backups.storage.checking import checks_of
+from backups.storage.checking import KEPT, checks_of
 from backups.storage.names import parts_of
 from backups.storage.s3_client import ATTEMPTS, READ_SECONDS, S3Settings, client_of, code_of, status_of, told
 from backups.storage.s3_writer import UPLOAD_MARK, S3Writer
@@ -86,12 +86,13 @@ class S3Storage(Storage):
 
     def check(self, *, known: bool = False, writing: bool = True) -> list[Check]:
         found = checks_of(self, self._reach, writing=writing)
-        if found[-1].passed:
+        self.lock_unknown = False
+        if writing and found[-1].passed and found[-1].name != "object_lock":
             try:
                 if self.object_lock():
-                    found.append(Check("object_lock", True, "the bucket keeps objects from being removed"))
+                    found.append(Check("object_lock", True, KEPT))
             except StorageError:
-                pass  # many storages don't know the question, or don't let a key ask it
+                self.lock_unknown = True  # it does not let this key ask, or not now
         return found
 
     def object_lock(self) -> bool:

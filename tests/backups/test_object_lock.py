@@ -170,7 +170,49 @@ def test_what_tries_it_by_the_clock_leaves_nothing_there(proxy: Proxy, idle: Pro
     assert storages.test_due() == 1
     locked.target.refresh_from_db()
     assert locked.target.test_ok and locked.target.object_lock
+    assert locked.target.test_detail == "It answers, and its list can be read; it was not written to."
     assert len(list(place.objects("novastack-test/"))) == 1
+
+
+def test_what_failed_when_it_was_written_to_is_not_mended_by_a_look(proxy: Proxy, idle: Project) -> None:
+    target = Locked(proxy, proxy.start(), days=30).target
+    assert all(check.passed for check in storages.test(target))
+    proxy.fail("PUT", "novastack-test", s3_server.error(403, "AccessDenied"))
+    storages.test(target)
+    assert target.test_ok is False and target.test_detail.startswith("write: ")
+
+    def looked() -> tuple[bool | None, str]:
+        StorageTarget.objects.update(tested_at=None)
+        assert storages.test_due() == 1
+        target.refresh_from_db()
+        return target.test_ok, target.test_detail.partition(":")[0]
+
+    assert looked() == (False, "write")
+    proxy.fail("HEAD", "", s3_server.error(403, "AccessDenied"))
+    assert looked() == (False, "write"), "else the next look would call it mended"
+    proxy.rules.clear()
+    assert all(check.passed for check in storages.test(target)) and target.test_ok
+    proxy.fail("HEAD", "", s3_server.error(403, "AccessDenied"))
+    assert looked() == (False, "reach")
+    proxy.rules.clear()
+    assert looked()[0] is True
+
+
+def test_that_it_keeps_objects_is_not_forgotten_when_nobody_may_ask(proxy: Proxy, idle: Project) -> None:
+    target = Locked(proxy, proxy.start(), days=0).target
+    storages.test(target)
+    assert target.object_lock
+    proxy.fail("GET", "object-lock", s3_server.error(403, "AccessDenied"))
+    storages.test(target)
+    assert target.test_ok and target.object_lock
+
+
+def test_that_it_keeps_objects_is_seen_by_what_it_keeps(proxy: Proxy, idle: Project) -> None:
+    target = Locked(proxy, proxy.start(), days=30).target
+    proxy.fail("GET", "object-lock", s3_server.error(403, "AccessDenied"), after=1)  # of the object, not of the bucket
+    storages.test(target)
+    target.refresh_from_db()
+    assert target.test_ok and target.object_lock
 
 
 def test_what_a_test_left_goes_when_its_lock_is_over(proxy: Proxy, idle: Project) -> None:
