@@ -78,6 +78,8 @@ class Manifest:
             values = {name: plain[name] for name in known - _LATER} | {n: plain[n] for n in _LATER & plain.keys()}
             contents = values.pop("contents")
             made = cls(**values, contents=None if contents is None else contents_from_json(contents))
+            if not isinstance(made.notes, list | tuple):
+                raise TypeError("notes are no list")
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError("damaged", f"The manifest lacks something: {error}.") from None
         for f in fields(cls):
@@ -107,7 +109,7 @@ def contents_from_json(plain: Mapping[str, Any]) -> Fingerprint:
             },
             facts={(str(kind), str(name)): str(state) for kind, name, state in plain["facts"]},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ManifestError("damaged", f"The manifest's contents can't be read: {error}.") from None
 
 

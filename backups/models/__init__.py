@@ -1,4 +1,4 @@
-from backups.models.backups import MISSED, MISSING, THERE, USABLE, Backup, Proof, Restore
+from backups.models.backups import ADOPTED, MISSED, MISSING, THERE, USABLE, Backup, Proof, Restore
 from backups.models.choices import (
     BackupStatus,
     BackupTrigger,
@@ -13,6 +13,7 @@ from backups.models.schedules import BackupPolicy, Drill, Schedule, ScheduleRun
 from backups.models.storages import BackupKey, OfflineKey, SigningKey, StorageTarget
 
 __all__ = [
+    "ADOPTED",
     "MISSED",
     "MISSING",
     "THERE",

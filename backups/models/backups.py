@@ -23,6 +23,7 @@ from novastack.common.models import BaseModel
 
 USABLE = (BackupStatus.STORED, BackupStatus.VERIFYING, BackupStatus.VERIFIED)
 # Its last proof found no object. A key transform on a null is null, which no `exclude` gets right: so there are both.
+ADOPTED = "adopted"  # who made the row of one that was found in a storage
 MISSED = "object_missing"
 MISSING = Q(verify_error__code=MISSED)
 THERE = Q(verify_error__isnull=True) | ~MISSING

@@ -11,7 +11,7 @@ import structlog
 from django.db import transaction
 
 from accounts.services import audit
-from backups.models import Backup, BackupStatus, StorageTarget
+from backups.models import ADOPTED, Backup, BackupStatus, StorageTarget
 from backups.operations import storages
 from backups.operations.queueing import backup_operation_create, subject_of
 from backups.storage.base import Storage, StorageError
@@ -124,7 +124,10 @@ def _remove(ctx: Context, storage: Storage, backup: Backup) -> int:
 
 
 def folder_of(backup: Backup) -> str:
-    """`<install>/<organization>/<backup>/`: all of its attempts, and nothing else's. Empty: none was begun."""
+    """`<install>/<organization>/<backup>/`: all of its attempts, and nothing else's. Empty: none was begun, or nobody vouches
+    that the others are its own: who may write there could have us remove a backup by forging one of its name."""
+    if not backup.trusted and backup.created_by_label == ADOPTED:
+        return ""
     folder, _, attempt = (backup.object_key or str(backup.upload.get("key", ""))).rpartition("/")
     return f"{folder}/" if attempt and folder.endswith(f"/{backup.pk}") else ""
 

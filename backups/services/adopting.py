@@ -18,15 +18,29 @@ from accounts.services import audit
 from backups import manifest as manifests
 from backups.kit import Kit
 from backups.manifest import Manifest, ManifestError
-from backups.models import Backup, BackupKey, BackupStatus, BackupTrigger, SigningKey, StorageKind, StorageTarget
+from backups.models import (
+    ADOPTED,
+    Backup,
+    BackupKey,
+    BackupStatus,
+    BackupTrigger,
+    SigningKey,
+    StorageKind,
+    StorageTarget,
+)
 from backups.operations import storages
+from backups.operations.queueing import subject_of
 from backups.storage.base import Storage, StorageError, Stored
 from novastack.common.clock import now
 from novastack.common.errors import Conflict, Invalid
 from novastack.common.secrets import Sealed
+from projects.operations import locks
 
 _SUFFIX = ".manifest"
 _MOST_MANIFEST_BYTES = 256 << 20
+# Whoever can write there makes a manifest that nobody trusts: it must not keep the others from being found.
+_ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_SAYS_WHAT_CAN_NOT_BE = "damaged: the manifest says what can't be"
 
 
 @dataclass(slots=True)
@@ -125,6 +139,9 @@ def _adopt(
             raise
         found.left_out[key] = error.detail
         return
+    except _ODD:
+        found.left_out[key] = _SAYS_WHAT_CAN_NOT_BE
+        return
     if wrong:
         found.left_out[key] = wrong
         return
@@ -135,9 +152,8 @@ def _adopt(
         }  # fmt: skip
         with transaction.atomic():
             made = _put_down(UUID(manifest.backup), values)
-    except (ArithmeticError, AttributeError, TypeError, ValueError, DataError, IntegrityError):
-        # Whoever can write there makes one that nobody trusts: it must not keep the others from being found.
-        found.left_out[key] = "damaged: the manifest says what can't be"
+    except (*_ODD, DataError, IntegrityError):
+        found.left_out[key] = _SAYS_WHAT_CAN_NOT_BE
         return
     if not made:
         found.known += 1
@@ -149,11 +165,15 @@ def _adopt(
 
 def _put_down(pk: UUID, values: dict[str, Any]) -> bool:
     """Whether it is new here. One that is believed takes the place of one of the same name that nobody trusts: who may write
-    into the storage, and no more, can't hide it."""
+    into the storage, and no more, can't hide it. One that is being removed stays that: what goes is told by its row."""
+    locks.lock_subject(subject_of(Backup(pk=pk)))
     row, made = Backup.objects.get_or_create(pk=pk, defaults=values)
     if made or row.trusted or not values["trusted"] or row.created_by_label != values["created_by_label"]:
         return made
-    untrusted = Backup.objects.filter(pk=pk, trusted=False, organization_id=values["organization_id"])
+    untrusted = Backup.objects.filter(
+        pk=pk, trusted=False, organization_id=values["organization_id"], status=BackupStatus.STORED,
+        delete_requested_at=None,
+    )  # fmt: skip
     return untrusted.update(**values, error=None, verify_error=None, updated_at=now()) == 1
 
 
@@ -166,7 +186,7 @@ def _wrong(manifest: Manifest, key: str, dump: Stored | None) -> str:
     try:
         UUID(manifest.backup), UUID(manifest.project["id"])
         size = int(manifest.stored["bytes"])
-    except (KeyError, TypeError, ValueError):
+    except _ODD:
         return "damaged: the manifest lacks something"
     if dump.size_bytes != size:
         return f"truncated: the dump has {dump.size_bytes} bytes instead of {size}"
@@ -189,7 +209,7 @@ def _values(manifest: Manifest, *, sealed: bool) -> dict[str, Any]:
         "dump_bytes": manifest.dump.get("bytes"), "database_bytes": manifest.database.get("bytes"),
         "sha256": str(stored.get("sha256", "")), "rows": contents.rows if contents else None,
         "tables": len(contents.tables) if contents else None, "manifest": manifest.to_json(), "notes": list(manifest.notes),
-        "created_by_label": "adopted", "created_at": taken_at, "started_at": taken_at,
+        "created_by_label": ADOPTED, "created_at": taken_at, "started_at": taken_at,
         "finished_at": _moment(manifest.finished_at),
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import uuid
 from io import StringIO
 from pathlib import Path
@@ -21,6 +22,7 @@ from backups.models import Backup, BackupKey, OfflineKey, SigningKey, StorageTar
 from backups.operations import keys, storages
 from backups.operations.restoring_data import read_manifest
 from backups.services.kits import kit_export
+from novastack.common.clock import now
 from novastack.common.models import Install
 from projects.domain import Fingerprint, TableContent
 from tests.backups.test_manifest import made as manifest_of
@@ -157,6 +159,8 @@ def test_what_an_unknown_key_signed_is_listed_and_not_believed(team: Team, targe
         {"database": {"name": "d", "bytes": []}}, {"project": {"id": str(uuid.uuid4()), "name": "a\0b", "slug": ""}},
         {"taken_at": "0001-01-01T00:00:00+14:00"},
         {"contents": Fingerprint({"t": TableContent(1 << 70, "ab")}, {})},
+        {"contents": Fingerprint({"t": TableContent(math.inf, "ab")}, {})},  # type: ignore[arg-type]
+        {"notes": 5}, {"project": {"id": 5}}, {"stored": {"bytes": math.inf, "sha256": "", "recipients": []}},
     ],
 )  # fmt: skip
 def test_one_that_says_what_can_not_be_keeps_no_other_from_being_found(
@@ -208,6 +212,17 @@ def test_what_nobody_trusts_does_not_hide_a_backup(team: Team, target: StorageTa
     assert read_manifest(backup).key == key
     assert adopt(kit) == "0 adopted, 2 known already, 0 untrusted\n"
     assert Backup.objects.get().trusted
+
+
+def test_what_is_being_removed_is_not_made_another(team: Team, target: StorageTarget, kit: Path) -> None:
+    key = store(team, target)
+    burn_down()
+    OrganizationFactory(slug="new")
+    adopt(kit)
+    Backup.objects.update(trusted=False, status="deleting", delete_requested_at=now())
+    assert adopt(kit) == "0 adopted, 1 known already, 0 untrusted\n"
+    backup = Backup.objects.get(object_key=key)
+    assert (backup.trusted, backup.status) == (False, "deleting")
 
 
 def test_what_is_not_whole_is_left_out_and_said_so(team: Team, target: StorageTarget, kit: Path) -> None:

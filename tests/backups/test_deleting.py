@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.db import transaction
 
-from backups.models import Backup, BackupStatus, StorageTarget
+from backups.models import ADOPTED, Backup, BackupStatus, StorageTarget
 from backups.operations import deleting, storages
 from backups.operations.deleting import delete_begin
 from backups.operations.queueing import backup_operation_create, subject_of
@@ -41,6 +41,19 @@ def test_everything_of_it_goes_and_nothing_else(backup: Backup, idle: Project, s
     assert drive(operation).state == "succeeded"
     assert not Backup.objects.filter(pk=backup.pk).exists() and not list(place.objects(folder))
     assert place.head(other.object_key) is not None and place.head(other.manifest_key) is not None
+
+
+def test_a_forged_attempt_takes_no_other_with_it(idle: Project, storage: StorageTarget) -> None:
+    """Adopted, and signed by nobody whom we know: only what it names itself is its own."""
+    forged = make_backup(idle, storage, attempt=3, trusted=False, created_by_label=ADOPTED)
+    Backup.objects.filter(pk=forged.pk).update(object_key=f"{forged.object_key[:-2]}/3")
+    forged.refresh_from_db()
+    place, folder = store(forged), forged.object_key[:-1]
+    genuine = {f"{folder}2", f"{folder}2.manifest"}
+    for key in genuine:
+        put(place, key)
+    assert drive(begin(forged)).state == "succeeded"
+    assert {found.key for found in place.objects(folder)} == genuine
 
 
 def test_asked_twice_it_is_one_operation(backup: Backup) -> None:
