@@ -13,7 +13,7 @@ from django.conf import settings
 
 from backups.models import MISSING, Backup, BackupPolicy, BackupStatus, BackupTrigger, Proof, ProofKind, ProofState
 from backups.operations import asking, comparing, heartbeats, restoring_data, retaining, scratch, stalls, storages
-from backups.operations.large_rows import end_of, row_bytes_of
+from backups.operations.large_rows import end_of, row_bytes_of, seen_before
 from backups.operations.restoring_data import BackupCorrupt
 from backups.operations.scratch import Scratch
 from backups.operations.stalls import LIVE
@@ -185,14 +185,14 @@ class server_lost:
         self._side = side
 
     def __enter__(self) -> None:
-        return
+        self._before = seen_before(self._side)
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         code = error.code if isinstance(error, StepFailed) else ""
         gone = isinstance(error, domain.ServerNotReady | domain.StaleHandle) or code in _SERVER_GONE
         if not gone and code not in {"tool_killed", "restore_failed"}:
             return
-        seen = end_of(self._side, lost=gone)
+        seen = end_of(self._side, lost=gone, before=self._before)
         if seen.oom_killed:
             raise StepFailed(
                 "capacity_exhausted",

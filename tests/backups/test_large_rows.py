@@ -45,6 +45,7 @@ def side(*states: tuple[domain.ServerState, bool]) -> Any:
     )
 
 
+WAS_KILLED = (domain.ServerState.RUNNING, True)  # within the hour, and it runs again
 UP, DEAD = (domain.ServerState.RUNNING, False), (domain.ServerState.STOPPED, True)
 
 
@@ -63,6 +64,8 @@ def test_out_of_memory_is_said_also_when_the_session_ended_first(error: Exceptio
         raise error
     assert (failed.value.code, failed.value.retryable) == ("plan_too_small", False)
     assert "needs about 832 MiB of memory" in failed.value.detail
+    if isinstance(error, StepFailed):
+        assert failed.value.detail.endswith(f"It ended with: {error.detail}"), "the tool's own words are kept"
 
 
 def test_other_ends_stay_what_they_were() -> None:
@@ -74,3 +77,17 @@ def test_other_ends_stay_what_they_were() -> None:
     with pytest.raises(StepFailed) as failed, server_lost(side(UP)):
         raise wrong
     assert failed.value is wrong
+
+
+def test_a_server_that_ran_out_of_memory_before_is_not_blamed_again() -> None:
+    """Of one that runs the runtime says so for an hour: of a pool's server by what another tenant did."""
+    wrong = StepFailed("restore_failed", "syntax")
+    backup: Any = SimpleNamespace(engine="postgresql", manifest={})
+    for look in (lambda: server_lost(side(WAS_KILLED)), lambda: large_rows.memory_told(side(WAS_KILLED), backup)):
+        with pytest.raises(StepFailed) as failed, look():
+            raise wrong
+        assert failed.value is wrong
+    lost = StepFailed("target_lost", "gone")
+    with pytest.raises(StepFailed) as failed, large_rows.memory_told(side(WAS_KILLED, WAS_KILLED, DEAD), backup):
+        raise lost
+    assert failed.value.code == "plan_too_small"
