@@ -87,7 +87,7 @@ def policy_update(*, principal: Principal, project: Project, changes: Mapping[st
 
 def _told(name: str, value: Any) -> Any:
     """Whoever knows a heartbeat's address can call it: the audit log says where it goes, and no more."""
-    return urlsplit(value).netloc if name == "heartbeat_url" else value
+    return urlsplit(value).hostname or "" if name == "heartbeat_url" else value
 
 
 def _reverify(project: Project, days: int) -> None:

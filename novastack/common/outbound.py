@@ -85,7 +85,13 @@ def check_url(url: str) -> str:
         port = parts.port
     except ValueError:
         raise OutboundError("bad_url", "This is no URL.") from None
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.fragment or port == 0:
+    if (
+        parts.scheme not in {"http", "https"}
+        or not parts.hostname
+        or "@" in parts.netloc
+        or parts.fragment
+        or port == 0
+    ):
         raise OutboundError("bad_url", "Use an address such as https://auth.example.com/novastack.")
     if any(c.isspace() or not c.isprintable() or ord(c) > 126 for c in url):
         raise OutboundError("bad_url", "Use plain characters only; others percent-encoded.")

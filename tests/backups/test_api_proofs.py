@@ -149,6 +149,7 @@ def test_a_backup_that_a_wrong_clock_has_dated_in_the_future_keeps_no_promise(bo
         ({"rto_seconds": 10**12}, "rto_seconds"), ({"reverify_days": None}, "reverify_days"),
         ({"reverify_days": 40000}, "reverify_days"), ({"heartbeat_url": "ftp://x"}, "heartbeat_url"),
         ({"heartbeat_url": "https://a b/"}, "heartbeat_url"), ({"heartbeat_url": "https://u:p@x/"}, "heartbeat_url"),
+        ({"heartbeat_url": "https://:p@x/"}, "heartbeat_url"),
         ({"heartbeat_url": "x" * 600}, "heartbeat_url"), ({"verify_after_backup": 1}, "verify_after_backup"),
         ({"nope": 1}, "nope"),
     ],
