@@ -56,6 +56,7 @@ urlpatterns = [
     path(_target + "actions/<slug:action>/", storages.storage_act, name="storage-act"),
     path("recovery-kit/", kit.kit, name="kit"),
     path("recovery-kit/download/", kit.kit_download, name="kit-download"),
+    path("recovery-kit/prove/", kit.kit_prove, name="kit-prove"),
     path("recovery-kit/keys/rotate/", kit.rotate, name="key-rotate"),
     path("recovery-kit/recipients/", kit.recipient_new, name="recipient-new"),
     path("recovery-kit/recipients/<uuid:recipient_id>/remove/", kit.recipient_drop, name="recipient-drop"),

@@ -6,11 +6,13 @@ from typing import Any
 from uuid import UUID
 
 from allauth.account.decorators import reauthentication_required
+from allauth.core.exceptions import ReauthenticationRequired
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_http_methods, require_POST
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.context import current_organization
 from accounts.models import Organization
@@ -40,7 +42,8 @@ def kit(request: HttpRequest) -> HttpResponse:
         else:
             messages.info(request, "The recovery kit is confirmed. Keep it away from this installation.")
             return redirect("backups:kit")
-    return render(request, "backups/kit.html", _context(organization, form), status=400 if form.errors else 200)
+    context = _context(organization, form) | {"ready": request.GET.get("ready") == "1"}
+    return render(request, "backups/kit.html", context, status=400 if form.errors else 200)
 
 
 @login_required
@@ -107,7 +110,24 @@ def rotate(request: HttpRequest) -> HttpResponse:
 def kit_download(request: HttpRequest) -> HttpResponse:
     """A new kit as a file, in this one answer, for somebody who has just proven who they are."""
     _owner(request)  # before the password is asked for
-    return _download(request)
+    try:
+        return _download(request)
+    except ReauthenticationRequired:
+        # Else the file would be the answer of the password's page, which then stays, and its form is spent.
+        return redirect("backups:kit-prove")
+
+
+@login_required
+@require_GET
+def kit_prove(request: HttpRequest) -> HttpResponse:
+    """Asks who it is, and comes back to the page that has the kit."""
+    _owner(request)
+    return _proven(request)
+
+
+@reauthentication_required
+def _proven(request: HttpRequest) -> HttpResponse:
+    return redirect(reverse("backups:kit") + "?ready=1")
 
 
 @reauthentication_required

@@ -422,12 +422,15 @@ class TestKit:
     def test_it_is_given_out_once_and_typed_back(self, shop: Shop) -> None:
         client = browser(shop.team.adam)
         client.post("/accounts/login/", {"login": shop.team.adam.email, "password": PASSWORD})
-        asked = client.post("/recovery-kit/download/")
-        if asked.status_code == 302:  # the password once more
-            assert "reauthenticate" in asked.url
-            answer = client.post(asked.url, {"password": PASSWORD}, follow=True)
-        else:
-            answer = asked
+        asked = client.post("/recovery-kit/download/", follow=True)  # the password once more
+        asks, _ = asked.redirect_chain[-1]
+        assert asks.startswith("/accounts/reauthenticate/") and not OfflineKey.objects.exists()
+        back = client.post(asks, {"password": PASSWORD}, follow=True)
+        assert (
+            back.redirect_chain[-1][0] == "/recovery-kit/?ready=1"
+        )  # the browser is where the kit is, and can try again
+        assert "Now download the kit" in back.content.decode() and not OfflineKey.objects.exists()
+        answer = client.post("/recovery-kit/download/")
         assert answer.status_code == 200 and "no-store" in answer["Cache-Control"]
         assert answer["Content-Disposition"].startswith("attachment")
         text = answer.content.decode()
@@ -443,9 +446,13 @@ class TestKit:
         assert "Somebody holds the kit" in client.get("/recovery-kit/").content.decode()
 
     def test_the_password_is_asked_for_again(self, shop: Shop) -> None:
-        answer = browser(shop.team.alice).post("/recovery-kit/download/")  # signed in, but not just now
+        client = browser(shop.team.alice)  # signed in, but not just now
+        answer = client.post("/recovery-kit/download/")
+        assert answer.status_code == 302 and answer.url == "/recovery-kit/prove/"
+        answer = client.get(answer.url)
         assert answer.status_code == 302 and "reauthenticate" in answer.url
-        assert not OfflineKey.objects.exists()
+        assert client.get("/recovery-kit/download/").status_code == 405 and not OfflineKey.objects.exists()
+        assert browser(shop.team.bob).get("/recovery-kit/prove/").status_code == 403
 
     def test_recipients_of_their_own(self, shop: Shop) -> None:
         client = browser(shop.team.alice)
