@@ -292,16 +292,17 @@ let held = null;
 document.addEventListener("htmx:beforeSwap", (event) => {
   const at = document.activeElement;
   const part = event.detail.target;
-  const within = part?.id && at !== part && part.contains(at) && !at.id;
-  held = within ? { id: part.id, place: $$(REACHABLE, part).indexOf(at), words: called(at) } : null;
+  const within = event.detail.shouldSwap && part?.id && at !== part && part.contains(at) && !at.id;
+  if (within) held = { id: part.id, place: $$(REACHABLE, part).indexOf(at), words: called(at) }; // another answer keeps it
 });
 document.addEventListener("htmx:afterSettle", () => {
-  const part = held && document.getElementById(held.id);
+  const lost = held;
+  held = null; // also when the focus has gone elsewhere: it is never brought back later
+  const part = lost && document.getElementById(lost.id);
   if (!part || document.activeElement !== document.body) return;
   const all = $$(REACHABLE, part);
-  const same = all.filter((each) => called(each) === held.words);
-  (same.includes(all[held.place]) ? all[held.place] : same[0])?.focus({ preventScroll: true });
-  held = null;
+  const same = all.filter((each) => called(each) === lost.words);
+  (same.includes(all[lost.place]) ? all[lost.place] : same[0])?.focus({ preventScroll: true });
 });
 // --- what changed by itself is said once, in a region that stays
 // (a modal dialog silences the page below it, so each dialog has such a region of its own, made when it opens)
