@@ -24,8 +24,9 @@ from backups.views.preflights import shown, spoken
 from novastack.common.clock import now
 from novastack.common.errors import ActionNotAllowed, Invalid, NameTaken, NotFound, PermissionDenied, Problem
 from projects.models import Operation, Plan, Project, ProjectStatus, Region
+from projects.operations.cancelling import may_be_cancelled
 from projects.views.common import add_problem
-from projects.views.detail import cancellable, left_alone
+from projects.views.detail import left_alone
 
 OTHERS = 200
 LIVE = (RestoreStatus.QUEUED, RestoreStatus.RUNNING, RestoreStatus.UNDOING)
@@ -98,7 +99,7 @@ def restore_progress(request: HttpRequest, restore_id: UUID) -> HttpResponse:
     may = rights(principal, row.organization_id)
     context = {
         "section": "projects", "restore": row, "operation": operation, "project": into, "live": row.status in LIVE,
-        "cancellable": into is not None and may["project_act"] and cancellable(operation),
+        "cancellable": into is not None and may["project_act"] and operation is not None and may_be_cancelled(operation),
         "worker_away": left_alone(operation),
         "steps_done": sum(step.state == "succeeded" for step in steps), "steps_all": len(steps),
         "may": may,

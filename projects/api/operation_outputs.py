@@ -10,6 +10,7 @@ from rest_framework.reverse import reverse
 
 from projects.models import Operation, OperationStep
 from projects.operations import base
+from projects.operations.cancelling import may_be_cancelled
 
 
 class StepSerializer(serializers.ModelSerializer[OperationStep]):
@@ -55,8 +56,7 @@ class OperationSerializer(serializers.ModelSerializer[Operation]):
         return operation.error_body()
 
     def get_cancellable(self, operation: Operation) -> bool:
-        definition = base.definition_of(operation.kind, operation.definition_version, operation.variant)
-        return bool(operation.live and definition and definition.cancellable and not operation.cancel_requested_at)
+        return may_be_cancelled(operation)
 
     def get_url(self, operation: Operation) -> str:
         return str(reverse("operation-detail", kwargs={"pk": operation.pk}, request=self.context.get("request")))

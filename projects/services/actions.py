@@ -22,6 +22,7 @@ from novastack.common.errors import (
 from projects import domain, registry
 from projects.models import DesiredStatus, Operation, OperationState, Placement, Project, ProjectService, ProjectStatus
 from projects.operations import base, provision, removal, status
+from projects.operations.cancelling import is_committed, of_a_cancellable_kind
 from projects.operations.queue import hint_on_commit, operation_create
 from projects.operations.registration import new_generation
 from projects.services import quotas, validation
@@ -230,14 +231,17 @@ def _require_for(principal: Principal, operation: Operation) -> None:
 
 @transaction.atomic
 def operation_cancel(*, principal: Principal, operation: Operation) -> Operation:
-    """Ask a live operation to stop and undo what it did. Kinds that roll forward can't be cancelled once they began."""
+    """Ask a live operation to stop and undo what it did. Kinds that roll forward can't be cancelled once they began, nor
+    can others once they are past their point of no return. Raises `ActionNotAllowed`."""
     _require_for(principal, operation)
     operation = Operation.objects.select_for_update(no_key=True).get(pk=operation.pk)
-    definition = base.definition_of(operation.kind, operation.definition_version, operation.variant)
+    title = base.titles().get(operation.kind, operation.kind)
     if not operation.live:
         raise ActionNotAllowed(f"The operation has {operation.get_state_display().lower()}.")
-    if definition is None or not definition.cancellable:
-        raise ActionNotAllowed(f"“{base.titles().get(operation.kind, operation.kind)}” can't be cancelled.")
+    if not of_a_cancellable_kind(operation):
+        raise ActionNotAllowed(f"“{title}” can't be cancelled.")
+    if is_committed(operation):
+        raise ActionNotAllowed(f"“{title}” has done what can't be taken back by stopping: it only finishes.")
     operation.cancel_requested_at = operation.cancel_requested_at or now()
     operation.next_attempt_at = None
     operation.save(update_fields=["cancel_requested_at", "next_attempt_at", "updated_at"])

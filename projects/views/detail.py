@@ -23,7 +23,7 @@ from projects.models import (
     Project,
     ProjectStatus,
 )
-from projects.operations import base
+from projects.operations.cancelling import may_be_cancelled
 from projects.operations.catalogue import versions_of
 from projects.services.actions import allowed_actions
 from projects.services.connections import connection_masked
@@ -115,7 +115,7 @@ def _facts(principal: Principal, project: Project) -> dict[str, Any]:
         "operation": operation,
         "moving": bool(live),
         "recent": recent,
-        "cancellable": Capability.PROJECT_ACT in may and cancellable(operation),
+        "cancellable": Capability.PROJECT_ACT in may and operation is not None and may_be_cancelled(operation),
         "worker_away": left_alone(operation),
         "steps_done": sum(s.state == "succeeded" for s in operation.steps.all()) if operation else 0,
         "steps_all": len(operation.steps.all()) if operation else 0,
@@ -126,14 +126,6 @@ def _facts(principal: Principal, project: Project) -> dict[str, Any]:
         if server and server.started_at and project.status in {ProjectStatus.RUNNING, ProjectStatus.UNHEALTHY}
         else None,
     }  # fmt: skip
-
-
-def cancellable(operation: Operation | None) -> bool:
-    """Somebody may ask it to stop, and nobody has yet."""
-    if operation is None or not operation.live or operation.cancel_requested_at:
-        return False
-    definition = base.definition_of(operation.kind, operation.definition_version, operation.variant)
-    return definition is not None and definition.cancellable
 
 
 def left_alone(operation: Operation | None) -> bool:

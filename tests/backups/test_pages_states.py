@@ -11,6 +11,7 @@ from backups.models import Backup, BackupStatus, Proof, ProofKind, ProofState, R
 from backups.templatetags.backups_ui import advice
 from novastack.common.clock import now
 from projects.models import Operation, OperationStep
+from projects.operations.context import COMMITTED
 from projects.operations.taxonomy import CODES
 from tests.backups.rows import make_backup, make_proof
 from tests.backups.test_pages import HTMX, Shop, browser, shop  # noqa: F401 - the fixture
@@ -114,6 +115,19 @@ class TestRestoring:
         assert answer.status_code == 302 and answer.url == self.path(shop)
         page = browser(shop.team.bob).get(self.path(shop)).content.decode()
         assert "Cancelling" in page and act not in page
+
+    def test_after_the_switch_it_is_not_offered(self, shop: Shop) -> None:  # noqa: F811
+        operation = self.begun(shop)
+        OperationStep.objects.create(
+            operation=operation, position=0, name="switch", title="Switch", state="succeeded", data={COMMITTED: True}
+        )
+        act = f"/projects/{shop.project.pk}/operations/{operation.pk}/cancel/"
+        client = browser(shop.team.bob)
+        assert act not in client.get(self.path(shop)).content.decode()
+        page = client.post(act, {"next": self.path(shop)}, follow=True).content.decode()
+        assert "it only finishes" in page and "What it did is undone" not in page
+        operation.refresh_from_db()
+        assert operation.cancel_requested_at is None
 
     def test_one_that_was_cancelled_says_so(self, shop: Shop) -> None:  # noqa: F811
         Restore.objects.update(status=RestoreStatus.CANCELLED, undo_until=None)

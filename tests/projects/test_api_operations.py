@@ -13,6 +13,7 @@ from rest_framework.test import APIClient
 from novastack.common.clock import now
 from projects.api import waiting as waiting_api
 from projects.models import Operation, Project
+from projects.operations.context import COMMITTED
 from tests.factories import Team, api_client, make_project, make_team, make_token
 
 OPERATIONS = "/api/v1/operations/"
@@ -96,6 +97,21 @@ class TestRetryAndCancel:
         for call in ("retry", "cancel"):
             response = bob.post(f"{OPERATIONS}{ready.pk}/{call}/")
             assert (response.status_code, response.json()["code"]) == (409, "action_not_allowed")
+
+    def test_what_is_past_its_point_of_no_return_only_finishes(self, bob: APIClient, waiting: Project) -> None:
+        """A worker would not hear it, and the caller would be told that it is undone."""
+        operation = operation_of(waiting)
+        url = f"{OPERATIONS}{operation.pk}/"
+        assert bob.get(url).json()["cancellable"] is True
+        step = operation.steps.first()
+        assert step is not None
+        step.data = {COMMITTED: True}
+        step.save(update_fields=["data"])
+        assert bob.get(url).json()["cancellable"] is False
+        response = bob.post(f"{url}cancel/")
+        assert (response.status_code, response.json()["code"]) == (409, "action_not_allowed")
+        operation.refresh_from_db()
+        assert operation.cancel_requested_at is None
 
     def test_a_waiting_one_goes_on_at_once(self, bob: APIClient, waiting: Project) -> None:
         operation = operation_of(waiting)
