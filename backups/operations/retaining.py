@@ -131,9 +131,9 @@ def apply(schedule_id: UUID, *, by_hand: str = "", seen: str | None = None) -> L
 
 
 def _too_many(schedule: Schedule, found: Look, picked: Sequence[Backup]) -> str:
-    came = 0
-    if schedule.retention_at is not None:
-        came = sum(1 for row in found.rows.values() if row.created_at > schedule.retention_at)
+    came, since = 0, schedule.retention_at
+    if since is not None:  # what is dated in the future takes nobody's place
+        came = sum(1 for row in found.rows.values() if since < row.created_at <= now() + AHEAD)
     most = most_at_once(len(found.rows), came=came)
     if len(picked) <= most:
         return ""

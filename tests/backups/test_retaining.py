@@ -127,6 +127,21 @@ def test_what_only_takes_the_place_of_another_is_no_surprise(schedule: Schedule)
     assert Backup.objects.exclude(status=BackupStatus.DELETING).count() <= 24 * 3
 
 
+def test_what_is_dated_in_the_future_makes_no_room_for_more(schedule: Schedule) -> None:
+    target = StorageTarget.objects.get()
+    with time_machine.travel(NOON, tick=False):
+        backups(schedule, 3)
+        for day in range(10):
+            make_backup(schedule.project, target, days_ago=-365 - day, schedule=schedule)
+    assert tick(0) == 0
+    with time_machine.travel(NOON, tick=False):
+        for day in range(6):
+            make_backup(schedule.project, target, days_ago=30 + day, schedule=schedule)
+    assert tick(1) == 0 and tick(2) == 0 and going() == 0
+    schedule.refresh_from_db()
+    assert schedule.retention_paused_reason.startswith("6 of 19 backups are due at once, and at most 3 go by the clock")
+
+
 def test_the_last_verified_pinned_and_used_ones_stay(schedule: Schedule) -> None:
     Schedule.objects.update(keep_last=1)
     target, project = StorageTarget.objects.get(), schedule.project
