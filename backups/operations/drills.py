@@ -13,7 +13,7 @@ from django.db.models.functions import Coalesce
 from backups.models import THERE, Backup, BackupStatus, BackupTrigger, Drill, Proof, ProofKind
 from backups.operations import proving, schedules, stalls
 from backups.retention import AHEAD
-from novastack.common.clock import now
+from novastack.common.clock import database_now, now
 from novastack.common.errors import Conflict, OperationInProgress
 from novastack.common.models import Install
 from projects.models import DesiredStatus, Operation, Project
@@ -93,14 +93,15 @@ def dispatch_due() -> int:
 
 def set_right() -> None:
     """What was planned while a clock was ahead, drills and proofs, would wait until then: as `dispatching.set_right`."""
-    moment = now()
+    moment = database_now()  # one worker's clock that is behind makes nothing wrong of what the others wrote
     for drill in Drill.objects.filter(updated_at__gt=moment + AHEAD, next_run_at__gt=moment)[:AT_ONCE]:
         Drill.objects.filter(pk=drill.pk, updated_at=drill.updated_at).update(
             next_run_at=next_run(drill, moment), updated_at=moment
         )
-    # When it was proven nobody knows: it is proven again.
-    proven = Backup.objects.filter(reverify_at__isnull=False, verified_at__gt=moment + AHEAD)
-    proven.update(verified_at=moment, reverify_at=moment, updated_at=moment)
+    # When it was proven nobody knows: it is proven again, and only that says another moment.
+    later = moment + timedelta(hours=proving.AGAIN_HOURS)
+    proven = Backup.objects.filter(verified_at__gt=moment + AHEAD, reverify_at__gt=later)
+    proven.update(reverify_at=moment, updated_at=moment)
 
 
 def _begun(drill: Drill, slot: datetime, moment: datetime) -> int:

@@ -126,7 +126,8 @@ def _drills(ids: Collection[UUID]) -> dict[UUID, list[Any]]:
     ).order_by("-created_at", "-id")
     rows = Drill.objects.filter(project__in=ids).annotate(last_word=Subquery(verdicts.values("state")[:1]))
     found: dict[UUID, list[Any]] = {}
-    for drill in rows.filter(Q(last_word=ProofState.FAILED) | Q(stalled_since__isnull=False)).order_by("name", "id"):
+    stalled = Q(stalled_since__isnull=False, next_run_at__isnull=False)  # a paused one is not expected to run
+    for drill in rows.filter(Q(last_word=ProofState.FAILED) | stalled).order_by("name", "id"):
         found.setdefault(drill.project_id, []).append(drill)
     return found
 

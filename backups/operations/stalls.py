@@ -25,26 +25,26 @@ LIVE = (ProofState.QUEUED, ProofState.RUNNING)
 
 
 def put(drill_id: UUID, error: Mapping[str, Any], *, since: datetime | None = None) -> None:
-    """It could not run, by `error` (`code`, `detail`), `since` then or now, unless it could not before. In a transaction."""
+    """It could not run, by `error` (`code`, `detail`), `since` then or now, unless it could not before for the same reason.
+    Of one that is not to run by itself, or not any more, nobody waits for a word. In a transaction."""
     drill = (
         Drill.objects.select_for_update(of=("self",), no_key=True).select_related("project").filter(pk=drill_id).first()
     )
-    if drill is None:
+    if drill is None or drill.next_run_at is None:
         return
     code, detail = str(error.get("code", "")), str(error.get("detail", ""))[:500]
     before = drill.stalled_error or {}
-    if (before.get("code"), before.get("detail")) == (code, detail):
+    if drill.stalled_since is not None and before.get("code") == code:  # how far it waits changes all the time
         return
     drill.stalled_since = drill.stalled_since or since or now()
     drill.stalled_error = {"code": code, "detail": detail, "retryable": bool(error.get("retryable", True))}
     drill.save(update_fields=["stalled_since", "stalled_error", "updated_at"])
     log.error("drill could not run", drill=str(drill.pk), project=str(drill.project_id), code=code, reason=detail)
-    if before.get("code") != code:
-        audit.record(
-            None, ACTION, organization_id=drill.organization_id, project_id=drill.project_id,
-            project_name=drill.project.name, target=drill.name,
-            data={"drill": str(drill.pk), "code": code, "reason": detail},
-        )  # fmt: skip
+    audit.record(
+        None, ACTION, organization_id=drill.organization_id, project_id=drill.project_id,
+        project_name=drill.project.name, target=drill.name,
+        data={"drill": str(drill.pk), "code": code, "reason": detail},
+    )  # fmt: skip
 
 
 def clear(drill_id: UUID | None) -> None:

@@ -201,8 +201,8 @@ def _put(drill: Drill, changes: Mapping[str, Any]) -> None:
             drill.time_zone = schedules.clean_zone(changes["time_zone"])
     except schedules.BadSchedule as error:
         raise Invalid.field(error.field, error.code, error.detail) from None
-    ran_by_itself, drill.next_run_at = drill.next_run_at is not None, drills.next_run(drill, now())
-    if ran_by_itself and drill.next_run_at is None:  # nobody expects it to run any more
+    drill.next_run_at = drills.next_run(drill, now())
+    if drill.next_run_at is None:  # nobody expects it to run by itself
         drill.stalled_since = drill.stalled_error = None
     try:
         with transaction.atomic():

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import time_machine
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from rest_framework.test import APIClient
@@ -388,7 +389,45 @@ class TestByTheClock:
         assert drills.dispatch_due() == 0
         drill.refresh_from_db()
         assert timedelta(0) < drill.next_run_at - now() <= timedelta(days=1)
+        backup.refresh_from_db()
+        assert backup.verified_at and backup.verified_at > now() + timedelta(days=364), "nobody knows when it was"
         assert drills.reverify_due() == 1 and Proof.objects.get().backup == backup
+
+    def test_a_worker_whose_clock_is_behind_changes_no_plan(self, shop: Project) -> None:
+        self.drill(shop, next_run_at=now() + timedelta(hours=30))
+        stored(shop, status="verified", verified_at=now(), reverify_at=now() + timedelta(days=30))
+        before = Drill.objects.values_list("next_run_at").get(), Backup.objects.values_list("reverify_at").get()
+        with time_machine.travel(now() - timedelta(hours=8)):
+            assert drills.dispatch_due() == 0
+        assert before == (
+            Drill.objects.values_list("next_run_at").get(),
+            Backup.objects.values_list("reverify_at").get(),
+        )
+
+    def test_one_that_is_paused_while_it_waits_is_not_told(self, shop: Project, bob: APIClient) -> None:
+        BackupPolicy.objects.create(project=shop, organization_id=shop.organization_id)
+        stored(shop)
+        drill = self.due(self.drill(shop))
+        step = OperationStep.objects.filter(operation__kind="drill", name="server")
+        step.update(state="waiting", detail="The region can't be reached.")
+        Proof.objects.update(created_at=now() - timedelta(hours=7))
+        assert stalls.look_at_waiting() == 1
+        first = Drill.objects.get().updated_at
+        step.update(detail="The region still can't be reached.")
+        stalls.look_at_waiting()
+        assert Drill.objects.get().updated_at == first, "its reason is the same"
+        paused = bob.patch(f"/api/v1/drills/{drill.pk}/", {"enabled": False}, format="json").json()
+        assert paused["stalled_since"] is None
+        stalls.look_at_waiting()
+        operation = Operation.objects.get(kind="drill")
+        operation.error = {"code": "storage_unavailable", "detail": "It does not answer.", "retryable": True}
+        proving.ended(operation)
+        assert Drill.objects.get().stalled_since is None
+        assert bob.get(path(shop, "backup-policy")).json()["broken"] is False
+        Drill.objects.update(stalled_since=now(), stalled_error={"code": "x", "detail": "From before."})
+        assert bob.get(path(shop, "backup-policy")).json()["broken"] is False
+        bob.patch(f"/api/v1/drills/{drill.pk}/", {"cron": ""}, format="json")
+        assert Drill.objects.get().stalled_since is None
 
     def test_old_backups_are_proven_again_a_few_at_a_time(self, shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(drills, "REVERIFIED_AT_ONCE", 2)

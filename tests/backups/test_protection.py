@@ -160,7 +160,9 @@ def drill_could_not_run(project: Project) -> None:
         drill = Drill.objects.create(project=project, organization_id=project.organization_id, name=name)
         make_proof(Backup.objects.get(), kind="drill", drill=drill, state="passed")
     Drill.objects.filter(name="sums").update(
-        stalled_since=utc("2026-11-20T04:00:00"), stalled_error={"code": "x", "detail": "No region can run it now."}
+        stalled_since=utc("2026-11-20T04:00:00"),
+        stalled_error={"code": "x", "detail": "No region can run it now."},
+        next_run_at=now() + timedelta(hours=1),
     )
 
 
