@@ -236,7 +236,7 @@ class TestTab:
     def test_a_drill_that_could_not_run_says_since_when_and_why(self, shop: Shop) -> None:
         why = {"code": "no_scratch_region", "detail": "No region can run <it> now."}
         since = utc("2026-11-20T04:00:00")
-        Drill.objects.update(stalled_since=since, stalled_error=why, next_run_at=now() + timedelta(hours=1))
+        Drill.objects.update(stalled_since=since, stalled_error=why, next_run_at=now())
         for page in (
             self.page(shop),
             browser(shop.team.alice).get(shop.path("/projects/{project}/backups/drills/{drill}/")),
