@@ -44,12 +44,12 @@ class Bytes(renderers.BaseRenderer):
 
 class PartsAsSql(Input):
     tables = serializers.ListField(
-        child=Text(max_length=260), required=False, default=list, max_length=200,
-        help_text="`orders`, or `schema.orders`. See `backups/{id}/tables`.",
+        child=Text(max_length=260), required=False, default=list,
+        help_text="`orders`, or `schema.orders`; at most 200. See `backups/{id}/tables`.",
     )  # fmt: skip
     schemas = serializers.ListField(
-        child=Text(max_length=130), required=False, default=list, max_length=200,
-        help_text="PostgreSQL: whole schemas instead.",
+        child=Text(max_length=130), required=False, default=list,
+        help_text="PostgreSQL: whole schemas instead, which have tables; at most 200.",
     )  # fmt: skip
     compress = serializers.ChoiceField(choices=["none", "zstd"], required=False, default="none")
 
@@ -68,9 +68,11 @@ class BackupDownloadView(BackupScoped, generics.GenericAPIView[Backup]):
                 " `schemas`. Else the engine's archive.",
             ),
             OpenApiParameter(
-                "tables", str, many=True, description="Of `as=sql`, once for each: `orders`, or `schema.orders`."
+                "tables", str, many=True, description="Of `as=sql`, once for each: `orders`, or `schema.orders`; at most 200."
             ),
-            OpenApiParameter("schemas", str, many=True, description="Of `as=sql`, of PostgreSQL: whole schemas instead."),
+            OpenApiParameter(
+                "schemas", str, many=True, description="Of `as=sql`, of PostgreSQL: instead, whole schemas that have tables."
+            ),
             OpenApiParameter("compress", str, enum=["none", "zstd"], description="Of `as=sql`; `none` by default."),
             OpenApiParameter("Range", str, OpenApiParameter.HEADER, description="`bytes=…`, one range, of `as=stored`."),
         ],

@@ -61,12 +61,13 @@ class RestoreInput(Input):
         required=False, default="", max_length=80, help_text="The slug of the project that is restored over."
     )
     tables = serializers.ListField(
-        child=Text(max_length=260), required=False, default=list, max_length=200,
-        help_text="Only these, beside what the project holds: `orders`, or `schema.orders`. See `backups/{id}/tables`.",
+        child=Text(max_length=260), required=False, default=list,
+        help_text="Only these (at most 200), beside what the project holds: `orders`, or `schema.orders`."
+        " See `backups/{id}/tables`.",
     )  # fmt: skip
     schemas = serializers.ListField(
-        child=Text(max_length=130), required=False, default=list, max_length=200,
-        help_text="PostgreSQL: likewise, whole schemas.",
+        child=Text(max_length=130), required=False, default=list,
+        help_text="PostgreSQL: likewise, whole schemas, which have tables; at most 200.",
     )  # fmt: skip
     safety_backup = Flag(
         required=False, default=True,

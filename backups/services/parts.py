@@ -66,7 +66,8 @@ def schema_of(name: str) -> str:
 
 
 def schemas_of(backup: Backup) -> list[str]:
-    """As PostgreSQL quotes them; empty for products without schemas within a database."""
+    """Those with tables, as PostgreSQL quotes them; empty for products without schemas within a database. A restore of one
+    without would have nothing to count and compare."""
     return sorted({part.schema for part in parts_of(backup)}) if has_schemas(backup) else []
 
 
@@ -93,8 +94,9 @@ def selection(backup: Backup, tables: Sequence[str], schemas: Sequence[str]) -> 
     known = set(schemas_of(backup))
     unknown += [name for name in dict.fromkeys(schemas) if name not in known]
     if unknown:
-        told = ", ".join(name[:80] for name in unknown[:5])
-        raise Invalid.field("tables" if tables else "schemas", "unknown", f"The backup does not have {told}.")
+        names = ", ".join(name[:80] for name in unknown[:5])
+        told = f"The backup does not have {names}." if tables else f"The backup has no tables in {names}."
+        raise Invalid.field("tables" if tables else "schemas", "unknown", told)
     return Selection(tuple(chosen), tuple(dict.fromkeys(schemas)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backups.models import Backup
+from backups.models import Backup, BackupTrigger
 from novastack.common.templatetags.ui import duration_text, size_text
 from projects.models import Project
 from projects.templatetags.projects_ui import whole
@@ -12,18 +12,18 @@ from projects.templatetags.projects_ui import whole
 SHOWN = 8
 
 
-def shown(seen: Any, into: Project, backup: Backup) -> dict[str, Any]:
+def shown(seen: Any, into: Project) -> dict[str, Any]:
     """What `_preflight.html` shows: `checks` as (look, words), `rows` as (table, live, backup, words, css), the rest of the
-    tables in one line, `lost` and what becomes of it, `seconds`, and what goes `before`: a safety backup of about as much,
-    which is proven."""
-    before = (backup.duration_seconds or 0) + seen.expected_seconds if seen.safety_backup else None
+    tables in one line, `lost` and what becomes of it, `seconds`, whether a `safety` backup goes before (CSS hides what is said
+    of it where it is waived), and how long that, `before`, may take with its proof, where it is known."""
     differing = [row for row in seen.tables if row.change_rows]
     rows = [_row(row) for row in (differing or seen.tables)[:SHOWN]]
     return {
         "ready": seen.ready, "problems": [problem["detail"] for problem in seen.problems], "checks": _checks(seen, into),
         "rows": rows, "others": max(0, seen.tables_total - len(rows)), "others_same": len(differing) <= SHOWN,
         "lost": seen.rows_lost or 0, "counted_at": seen.counted_at, "kept_days": seen.kept_hours / 24,
-        "before": before, "seconds": seen.expected_seconds, "measured": seen.measured,
+        "safety": seen.safety_backup, "before": _before(into) if seen.safety_backup else None,
+        "seconds": seen.expected_seconds, "measured": seen.measured,
         "downtime": seen.expected_downtime_seconds,
         "confirm": seen.confirm, "address_changes": seen.address_changes,
     }  # fmt: skip
@@ -39,6 +39,16 @@ def spoken(told: dict[str, Any]) -> str:
     return "it can begin. What was written since the backup will be gone from the live database."
 
 
+def _before(into: Project) -> float | None:
+    """What the newest proven backup of what lives there took, and its proof: the one that comes first is of as much. What
+    somebody uploaded says nothing of it."""
+    newest = (
+        Backup.objects.filter(project_uuid=into.pk, rto_seconds__isnull=False, finished_at__isnull=False)
+        .exclude(trigger=BackupTrigger.UPLOAD).order_by("-created_at").first()
+    )  # fmt: skip
+    return None if newest is None else (newest.duration_seconds or 0.0) + (newest.rto_seconds or 0.0)
+
+
 def _checks(seen: Any, into: Project) -> list[tuple[str, str]]:
     """(`ok`, `late` or `broken`, words)"""
     told = [("ok" if check.passed else "broken", check.detail) for check in seen.checks]
@@ -49,8 +59,6 @@ def _checks(seen: Any, into: Project) -> list[tuple[str, str]]:
         told.append(("ok" if fits else "broken", f"{needed} when restored, {allowed} in the plan"))
     if seen.disk_free_bytes is not None:
         told.append(("ok", f"{size_text(seen.disk_free_bytes)} of disk are free in {into.region.name}"))
-    if seen.safety_backup:
-        told.append(("ok", "A safety backup of the live database comes first, and is pinned"))
     if seen.open_connections:
         count = seen.open_connections
         clients = "1 client is" if count == 1 else f"{whole(count)} clients are"

@@ -82,7 +82,7 @@ def preflight(request: HttpRequest, backup_id: UUID) -> HttpResponse:
         context["refused"] = " ".join(error.detail for error in problem.errors) or problem.detail
         context["spoken"] = f"it can’t be restored there now. {context['refused']}"
     else:
-        context["preflight"] = shown(told, into, backup)
+        context["preflight"] = shown(told, into)
         context["spoken"] = spoken(context["preflight"])
     return render(request, "backups/_preflight.html", context)
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from backups.models import Backup, BackupKey, OfflineKey, StorageTarget
+from backups.models import Backup, BackupKey, BackupStatus, OfflineKey, StorageTarget
 from backups.operations import keys
 from projects.models import Project
 from tests.backups.keeping import make_backup
@@ -30,6 +30,9 @@ def test_its_backups_go_first(team: Team, storage: StorageTarget, encrypted: boo
     refused = alice.delete(URL)
     assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
     assert "1 backup, perhaps of projects that are gone" in refused.json()["detail"]
+    Backup.objects.filter(pk=backup.pk).update(status=BackupStatus.DELETING)  # perhaps for long: object lock
+    told = alice.delete(URL).json()["detail"]
+    assert "1 backup being removed" in told and "object lock" in told and "remove them first" not in told
     Backup.objects.filter(pk=backup.pk).delete()
     assert alice.delete(URL).status_code == 204
     assert not BackupKey.objects.exists() and not OfflineKey.objects.exists()
