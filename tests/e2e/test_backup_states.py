@@ -102,6 +102,28 @@ def test_what_changes_is_said(world: World, alice: Page, live_server: Any) -> No
     expect(said).to_contain_text("Failed")
 
 
+def test_two_answers_at_once_leave_the_focus_where_it_was(world: World, alice: Page, live_server: Any) -> None:
+    """The second comes before the first has settled: nothing has the focus then, though somebody had it."""
+    tab, _ = world.paths["tab"]
+    alice.goto(live_server.url + tab)
+    expect(alice.locator(".skeleton")).to_have_count(0)
+    button = alice.locator("#backup-list a[aria-label^=Restore]").first
+    label = button.get_attribute("aria-label")
+    button.focus()
+    alice.evaluate(
+        """() => {
+          const cards = document.querySelector("#backup-cards");
+          document.querySelector("#backup-list").dataset.before = "";
+          const detail = { target: cards, shouldSwap: true };
+          const second = () => cards.dispatchEvent(new CustomEvent("htmx:beforeSwap", { bubbles: true, detail }));
+          document.addEventListener("htmx:afterSwap", second, { once: true });
+          htmx.trigger("#backup-list", "poll");
+        }"""
+    )
+    expect(alice.locator("#backup-list[data-before]")).to_have_count(0)
+    expect(alice.get_by_label(label or "", exact=True)).to_be_focused()
+
+
 def test_a_preflight_is_said_and_readable_on_a_phone(world: World, alice: Page, live_server: Any) -> None:
     alice.set_viewport_size({"width": 390, "height": 900})
     path, _ = world.paths["restore-in-place"]
