@@ -57,6 +57,7 @@ class PartsAsSql(Input):
 @extend_schema(tags=["backups"])
 class BackupDownloadView(BackupScoped, generics.GenericAPIView[Backup]):
     queryset = Backup.objects.none()
+    serializer_class = PartsAsSql  # what OPTIONS tells of POST
     renderer_classes = [renderers.JSONRenderer, Bytes]
 
     @extend_schema(

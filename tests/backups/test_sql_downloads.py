@@ -71,6 +71,7 @@ def test_schemas_and_long_lists(team: Team, backup: Backup) -> None:
     for body in ({"schemas": ["public"]}, {"tables": ["t"], "compress": "none"}):
         answer = client.post(path, body, format="json", headers={"Accept": "application/octet-stream"})
         assert answer.status_code == 200 and body_of(answer).count(b"2\n") > 499_999
+    assert client.options(path).json()["actions"]["POST"]["schemas"]["required"] is False
     packed = client.post(path, {"tables": ["t"], "compress": "zstd"}, format="json")
     assert zstandard.ZstdDecompressor().decompressobj().decompress(body_of(packed)).endswith(whole[-30:])
     for body, field, code in (
