@@ -66,6 +66,21 @@ def proxy(live_server: LiveServer) -> Iterator[Proxy]:
     live_server.thread.httpd.socket.listen(128)  # Django's own queue is of 10; more are reset
     with Proxy(live_server.url) as found:
         yield found
+    _await_quiet()
+
+
+def _await_quiet() -> None:
+    """Requests that nobody waited for have ended: emptying the tables, which comes next, would meet them."""
+    deadline, busy = time.monotonic() + 20, True
+    while busy:
+        assert time.monotonic() < deadline, "a request does not end"
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " AND backend_type = 'client backend' AND state <> 'idle'"
+            )
+            busy = cursor.fetchone()[0] > 0
+        time.sleep(0.05 if busy else 0)
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -20,6 +20,7 @@ from tests.e2e.states import World
 pytestmark = pytest.mark.django_db(transaction=True)
 PICTURES = os.environ.get("NOVASTACK_PICTURES")
 ONLY = os.environ.get("NOVASTACK_PICTURES_ONLY", "").split()
+PARTS = 4  # of the states: each takes some seconds
 LOOKS = [(1440, "light"), (390, "dark"), *([(1440, "dark"), (390, "light")] if PICTURES else [])]
 # Wider than the screen where nothing scrolls; cut off where no dots say so.
 STICKS_OUT = """() => {
@@ -55,9 +56,10 @@ def alice(world: World, live_server: Any, browser: Browser) -> Iterator[Page]:
     context.close()
 
 
-def test_every_state_can_be_read(world: World, alice: Page, live_server: Any) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_state_can_be_read(world: World, alice: Page, live_server: Any, part: int) -> None:
     wrong = []
-    for name, (path, dialog) in world.paths.items():
+    for name, (path, dialog) in list(world.paths.items())[part::PARTS]:
         if ONLY and name not in ONLY:
             continue
         for width, theme in LOOKS:
