@@ -208,7 +208,7 @@ def test_a_proof_that_is_under_way_is_waited_for(nova: Any, project: Project, ta
     with pytest.raises(Conflict):
         nova.verify_backup(str(stored.pk))
     with pytest.raises(DeadlineExceeded) as late:
-        nova.verify_backup(str(stored.pk), wait=True, deadline_seconds=1)
+        nova.verify_backup(str(stored.pk), wait=True, deadline_seconds=4)
     assert late.value.operation.id == asked.operation.id and stored.proofs.count() == 1
 
 
