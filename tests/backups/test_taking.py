@@ -15,7 +15,7 @@ from django.db import connection, transaction
 
 from backups.archive import Opener
 from backups.models import Backup, BackupStatus, BackupTrigger, StorageTarget
-from backups.operations import keys, storages, streaming, taking, taking_steps
+from backups.operations import keys, storages, taking, taking_steps
 from backups.operations.restoring_data import read_manifest
 from backups.storage.base import StorageError
 from backups.storage.filesystem import _FileWriter
@@ -23,6 +23,7 @@ from novastack.common.clock import now
 from novastack.common.errors import OperationInProgress, QuotaExceeded
 from projects import domain, registry
 from projects.engines import framing
+from projects.engines.postgresql_moment import PostgreSQLMoment
 from projects.models import Database, DatabaseServer, Operation, OperationLock, Project
 from projects.operations import wiring
 from projects.operations.base import LeaseLost
@@ -469,18 +470,19 @@ def test_tables_that_come_and_go_do_not_use_its_attempts_up(
     """Each time a table that the snapshot shows is gone before the tool has locked it."""
     site = docker_site
     project = site.ready()
-    whole, going = streaming.take, [1, 2, 3, 4, 5]
+    whole, going = PostgreSQLMoment.begin, [1, 2, 3, 4, 5]
     with site.login(project) as session:
         for number in going:
             session.execute(f"CREATE TABLE going_{number} (id int)")
 
-    def gone(*arguments: Any, **options: Any) -> Any:
+    def gone(moment: PostgreSQLMoment) -> bytes:
+        said = whole(moment)
         if going:
             with site.login(project) as session:
                 session.execute(f"DROP TABLE going_{going.pop()}")
-        return whole(*arguments, **options)
+        return said
 
-    monkeypatch.setattr(streaming, "take", gone)
+    monkeypatch.setattr(PostgreSQLMoment, "begin", gone)
     monkeypatch.setattr(taking_steps, "_EARLY_SECONDS", 600.0)  # the machine may be busy
     backup, operation = begin(project)
     ended(site, backup, operation)
